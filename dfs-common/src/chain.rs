@@ -1,0 +1,177 @@
+//! Chains, nodes and the routing table: replicated state that everybody reads and only the metadata group changes.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::{ChainId, ChainTableId, Epoch, Incarnation, MetaId, RoutingVersion, StorageId};
+
+/// State of one member in its chain. `next_chain` in dfs-meta holds the transitions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MemberState {
+    /// In sync: has every acknowledged write, serves reads, counts for levels.
+    Serving,
+    /// Back, taking new writes at the end of the chain while its predecessor sends what differs. Does not serve.
+    Syncing,
+    /// Back, but nobody is in sync to copy from: waits for a last server.
+    Waiting,
+    /// Away, and no member that is still serving outlived it: it may bring the chain back.
+    LastServer,
+    /// Away; others went on without it, so its copy is stale.
+    Offline,
+}
+
+impl fmt::Display for MemberState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Serving => "serving",
+            Self::Syncing => "syncing",
+            Self::Waiting => "waiting",
+            Self::LastServer => "last-server",
+            Self::Offline => "offline",
+        })
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct ChainMember {
+    pub node: StorageId,
+    pub state: MemberState,
+}
+
+/// One configuration of one chain. Order of `members`: serving ones first (head .. tail), then syncing ones, then the rest.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct ChainInfo {
+    pub id: ChainId,
+    pub epoch: Epoch,
+    pub members: Vec<ChainMember>,
+}
+
+impl ChainInfo {
+    /// In-sync members, head first.
+    pub fn serving(&self) -> impl DoubleEndedIterator<Item = StorageId> + '_ {
+        self.members
+            .iter()
+            .filter(|member| member.state == MemberState::Serving)
+            .map(|member| member.node)
+    }
+
+    /// Members that take part in writes, in chain order: serving, then syncing.
+    pub fn writers(&self) -> impl DoubleEndedIterator<Item = StorageId> + '_ {
+        self.serving().chain(
+            self.members
+                .iter()
+                .filter(|member| member.state == MemberState::Syncing)
+                .map(|member| member.node),
+        )
+    }
+
+    #[must_use]
+    pub fn head(&self) -> Option<StorageId> {
+        self.serving().next()
+    }
+
+    /// Last in-sync member: the commit point.
+    #[must_use]
+    pub fn tail(&self) -> Option<StorageId> {
+        self.serving().next_back()
+    }
+
+    #[must_use]
+    pub fn state_of(&self, node: StorageId) -> Option<MemberState> {
+        self.members
+            .iter()
+            .find(|member| member.node == node)
+            .map(|member| member.state)
+    }
+
+    /// Who comes after `node` among the writers.
+    #[must_use]
+    pub fn successor(&self, node: StorageId) -> Option<StorageId> {
+        self.writers().skip_while(|&writer| writer != node).nth(1)
+    }
+
+    /// Who comes before `node` among the writers.
+    #[must_use]
+    pub fn predecessor(&self, node: StorageId) -> Option<StorageId> {
+        self.writers()
+            .take_while(|&writer| writer != node)
+            .last()
+            .filter(|_| self.writers().any(|writer| writer == node))
+    }
+}
+
+/// An immutable list of chains. A layout names one and stripes its chunks over it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChainTable {
+    pub id: ChainTableId,
+    pub chains: Vec<ChainId>,
+}
+
+/// A storage node as the metadata group knows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeInfo {
+    pub id: StorageId,
+    pub address: SocketAddr,
+    pub incarnation: Incarnation,
+    /// Whether it holds a lease, as of this routing version.
+    pub alive: bool,
+}
+
+/// Everything a client or storage node needs to find data. One authority: the metadata group.
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct RoutingTable {
+    pub version: RoutingVersion,
+    pub nodes: BTreeMap<StorageId, NodeInfo>,
+    pub chains: BTreeMap<ChainId, ChainInfo>,
+    pub tables: BTreeMap<ChainTableId, ChainTable>,
+    /// Table that new files use; `None` until enough storage nodes have joined.
+    pub default_table: Option<ChainTableId>,
+    pub meta: BTreeMap<MetaId, SocketAddr>,
+}
+
+impl RoutingTable {
+    #[must_use]
+    pub fn chain(&self, id: ChainId) -> Option<&ChainInfo> {
+        self.chains.get(&id)
+    }
+
+    #[must_use]
+    pub fn address(&self, node: StorageId) -> Option<SocketAddr> {
+        self.nodes.get(&node).map(|info| info.address)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neighbours_skip_members_that_take_no_writes() {
+        let member = |node, state| ChainMember {
+            node: StorageId(node),
+            state,
+        };
+        let chain = ChainInfo {
+            id: ChainId(1),
+            epoch: Epoch(7),
+            members: vec![
+                member(2, MemberState::Serving),
+                member(3, MemberState::Serving),
+                member(1, MemberState::Syncing),
+                member(4, MemberState::Offline),
+            ],
+        };
+        assert_eq!(chain.head(), Some(StorageId(2)));
+        assert_eq!(chain.tail(), Some(StorageId(3)));
+        assert_eq!(chain.successor(StorageId(3)), Some(StorageId(1)));
+        assert_eq!(chain.successor(StorageId(1)), None);
+        assert_eq!(chain.successor(StorageId(4)), None);
+        assert_eq!(chain.predecessor(StorageId(2)), None);
+        assert_eq!(chain.predecessor(StorageId(1)), Some(StorageId(3)));
+        assert_eq!(chain.predecessor(StorageId(4)), None);
+    }
+}

@@ -1,0 +1,29 @@
+//! The words of dfs: ids, units, levels, errors, layouts, wire messages and their codec.
+//!
+//! Everything here is data and pure functions. No I/O, no clock, no randomness: whatever needs those takes them as
+//! arguments, so that every crate above can be run by a simulator.
+
+pub mod chain;
+pub mod codec;
+pub mod config;
+pub mod error;
+pub mod id;
+pub mod layout;
+pub mod level;
+pub mod name;
+pub mod time;
+pub mod units;
+pub mod version;
+pub mod wire;
+
+pub use chain::{ChainInfo, ChainMember, ChainTable, MemberState, NodeInfo, RoutingTable};
+pub use error::{Error, ErrorCode, Result, RetryClass};
+pub use id::{
+    ActorId, BlockIndex, ChainId, ChainTableId, ChunkId, ChunkIndex, ClusterId, Epoch, FileHandleId, Incarnation,
+    InodeId, MetaId, NodeName, RequestId, Role, RoutingVersion, SequenceNumber, SessionId, StorageId,
+};
+pub use layout::Layout;
+pub use level::{ConflictPolicy, Level, Policy};
+pub use name::ValidName;
+pub use time::Timestamp;
+pub use version::{ChunkVersion, HybridClock, VersionVector};

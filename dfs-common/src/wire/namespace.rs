@@ -1,0 +1,272 @@
+//! Operations on the namespace, as a client asks for them.
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::InodeId;
+use crate::layout::Layout;
+use crate::level::Policy;
+use crate::name::ValidName;
+use crate::time::Timestamp;
+use crate::version::VersionVector;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum FileKind {
+    Regular,
+    Directory,
+    Symlink,
+    Fifo,
+    Socket,
+    BlockDevice,
+    CharDevice,
+}
+
+/// A file's data key, wrapped by the KEK of that version (AES-256-GCM: nonce 12, key 32, tag 16). Servers can not open it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WrappedKey {
+    pub kek_version: u32,
+    pub bytes: Vec<u8>,
+}
+
+/// What `stat(2)` shows, and what a client needs to reach the data.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attributes {
+    pub inode: InodeId,
+    pub kind: FileKind,
+    /// Permission bits with setuid, setgid and sticky (07777).
+    pub mode: u32,
+    pub nlink: u32,
+    pub uid: u32,
+    pub gid: u32,
+    /// Device number of a device node, as the kernel encodes it.
+    pub rdev: u32,
+    /// Of a regular file: its length. Of a symlink: its target's. Of a directory: entries x 32.
+    pub length_bytes: u64,
+    pub atime: Timestamp,
+    pub mtime: Timestamp,
+    pub ctime: Timestamp,
+    pub crtime: Timestamp,
+    /// Rises with every change of the inode or its data (NFS's change attribute).
+    pub change: u64,
+    /// Regular files only.
+    pub file: Option<FileAttributes>,
+    pub policy: Policy,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileAttributes {
+    pub layout: Layout,
+    pub key: WrappedKey,
+    pub versions: VersionVector,
+}
+
+/// On whose behalf; owner of what is created, and subject of the server's own checks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Caller {
+    pub uid: u32,
+    pub gid: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SetTime {
+    /// The leader's clock.
+    Now,
+    To(Timestamp),
+}
+
+/// Fields of `setattr`; `None` leaves a field alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct SetAttributes {
+    pub mode: Option<u32>,
+    pub uid: Option<u32>,
+    pub gid: Option<u32>,
+    pub atime: Option<SetTime>,
+    pub mtime: Option<SetTime>,
+    /// `touch`, `utimes`: sets ctime too. Without it only what is named changes (ctime is the leader's now anyway).
+    pub ctime: Option<Timestamp>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RenameMode {
+    Replace,
+    NoReplace,
+    Exchange,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum XattrMode {
+    Either,
+    /// `EEXIST` if it is there.
+    Create,
+    /// `ENODATA` if it is not.
+    Replace,
+}
+
+/// What a writer tells the metadata group after its data is on the chains.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WriteCommit {
+    /// The file is at least this long (`max` with what is recorded); `None` if only content changed.
+    pub extend_to_bytes: Option<u64>,
+    /// Time of the last write. `None`: the leader's clock.
+    pub mtime: Option<Timestamp>,
+    /// Clear setuid and setgid, as a write by an unprivileged user must.
+    pub clear_suid: bool,
+}
+
+/// Changes. Each is one command in the metadata log and takes effect exactly once.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NamespaceOp {
+    /// A regular file; with `exclusive` an existing name is `EEXIST`, without it the existing inode is returned.
+    Create {
+        parent: InodeId,
+        name: ValidName,
+        mode: u32,
+        exclusive: bool,
+        key: WrappedKey,
+    },
+    Mkdir {
+        parent: InodeId,
+        name: ValidName,
+        mode: u32,
+    },
+    /// Fifo, socket, device or empty regular file (which then carries a key).
+    Mknod {
+        parent: InodeId,
+        name: ValidName,
+        kind: FileKind,
+        mode: u32,
+        rdev: u32,
+        key: Option<WrappedKey>,
+    },
+    Symlink {
+        parent: InodeId,
+        name: ValidName,
+        target: Vec<u8>,
+    },
+    Link {
+        inode: InodeId,
+        parent: InodeId,
+        name: ValidName,
+    },
+    Unlink {
+        parent: InodeId,
+        name: ValidName,
+    },
+    Rmdir {
+        parent: InodeId,
+        name: ValidName,
+    },
+    Rename {
+        parent: InodeId,
+        name: ValidName,
+        new_parent: InodeId,
+        new_name: ValidName,
+        mode: RenameMode,
+    },
+    SetAttributes {
+        inode: InodeId,
+        set: SetAttributes,
+        commit: Option<WriteCommit>,
+    },
+    /// Length exactly this, up or down. The client has already cut the chunks beyond it.
+    SetLength {
+        inode: InodeId,
+        length_bytes: u64,
+        mtime: Option<Timestamp>,
+    },
+    CommitWrite {
+        inode: InodeId,
+        commit: WriteCommit,
+    },
+    SetXattr {
+        inode: InodeId,
+        name: Vec<u8>,
+        value: Vec<u8>,
+        mode: XattrMode,
+    },
+    RemoveXattr {
+        inode: InodeId,
+        name: Vec<u8>,
+    },
+    SetPolicy {
+        inode: InodeId,
+        policy: Policy,
+    },
+}
+
+/// Answer to a [`NamespaceOp`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NamespaceChange {
+    /// The inode that was created, linked, or changed, as it is now.
+    Entry {
+        attributes: Attributes,
+        created: bool,
+    },
+    /// Unlink, rmdir, and rename's replaced target: the inode that lost a name and how many are left.
+    Removed {
+        inode: InodeId,
+        nlink: u32,
+    },
+    Renamed {
+        replaced: Option<(InodeId, u32)>,
+    },
+    Done,
+}
+
+/// Questions. Answered by the leader from applied state, linearizably.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NamespaceRead {
+    Lookup {
+        parent: InodeId,
+        name: ValidName,
+    },
+    GetAttributes {
+        inode: InodeId,
+    },
+    ReadLink {
+        inode: InodeId,
+    },
+    /// Entries after `cookie` (0: from the start, with `.` and `..` left to the caller), at most `limit`.
+    ReadDirectory {
+        inode: InodeId,
+        cookie: u64,
+        limit: u32,
+    },
+    Parent {
+        inode: InodeId,
+    },
+    GetXattr {
+        inode: InodeId,
+        name: Vec<u8>,
+    },
+    ListXattr {
+        inode: InodeId,
+    },
+    StatFs,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NamespaceAnswer {
+    Attributes(Attributes),
+    Link(Vec<u8>),
+    Directory { entries: Vec<DirectoryEntry>, end: bool },
+    Parent(InodeId),
+    Xattr(Vec<u8>),
+    XattrNames(Vec<Vec<u8>>),
+    StatFs(StatFs),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DirectoryEntry {
+    /// Position after this entry, from the keyed hash of its name: stable while others come and go. 3 or more.
+    pub cookie: u64,
+    pub name: ValidName,
+    pub attributes: Attributes,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct StatFs {
+    /// Usable by files, after replication.
+    pub total_bytes: u64,
+    pub free_bytes: u64,
+    pub inodes: u64,
+}
