@@ -3,6 +3,8 @@
 //! Everything here is data and pure functions. No I/O, no clock, no randomness: whatever needs those takes them as
 //! arguments, so that every crate above can be run by a simulator.
 
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
 pub mod chain;
 pub mod codec;
 pub mod config;

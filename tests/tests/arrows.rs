@@ -1,0 +1,85 @@
+//! The arrows between crates point down only, and what must be pure names no clock, no randomness, no I/O.
+//!
+//! Read from the sources themselves, so that a shortcut in a manifest or a `use` is caught where it is made.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Which crates of the workspace a crate may use. dfs-meta and dfs-storage know neither each other nor dfs-client.
+const ARROWS: &[(&str, &[&str])] = &[
+    ("dfs-common", &[]),
+    ("dfs-crypto", &["dfs-common"]),
+    ("dfs-net", &["dfs-common", "dfs-crypto"]),
+    ("dfs-meta", &["dfs-common", "dfs-crypto", "dfs-net"]),
+    ("dfs-storage", &["dfs-common", "dfs-crypto", "dfs-net"]),
+    ("dfs-client", &["dfs-common", "dfs-crypto", "dfs-net"]),
+    ("dfs-fuse", &["dfs-common", "dfs-client"]),
+    (
+        "dfs-cli",
+        &["dfs-common", "dfs-crypto", "dfs-net", "dfs-meta", "dfs-storage", "dfs-client", "dfs-fuse"],
+    ),
+];
+
+/// Modules that decide: files, or folders with all in them.
+const PURE: &[&str] = &[
+    "dfs-common/src",
+    "dfs-meta/src/chains",
+    "dfs-meta/src/command.rs",
+    "dfs-meta/src/namespace",
+    "dfs-storage/src/replica",
+];
+
+const IMPURE_WORDS: &[&str] =
+    &["tokio", "quinn", "std::fs", "SystemTime", "Instant::now", "rand::", "getrandom", "std::net::UdpSocket", "std::thread"];
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ stands in the workspace").to_path_buf()
+}
+
+fn rust_files(at: &Path, found: &mut Vec<PathBuf>) {
+    if at.is_file() {
+        found.push(at.to_path_buf());
+        return;
+    }
+    for entry in fs::read_dir(at).unwrap_or_else(|e| panic!("{}: {e}", at.display())) {
+        let path = entry.expect("readable").path();
+        if path.is_dir() || path.extension().is_some_and(|extension| extension == "rs") {
+            rust_files(&path, found);
+        }
+    }
+}
+
+#[test]
+fn crates_use_only_crates_below_them() {
+    let allowed: BTreeMap<_, _> = ARROWS.iter().copied().collect();
+    for (name, below) in ARROWS {
+        let manifest = fs::read_to_string(root().join(name).join("Cargo.toml")).expect(name);
+        let manifest: toml::Table = manifest.parse().expect(name);
+        for section in ["dependencies", "build-dependencies", "dev-dependencies"] {
+            let Some(dependencies) = manifest.get(section).and_then(toml::Value::as_table) else { continue };
+            for dependency in dependencies.keys().filter(|dependency| allowed.contains_key(dependency.as_str())) {
+                assert!(below.contains(&dependency.as_str()), "{name} must not use {dependency} ({section})");
+            }
+        }
+    }
+}
+
+#[test]
+fn pure_modules_name_no_io() {
+    for pure in PURE {
+        let mut files = Vec::new();
+        rust_files(&root().join(pure), &mut files);
+        assert!(!files.is_empty(), "{pure} is empty");
+        for file in files {
+            let text = fs::read_to_string(&file).expect("readable");
+            // Tests beside the code may do what they like.
+            let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+            for (number, line) in code.lines().enumerate().filter(|(_, line)| !line.trim_start().starts_with("//")) {
+                for word in IMPURE_WORDS {
+                    assert!(!line.contains(word), "{}:{}: {word} in a pure module: {line}", file.display(), number + 1);
+                }
+            }
+        }
+    }
+}
