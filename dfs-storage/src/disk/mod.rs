@@ -1,0 +1,55 @@
+//! The disk as the block log sees it: one directory of fixed-size segments and a few small files.
+//!
+//! Narrow on purpose, so that a simulated disk (live, durable and torn images, injected faults) can stand in for the
+//! real one in every test. What the log assumes of a disk is what is written here, and no more:
+//! a write is visible to every later read at once; it survives the process at once; it survives a power cut after
+//! [`Disk::sync_data`] of its file returned `Ok`, until then any subset of its 512-byte sectors may; a file's name survives after
+//! [`Disk::sync_directory`]; a failed sync says nothing about what is on the medium and is never repeated.
+
+mod real;
+pub mod sim;
+
+use std::io;
+use std::sync::Arc;
+
+pub use real::RealDisk;
+pub use sim::SimDisk;
+
+/// How new bytes of a segment are provided for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Preallocate {
+    /// Space is reserved, nothing is written: cheap to make; the first sync of each part also commits its extents.
+    Reserve,
+    /// Written with zeros and synced: dear to make (one full write), then a sync only moves data.
+    Zero,
+}
+
+/// A directory on a disk. Calls block; every one may be made from any thread.
+pub trait Disk: Send + Sync + 'static {
+    /// Makes file `name` of `size_bytes` readable bytes with all its space reserved, or fails with nothing left behind.
+    ///
+    /// # Errors
+    /// `StorageFull` is the one error after which the disk is still to be trusted.
+    fn create(&self, name: &str, size_bytes: u64, how: Preallocate) -> io::Result<Arc<dyn DiskFile>>;
+    /// Opens an existing file for reading and writing.
+    fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>>;
+    /// Names of all files.
+    fn list(&self) -> io::Result<Vec<String>>;
+    fn remove(&self, name: &str) -> io::Result<()>;
+    /// Replaces (or makes) `name` by `parts`, all or nothing: temporary file, sync, rename, sync of the directory.
+    fn replace(&self, name: &str, parts: &[&[u8]]) -> io::Result<()>;
+    /// The whole of a file.
+    fn read_file(&self, name: &str) -> io::Result<Vec<u8>>;
+    /// Makes created and removed names durable.
+    fn sync_directory(&self) -> io::Result<()>;
+}
+
+/// An open file of a [`Disk`].
+pub trait DiskFile: Send + Sync {
+    /// Writes all of `parts`, one after the other, at `offset`; never beyond the size the file was made with.
+    fn write_at(&self, offset: u64, parts: &[&[u8]]) -> io::Result<()>;
+    /// Fills `into`; a file that ends before that is `UnexpectedEof`.
+    fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<()>;
+    fn size_bytes(&self) -> io::Result<u64>;
+    fn sync_data(&self) -> io::Result<()>;
+}

@@ -1,0 +1,151 @@
+//! The real disk: a directory of a Linux file system.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, IoSlice, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::FallocateFlags;
+
+use super::{Disk, DiskFile, Preallocate};
+
+/// Zeros are written in pieces of this size.
+const ZERO_PIECE_BYTES: usize = 1 << 20;
+
+/// Buffers in one vectored write; the log uses three or four, the kernel takes 1024.
+const MAX_PARTS: usize = 16;
+
+#[derive(Debug)]
+pub struct RealDisk {
+    directory: PathBuf,
+}
+
+impl RealDisk {
+    /// Makes the directory if it is missing.
+    pub fn open(directory: impl Into<PathBuf>) -> io::Result<Self> {
+        let directory = directory.into();
+        std::fs::create_dir_all(&directory)?;
+        if let Some(parent) = directory.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            sync_directory(parent)?;
+        }
+        Ok(Self { directory })
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+}
+
+fn sync_directory(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+impl Disk for RealDisk {
+    fn create(&self, name: &str, size_bytes: u64, how: Preallocate) -> io::Result<Arc<dyn DiskFile>> {
+        let path = self.path(name);
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(&path)?;
+        let reserved = reserve(&file, size_bytes, how);
+        if let Err(error) = reserved {
+            // The first error is the one to report; a file left behind is found and reused by the next start.
+            let _ = std::fs::remove_file(&path);
+            return Err(error);
+        }
+        sync_directory(&self.directory)?;
+        Ok(Arc::new(RealFile(file)))
+    }
+
+    fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
+        let file = OpenOptions::new().read(true).write(true).open(self.path(name))?;
+        Ok(Arc::new(RealFile(file)))
+    }
+
+    fn list(&self) -> io::Result<Vec<String>> {
+        std::fs::read_dir(&self.directory)?
+            .map(|entry| entry.map(|entry| entry.file_name().to_string_lossy().into_owned()))
+            .collect()
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        std::fs::remove_file(self.path(name))
+    }
+
+    fn replace(&self, name: &str, parts: &[&[u8]]) -> io::Result<()> {
+        let temporary = self.path(&format!("{name}.tmp"));
+        let mut file = File::create(&temporary)?;
+        for part in parts {
+            file.write_all(part)?;
+        }
+        file.sync_all()?;
+        std::fs::rename(&temporary, self.path(name))?;
+        sync_directory(&self.directory)
+    }
+
+    fn read_file(&self, name: &str) -> io::Result<Vec<u8>> {
+        std::fs::read(self.path(name))
+    }
+
+    fn sync_directory(&self) -> io::Result<()> {
+        sync_directory(&self.directory)
+    }
+}
+
+fn reserve(file: &File, size_bytes: u64, how: Preallocate) -> io::Result<()> {
+    rustix::fs::fallocate(file, FallocateFlags::empty(), 0, size_bytes)?;
+    if how == Preallocate::Zero {
+        let zeros = vec![0_u8; ZERO_PIECE_BYTES];
+        let mut offset = 0;
+        while offset < size_bytes {
+            let length = (size_bytes - offset).min(ZERO_PIECE_BYTES as u64) as usize;
+            file.write_all_at(&zeros[..length], offset)?;
+            offset += length as u64;
+        }
+    }
+    // Size and extents must be on the medium before fdatasync of the contents may be relied upon.
+    file.sync_all()
+}
+
+#[derive(Debug)]
+struct RealFile(File);
+
+impl DiskFile for RealFile {
+    fn write_at(&self, offset: u64, parts: &[&[u8]]) -> io::Result<()> {
+        let mut offset = offset;
+        for parts in parts.chunks(MAX_PARTS) {
+            let mut slices = [IoSlice::new(&[]); MAX_PARTS];
+            for (slice, part) in slices.iter_mut().zip(parts) {
+                *slice = IoSlice::new(part);
+            }
+            let mut left = &mut slices[..parts.len()];
+            // A write may be cut short by a signal or a full disk; the next one then says which.
+            while left.iter().any(|slice| !slice.is_empty()) {
+                let written = match rustix::io::pwritev(&self.0, left, offset) {
+                    Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                    Ok(written) => written,
+                    Err(rustix::io::Errno::INTR) => continue,
+                    Err(error) => return Err(error.into()),
+                };
+                offset += written as u64;
+                IoSlice::advance_slices(&mut left, written);
+            }
+        }
+        Ok(())
+    }
+
+    fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
+        self.0.read_exact_at(into, offset)
+    }
+
+    fn size_bytes(&self) -> io::Result<u64> {
+        Ok(self.0.metadata()?.len())
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+}

@@ -1,0 +1,3 @@
+//! A disk in memory for tests.
+#[derive(Debug, Default)]
+pub struct SimDisk;
