@@ -2,7 +2,7 @@
 
 pub mod admin;
 mod client;
-mod options;
+pub mod options;
 
 pub use admin::AdminClient;
 pub use client::Client;
