@@ -1,0 +1,138 @@
+//! A log of fsynced appends whose fate can be checked: what was acknowledged must be there, in order, once.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+/// Not a divisor of the block size, so that records tear over blocks if anything can tear them.
+const RECORD: usize = 1000;
+
+/// Appends numbered records with fsync until told to stop; a failed append is tried again by number.
+#[derive(Debug)]
+pub struct Appender {
+    path: PathBuf,
+    stop: Arc<AtomicBool>,
+    acknowledged: Arc<AtomicU64>,
+    errors: Arc<AtomicU64>,
+    longest: Arc<AtomicU64>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Appender {
+    #[must_use]
+    pub fn start(path: &Path) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (acknowledged, errors, longest) = (Arc::default(), Arc::default(), Arc::default());
+        let thread = {
+            let (path, stop) = (path.to_path_buf(), Arc::clone(&stop));
+            let (acknowledged, errors, longest) = (Arc::clone(&acknowledged), Arc::clone(&errors), Arc::clone(&longest));
+            thread::spawn(move || append_until(&path, &stop, &acknowledged, &errors, &longest))
+        };
+        Self { path: path.to_path_buf(), stop, acknowledged, errors, longest, thread: Some(thread) }
+    }
+
+    #[must_use]
+    pub fn acknowledged(&self) -> u64 {
+        self.acknowledged.load(Ordering::SeqCst)
+    }
+
+    #[must_use]
+    pub fn errors(&self) -> u64 {
+        self.errors.load(Ordering::SeqCst)
+    }
+
+    /// Longest time that one append with its fsync took.
+    #[must_use]
+    pub fn longest(&self) -> Duration {
+        Duration::from_micros(self.longest.load(Ordering::SeqCst))
+    }
+
+    /// Stops writing, without judging.
+    pub fn stop(&mut self) {
+        self.stop.store(true, Ordering::SeqCst);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+
+    /// Panics unless all acknowledged records are in the file, in order and whole. A record may stand twice only if
+    /// its first attempt was reported as failed.
+    #[track_caller]
+    pub fn check(&self) {
+        let mut bytes = Vec::new();
+        File::open(&self.path).and_then(|mut file| file.read_to_end(&mut bytes)).unwrap_or_else(|e| panic!("{}: {e}", self.path.display()));
+        let (mut next, mut repeated) = (0_u64, 0_u64);
+        for (at, chunk) in bytes.chunks(RECORD).enumerate() {
+            if chunk == record(next) {
+                next += 1;
+            } else if next > 0 && chunk == record(next - 1) {
+                repeated += 1;
+            } else {
+                // A torn end that nobody was told of is no loss.
+                let unacknowledged_tail = next >= self.acknowledged();
+                assert!(unacknowledged_tail, "record at {} is wrong; {next} were right, {} acknowledged", at * RECORD, self.acknowledged());
+                break;
+            }
+        }
+        assert!(next >= self.acknowledged(), "{} acknowledged, {next} found", self.acknowledged());
+        assert!(repeated <= self.errors(), "{repeated} records stand twice after {} errors", self.errors());
+    }
+}
+
+impl Drop for Appender {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn append_until(path: &Path, stop: &AtomicBool, acknowledged: &AtomicU64, errors: &AtomicU64, longest: &AtomicU64) {
+    let mut file: Option<File> = None;
+    while !stop.load(Ordering::SeqCst) {
+        let start = Instant::now();
+        let result = append(&mut file, path, &record(acknowledged.load(Ordering::SeqCst)));
+        let micros = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
+        longest.fetch_max(micros, Ordering::SeqCst);
+        if result.is_ok() {
+            acknowledged.fetch_add(1, Ordering::SeqCst);
+            thread::sleep(Duration::from_millis(2));
+        } else {
+            file = None;
+            errors.fetch_add(1, Ordering::SeqCst);
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+fn append(file: &mut Option<File>, path: &Path, record: &[u8]) -> io::Result<()> {
+    if file.is_none() {
+        // A failed append may have left a torn record: go back to the last whole one.
+        if let Ok(meta) = fs::metadata(path) {
+            let whole = meta.len() / RECORD as u64 * RECORD as u64;
+            if whole != meta.len() {
+                OpenOptions::new().write(true).open(path)?.set_len(whole)?;
+            }
+        }
+        *file = Some(OpenOptions::new().create(true).append(true).open(path)?);
+    }
+    let file = file.as_mut().ok_or(io::ErrorKind::NotFound)?;
+    file.write_all(record)?;
+    file.sync_all()
+}
+
+/// Record `number`: its number, then bytes that depend on it.
+fn record(number: u64) -> Vec<u8> {
+    let mut state = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut bytes = number.to_le_bytes().to_vec();
+    while bytes.len() < RECORD {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend_from_slice(&state.to_le_bytes());
+    }
+    bytes.truncate(RECORD);
+    bytes
+}

@@ -1,0 +1,242 @@
+//! Nodes die under load; nothing that was acknowledged may be lost, and everything heals by itself.
+
+use std::fs;
+use std::io::Read;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use dfs_tests::history::Appender;
+use dfs_tests::{DevCluster, run, run_in, shell};
+
+/// How long an application may be held up by one dead server.
+const LONGEST_STALL: Duration = Duration::from_secs(3);
+const HEALED_WITHIN: Duration = Duration::from_secs(30);
+
+#[test]
+fn one_dead_server_costs_a_pause_and_nothing_else() {
+    let cluster = DevCluster::up();
+    shell(&format!("head -c 40000000 /dev/urandom > {0}/big && sha256sum < {0}/big > {1}/sum", cluster.mount.display(), cluster.local().display()));
+    let leader = cluster.leader();
+    for victim in ["storage-1", "storage-2", "storage-3", leader.as_str()] {
+        let mut log = Appender::start(&cluster.mount.join(format!("log-{victim}")));
+        thread::sleep(Duration::from_millis(800));
+        cluster.kill(victim);
+        thread::sleep(Duration::from_secs(4));
+        let before = log.acknowledged();
+        thread::sleep(Duration::from_secs(1));
+        assert!(log.acknowledged() > before, "service is back without {victim}");
+        cluster.start(victim);
+        cluster.wait_healthy(HEALED_WITHIN);
+        log.stop();
+        assert_eq!(log.errors(), 0, "errors seen by the application after {victim} died");
+        assert!(log.longest() < LONGEST_STALL, "{victim}: longest stall {:?}", log.longest());
+        log.check();
+        shell(&format!("echo 3 > /proc/sys/vm/drop_caches; sha256sum < {}/big | cmp - {}/sum", cluster.mount.display(), cluster.local().display()));
+        cluster.verify_replicas();
+    }
+}
+
+#[test]
+fn writes_wait_for_a_second_replica_and_then_say_why_not() {
+    let cluster = DevCluster::up();
+    fs::write(cluster.mount.join("kept"), vec![3; 300_000]).unwrap();
+    shell(&format!("sync -f {}/kept", cluster.mount.display()));
+    cluster.kill("storage-1");
+    cluster.kill("storage-2");
+    thread::sleep(Duration::from_secs(3));
+
+    // The last copy has everything that was acknowledged: reading it is safe.
+    shell("echo 3 > /proc/sys/vm/drop_caches");
+    assert!(fs::read(cluster.mount.join("kept")).unwrap() == vec![3; 300_000]);
+
+    // A write waits, and fails in the end instead of hanging or pretending.
+    let start = Instant::now();
+    let refused = run_in(&cluster.mount, "echo new > kept-new && sync kept-new");
+    assert!(!refused.ok(), "a write below quorum was acknowledged");
+    assert!(start.elapsed() < Duration::from_secs(75), "{:?}", start.elapsed());
+    let log = fs::read_to_string(cluster.data.join("log/mount.log")).unwrap();
+    assert!(log.contains("in sync"), "the log says why:\n{log}");
+
+    // kill -9 of a process that waits inside the mount works.
+    let mut stuck = std::process::Command::new("sh").args(["-c", "echo x > stuck; sync stuck"]).current_dir(&cluster.mount).spawn().unwrap();
+    thread::sleep(Duration::from_secs(1));
+    stuck.kill().unwrap();
+    let killed = Instant::now();
+    stuck.wait().unwrap();
+    assert!(killed.elapsed() < Duration::from_secs(35), "kill -9 took {:?}", killed.elapsed());
+
+    cluster.start("storage-1");
+    cluster.start("storage-2");
+    cluster.wait_healthy(HEALED_WITHIN);
+    assert!(fs::read(cluster.mount.join("kept")).unwrap() == vec![3; 300_000]);
+    fs::write(cluster.mount.join("after"), b"works again").unwrap();
+    cluster.verify_replicas();
+}
+
+#[test]
+fn everything_killed_at_once_comes_back_with_every_fsynced_byte() {
+    let cluster = DevCluster::up();
+    for round in 0..2 {
+        let mut log = Appender::start(&cluster.mount.join(format!("log-{round}")));
+        thread::sleep(Duration::from_millis(1500));
+        let names = ["meta-1", "meta-2", "meta-3", "storage-1", "storage-2", "storage-3", "mount"];
+        let pids: Vec<_> = names.iter().map(|name| cluster.pid(name).to_string()).collect();
+        shell(&format!("kill -9 {}", pids.join(" ")));
+        thread::sleep(Duration::from_millis(300));
+        log.stop();
+        let up = cluster.start_all().expect_ok("dev up after a massacre");
+        assert!(up.took < Duration::from_secs(15), "{:?}", up.took);
+        cluster.wait_healthy(HEALED_WITHIN);
+        assert!(log.acknowledged() > 50, "{} records were written", log.acknowledged());
+        log.check();
+        cluster.verify_replicas();
+    }
+}
+
+#[test]
+fn a_returning_node_gets_what_it_missed() {
+    let cluster = DevCluster::up();
+    let at = &cluster.mount;
+    for name in ["rewritten", "truncated", "removed", "untouched"] {
+        fs::write(at.join(name), vec![1; 9_000_000]).unwrap();
+    }
+    cluster.kill("storage-2");
+    thread::sleep(Duration::from_secs(3));
+    fs::write(at.join("rewritten"), vec![2; 9_500_000]).unwrap();
+    fs::OpenOptions::new().write(true).open(at.join("truncated")).unwrap().set_len(5_000_001).unwrap();
+    fs::remove_file(at.join("removed")).unwrap();
+    fs::write(at.join("new"), vec![4; 5_000_000]).unwrap();
+    // Writes go on while it is brought up to date.
+    let mut log = Appender::start(&at.join("log"));
+    cluster.start("storage-2");
+    cluster.wait_healthy(HEALED_WITHIN);
+    log.stop();
+    log.check();
+    cluster.verify_replicas();
+    // The copy is good: it alone can answer.
+    cluster.kill("storage-1");
+    cluster.kill("storage-3");
+    thread::sleep(Duration::from_secs(3));
+    shell("echo 3 > /proc/sys/vm/drop_caches");
+    let read = |name: &str| fs::read(at.join(name)).unwrap();
+    assert!(read("rewritten") == vec![2; 9_500_000]);
+    assert!(read("truncated") == vec![1; 5_000_001]);
+    assert!(read("untouched") == vec![1; 9_000_000]);
+    assert!(read("new") == vec![4; 5_000_000]);
+    cluster.start("storage-1");
+    cluster.start("storage-3");
+    cluster.wait_healthy(HEALED_WITHIN);
+}
+
+#[test]
+fn a_dead_cluster_never_hangs_the_mount() {
+    let cluster = DevCluster::up();
+    let file = fs::File::create(cluster.mount.join("open")).unwrap();
+    for name in ["meta-1", "meta-2", "meta-3", "storage-1", "storage-2", "storage-3"] {
+        cluster.kill(name);
+    }
+    let start = Instant::now();
+    assert!(fs::metadata(cluster.mount.join("anything")).is_err());
+    assert!(start.elapsed() < Duration::from_secs(45), "stat took {:?}", start.elapsed());
+    let _ = file.write_at(b"x", 0);
+    drop(file);
+    let start = Instant::now();
+    let umount = dfs_tests::dfs(["umount", "--force", cluster.mount.to_str().unwrap()]);
+    assert!(umount.ok(), "{}{}", umount.stdout, umount.stderr);
+    assert!(start.elapsed() < Duration::from_secs(45), "umount took {:?}", start.elapsed());
+}
+
+/// The page cache of a killed process survives, that of a machine without power does not. Data directories on file
+/// systems of their own, shut down without a flush, show the difference.
+#[test]
+fn a_power_cut_loses_nothing_that_was_fsynced() {
+    let cluster = DevCluster::up();
+    let _ = cluster.down().expect_ok("dev down");
+    let disks: Vec<_> = [("storage-2", "ext4"), ("meta-1", "ext4"), ("meta-3", "xfs")].map(|(name, kind)| (name, LoopDisk::under(&cluster, name, kind))).into();
+    let _ = cluster.start_all().expect_ok("dev up");
+    for (name, disk) in &disks {
+        let mut log = Appender::start(&cluster.mount.join(format!("log-{name}")));
+        thread::sleep(Duration::from_millis(1500));
+        disk.cut_power(&cluster, name);
+        thread::sleep(Duration::from_secs(2));
+        disk.mount();
+        cluster.start(name);
+        cluster.wait_healthy(HEALED_WITHIN);
+        log.stop();
+        assert_eq!(log.errors(), 0, "errors after the power cut of {name}");
+        log.check();
+        cluster.verify_replicas();
+    }
+    let _ = cluster.down().expect_ok("dev down");
+}
+
+/// A node's data directory on an image of its own.
+struct LoopDisk {
+    image: std::path::PathBuf,
+    at: std::path::PathBuf,
+}
+
+impl LoopDisk {
+    fn under(cluster: &DevCluster, name: &str, kind: &str) -> Self {
+        let at = data_directory(cluster, name);
+        let image = cluster.local().join(format!("{name}.img"));
+        let quiet = if kind == "xfs" { "-q" } else { "-qF" };
+        shell(&format!("truncate -s 1200M {0} && mkfs.{kind} {quiet} {0} && mv {1} {1}.moved && mkdir {1}", image.display(), at.display()));
+        let disk = Self { image, at };
+        disk.mount();
+        shell(&format!("cp -a {0}.moved/. {0}/ && rm -rf {0}.moved && sync -f {0}", disk.at.display()));
+        disk
+    }
+
+    fn mount(&self) {
+        shell(&format!("mount -o loop {} {}", self.image.display(), self.at.display()));
+    }
+
+    /// faults: SIGSTOP, shut the file system down without flushing its log, kill, unmount.
+    fn cut_power(&self, cluster: &DevCluster, name: &str) {
+        let pid = cluster.pid(name);
+        let shutdown = "import fcntl,os,struct,sys; fd=os.open(sys.argv[1],os.O_RDONLY); fcntl.ioctl(fd,0x8004587D,struct.pack('I',2))";
+        shell(&format!("kill -STOP {pid} && python3 -c \"{shutdown}\" {} && kill -9 {pid}", self.at.display()));
+        let start = Instant::now();
+        while !run(std::process::Command::new("umount").arg(&self.at)).ok() {
+            assert!(start.elapsed() < Duration::from_secs(10), "{} does not unmount", self.at.display());
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
+}
+
+impl Drop for LoopDisk {
+    fn drop(&mut self) {
+        let _ = run(std::process::Command::new("umount").args(["-l"]).arg(&self.at));
+    }
+}
+
+/// `data` of the node's own configuration file.
+fn data_directory(cluster: &DevCluster, name: &str) -> std::path::PathBuf {
+    let mut found = Vec::new();
+    find(&cluster.data, &mut found);
+    for file in found {
+        let mut text = String::new();
+        fs::File::open(&file).unwrap().read_to_string(&mut text).unwrap();
+        let Ok(config) = text.parse::<toml::Table>() else { continue };
+        let Some(node) = config.get("node").and_then(toml::Value::as_table) else { continue };
+        if node.get("name").and_then(toml::Value::as_str) == Some(name) {
+            let data = Path::new(node["data"].as_str().unwrap());
+            return if data.is_absolute() { data.to_path_buf() } else { file.parent().unwrap().join(data) };
+        }
+    }
+    panic!("no configuration of {name} under {}", cluster.data.display());
+}
+
+fn find(at: &Path, found: &mut Vec<std::path::PathBuf>) {
+    for entry in fs::read_dir(at).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            find(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "toml") {
+            found.push(path);
+        }
+    }
+}
