@@ -8,3 +8,5 @@ pub mod replica;
 pub mod resync;
 pub mod service;
 pub mod store;
+
+pub use service::{StorageOptions, StorageServer};
