@@ -1,0 +1,678 @@
+//! The kernel's requests, one method each.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use dfs_client::Client;
+use dfs_common::wire::namespace::{Attributes, Caller, SetAttributes};
+use dfs_common::{FileHandleId, InodeId, Result, ValidName};
+use fuser::{
+    AccessFlags, BsdFileFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig,
+    LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
+    ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+};
+use tokio::runtime::Handle;
+
+use crate::convert::{self, XattrClass, file_attr, ttl_of};
+use crate::directory::Directories;
+use crate::privileges::{self, PrivilegedFiles};
+use crate::requests::{Requests, Subject};
+
+/// Largest request of the kernel (`fs.fuse.max_pages_limit` is 256 pages by default).
+const MAX_WRITE_BYTES: u32 = 1 << 20;
+
+/// Read-ahead and asynchronous direct requests that the kernel keeps in flight before it makes callers wait.
+const MAX_BACKGROUND: u16 = 256;
+
+/// Inode numbers are never used again, so one generation is enough.
+const GENERATION: Generation = Generation(0);
+
+/// `f_bsize` and `f_frsize`.
+const STATFS_BLOCK_BYTES: u32 = 4096;
+
+/// On whose behalf privileges are taken away: nobody has to own a file for its setuid bit to go.
+const SYSTEM: Caller = Caller { uid: 0, gid: 0 };
+
+#[derive(Debug)]
+pub(crate) struct Adapter {
+    client: Client,
+    requests: Requests,
+    directories: Arc<Directories>,
+    privileged: Arc<PrivilegedFiles>,
+}
+
+impl Adapter {
+    pub(crate) fn new(client: Client, runtime: Handle) -> Self {
+        Self {
+            client,
+            requests: Requests::new(runtime),
+            directories: Arc::default(),
+            privileged: Arc::default(),
+        }
+    }
+
+    /// Work that ends in an entry for the kernel's cache.
+    fn serve_entry<W>(&self, subject: Subject, reply: ReplyEntry, work: W)
+    where
+        W: Future<Output = Result<Attributes>> + Send + 'static,
+    {
+        let privileged = Arc::clone(&self.privileged);
+        self.requests.serve(subject, work, move |result| match result {
+            Ok(attributes) => {
+                privileged.note(&attributes);
+                reply.entry(&ttl_of(attributes.kind), &file_attr(&attributes), GENERATION);
+            }
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    fn serve_empty<W>(&self, subject: Subject, reply: ReplyEmpty, work: W)
+    where
+        W: Future<Output = Result<()>> + Send + 'static,
+    {
+        self.requests.serve(subject, work, move |result| match result {
+            Ok(()) => reply.ok(),
+            Err(errno) => reply.error(errno),
+        });
+    }
+}
+
+const fn inode_of(number: INodeNo) -> InodeId {
+    InodeId(number.0)
+}
+
+const fn handle_of(handle: FileHandle) -> FileHandleId {
+    FileHandleId(handle.0)
+}
+
+fn name_of(name: &OsStr) -> Result<ValidName> {
+    ValidName::new(name.as_bytes())
+}
+
+/// Takes setuid and setgid away, as a write by somebody without privileges must.
+async fn clear_privileges(client: &Client, privileged: &PrivilegedFiles, inode: InodeId) -> Result<()> {
+    let attributes = client.attributes(inode).await?;
+    let Some(mode) = privileges::without_privileges(&attributes) else {
+        privileged.note(&attributes);
+        return Ok(());
+    };
+    let set = SetAttributes {
+        mode: Some(mode),
+        ..SetAttributes::default()
+    };
+    let attributes = client.set_attributes(SYSTEM, inode, set, None, None).await?;
+    privileged.note(&attributes);
+    Ok(())
+}
+
+impl Filesystem for Adapter {
+    fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        // Not asked for: the writeback cache (the client buffers, and only it can keep mounts coherent), locks of either
+        // kind (the kernel's own are used until servers have them), SETXATTR_EXT (fuser 0.18 panics on it).
+        let wanted = InitFlags::FUSE_ASYNC_READ
+            | InitFlags::FUSE_BIG_WRITES
+            | InitFlags::FUSE_MAX_PAGES
+            | InitFlags::FUSE_ATOMIC_O_TRUNC
+            | InitFlags::FUSE_AUTO_INVAL_DATA
+            | InitFlags::FUSE_DO_READDIRPLUS
+            | InitFlags::FUSE_READDIRPLUS_AUTO
+            | InitFlags::FUSE_PARALLEL_DIROPS
+            | InitFlags::FUSE_ASYNC_DIO
+            | InitFlags::FUSE_HANDLE_KILLPRIV_V2
+            | InitFlags::FUSE_CACHE_SYMLINKS;
+        // Whatever this kernel does not know, it does without.
+        for flag in wanted.iter() {
+            let _ = config.add_capabilities(flag);
+        }
+        let _ = config.set_max_write(MAX_WRITE_BYTES);
+        // The kernel offers its default; the mount raises it afterwards through the device's own setting.
+        if let Err(most) = config.set_max_readahead(MAX_WRITE_BYTES) {
+            let _ = config.set_max_readahead(most);
+        }
+        let _ = config.set_max_background(MAX_BACKGROUND);
+        Ok(())
+    }
+
+    fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let (client, parent, name) = (self.client.clone(), inode_of(parent), name_of(name));
+        let subject = Subject::new(request, "lookup", parent);
+        self.serve_entry(subject, reply, async move { client.lookup(parent, &name?).await });
+    }
+
+    // Inodes have no state here, so there is nothing to forget.
+    fn forget(&self, _request: &Request, _inode: INodeNo, _lookups: u64) {}
+
+    fn getattr(&self, request: &Request, inode: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
+        let (client, inode) = (self.client.clone(), inode_of(inode));
+        let privileged = Arc::clone(&self.privileged);
+        let subject = Subject::new(request, "getattr", inode);
+        let work = async move { client.attributes(inode).await };
+        self.requests.serve(subject, work, move |result| match result {
+            Ok(attributes) => {
+                privileged.note(&attributes);
+                reply.attr(&ttl_of(attributes.kind), &file_attr(&attributes));
+            }
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    fn setattr(
+        &self,
+        request: &Request,
+        inode: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        handle: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let (client, inode) = (self.client.clone(), inode_of(inode));
+        let (privileged, noted) = (Arc::clone(&self.privileged), Arc::clone(&self.privileged));
+        let caller = convert::caller(request);
+        let handle = handle.map(handle_of);
+        let mut set = SetAttributes {
+            mode: mode.map(|mode| mode & 0o7777),
+            uid,
+            gid,
+            atime: atime.map(convert::set_time),
+            mtime: mtime.map(convert::set_time),
+            ctime: None,
+        };
+        let owner_changes = uid.is_some() || gid.is_some();
+        let cut_by_user = size.is_some() && caller.uid != 0;
+        let subject = Subject::new(request, "setattr", inode);
+        let work = async move {
+            // Under KILLPRIV_V2 these are ours: any change of owner, and a truncation without privileges.
+            if owner_changes && set.mode.is_none() {
+                set.mode = privileges::without_privileges(&client.attributes(inode).await?);
+            } else if cut_by_user && privileged.contains(inode) {
+                clear_privileges(&client, &privileged, inode).await?;
+            }
+            client.set_attributes(caller, inode, set, size, handle).await
+        };
+        self.requests.serve(subject, work, move |result| match result {
+            Ok(attributes) => {
+                noted.note(&attributes);
+                reply.attr(&ttl_of(attributes.kind), &file_attr(&attributes));
+            }
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    fn readlink(&self, request: &Request, inode: INodeNo, reply: ReplyData) {
+        let (client, inode) = (self.client.clone(), inode_of(inode));
+        let subject = Subject::new(request, "readlink", inode);
+        let work = async move { client.readlink(inode).await };
+        self.requests.serve(subject, work, move |result| match result {
+            Ok(target) => reply.data(&target),
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    fn mknod(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        let (client, parent, name) = (self.client.clone(), inode_of(parent), name_of(name));
+        let caller = convert::caller(request);
+        let subject = Subject::new(request, "mknod", parent);
+        self.serve_entry(subject, reply, async move {
+            let kind = convert::kind_of_mode(mode)?;
+            client.mknod(caller, parent, &name?, kind, mode & 0o7777, rdev).await
+        });
+    }
+
+    fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
+        let (client, parent, name) = (self.client.clone(), inode_of(parent), name_of(name));
+        let caller = convert::caller(request);
+        let subject = Subject::new(request, "mkdir", parent);
+        self.serve_entry(subject, reply, async move {
+            client.mkdir(caller, parent, &name?, mode & 0o7777).await
+        });
+    }
+
+    fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let (client, parent, name) = (self.client.clone(), inode_of(parent), name_of(name));
+        let caller = convert::caller(request);
+        let subject = Subject::new(request, "unlink", parent);
+        self.serve_empty(
+            subject,
+            reply,
+            async move { client.unlink(caller, parent, &name?).await },
+        );
+    }
+
+    fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let (client, parent, name) = (self.client.clone(), inode_of(parent), name_of(name));
+        let caller = convert::caller(request);
+        let subject = Subject::new(request, "rmdir", parent);
+        self.serve_empty(
+            subject,
+            reply,
+            async move { client.rmdir(caller, parent, &name?).await },
+        );
+    }
+
+    fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        let (client, parent, name) = (self.client.clone(), inode_of(parent), name_of(name));
+        let caller = convert::caller(request);
+        let target = target.as_os_str().as_bytes().to_vec();
+        let subject = Subject::new(request, "symlink", parent);
+        self.serve_entry(subject, reply, async move {
+            client.symlink(caller, parent, &name?, &target).await
+        });
+    }
+
+    fn rename(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        new_parent: INodeNo,
+        new_name: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let (client, parent, name) = (self.client.clone(), inode_of(parent), name_of(name));
+        let (new_parent, new_name) = (inode_of(new_parent), name_of(new_name));
+        let caller = convert::caller(request);
+        let subject = Subject::new(request, "rename", parent);
+        self.serve_empty(subject, reply, async move {
+            let mode = convert::rename_mode(flags)?;
+            client
+                .rename(caller, parent, &name?, new_parent, &new_name?, mode)
+                .await
+        });
+    }
+
+    fn link(&self, request: &Request, inode: INodeNo, new_parent: INodeNo, new_name: &OsStr, reply: ReplyEntry) {
+        let (client, inode) = (self.client.clone(), inode_of(inode));
+        let (parent, name) = (inode_of(new_parent), name_of(new_name));
+        let caller = convert::caller(request);
+        let subject = Subject::new(request, "link", inode);
+        self.serve_entry(subject, reply, async move {
+            client.link(caller, inode, parent, &name?).await
+        });
+    }
+
+    fn open(&self, request: &Request, inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let (client, inode) = (self.client.clone(), inode_of(inode));
+        let late = self.client.clone();
+        let privileged = Arc::clone(&self.privileged);
+        let mode = convert::open_mode(flags);
+        let by_user = request.uid() != 0;
+        let subject = Subject::new(request, "open", inode);
+        let work = async move {
+            let (attributes, handle, keep_cache) = client.open(inode, mode).await?;
+            privileged.note(&attributes);
+            if mode.truncate && by_user && privileged.contains(inode) {
+                clear_privileges(&client, &privileged, inode).await?;
+            }
+            Ok((handle, keep_cache))
+        };
+        let answer = move |result: std::result::Result<(FileHandleId, bool), Errno>| match result {
+            Ok((handle, keep_cache)) => {
+                let mut flags = FopenFlags::empty();
+                if keep_cache {
+                    flags |= FopenFlags::FOPEN_KEEP_CACHE;
+                }
+                if !mode.write {
+                    // Nothing of this handle can be unwritten, so close(2) need not ask.
+                    flags |= FopenFlags::FOPEN_NOFLUSH;
+                }
+                reply.opened(FileHandle(handle.get()), flags);
+            }
+            Err(errno) => reply.error(errno),
+        };
+        self.requests
+            .serve_with_undo(subject, work, answer, move |(handle, _)| async move {
+                let _ = late.release(handle).await;
+            });
+    }
+
+    fn read(
+        &self,
+        request: &Request,
+        inode: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let (client, handle) = (self.client.clone(), handle_of(handle));
+        let subject = Subject::new(request, "read", inode_of(inode));
+        let work = async move { client.read(handle, offset, size).await };
+        self.requests.serve(subject, work, move |result| match result {
+            Ok(data) => reply.data(&data),
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    fn write(
+        &self,
+        request: &Request,
+        inode: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        data: &[u8],
+        write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let (client, inode, handle) = (self.client.clone(), inode_of(inode), handle_of(handle));
+        let data = bytes::Bytes::copy_from_slice(data);
+        let drops_privileges =
+            write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID) && self.privileged.contains(inode);
+        let privileged = Arc::clone(&self.privileged);
+        let subject = Subject::new(request, "write", inode);
+        let work = async move {
+            if drops_privileges {
+                clear_privileges(&client, &privileged, inode).await?;
+            }
+            client.write(handle, offset, data).await
+        };
+        self.requests.serve(subject, work, move |result| match result {
+            Ok(written) => reply.written(written),
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    fn flush(&self, request: &Request, inode: INodeNo, handle: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
+        let (client, handle) = (self.client.clone(), handle_of(handle));
+        let subject = Subject::new(request, "flush", inode_of(inode));
+        self.serve_empty(subject, reply, async move { client.flush(handle).await });
+    }
+
+    fn release(
+        &self,
+        request: &Request,
+        inode: INodeNo,
+        handle: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        let (client, handle) = (self.client.clone(), handle_of(handle));
+        let subject = Subject::new(request, "release", inode_of(inode));
+        self.serve_empty(subject, reply, async move { client.release(handle).await });
+    }
+
+    fn fsync(&self, request: &Request, inode: INodeNo, handle: FileHandle, data_only: bool, reply: ReplyEmpty) {
+        let (client, handle) = (self.client.clone(), handle_of(handle));
+        let subject = Subject::new(request, "fsync", inode_of(inode));
+        self.serve_empty(subject, reply, async move { client.fsync(handle, data_only).await });
+    }
+
+    fn opendir(&self, _request: &Request, _inode: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        reply.opened(self.directories.open(), FopenFlags::empty());
+    }
+
+    fn readdir(&self, request: &Request, inode: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let (client, inode) = (self.client.clone(), inode_of(inode));
+        let (directories, kept) = (Arc::clone(&self.directories), Arc::clone(&self.directories));
+        let subject = Subject::new(request, "readdir", inode);
+        let work = async move { directories.list(&client, inode, handle, offset).await };
+        self.requests.serve(subject, work, move |result| match result {
+            Ok(mut listing) => {
+                for (dot, offset, name) in &listing.dots {
+                    let _ = reply.add(INodeNo(dot.get()), *offset, fuser::FileType::Directory, name);
+                }
+                listing.fill(|cookie, name, attributes| {
+                    reply.add(
+                        INodeNo(attributes.inode.get()),
+                        cookie,
+                        convert::file_type(attributes.kind),
+                        OsStr::from_bytes(name),
+                    )
+                });
+                kept.keep(handle, listing);
+                reply.ok();
+            }
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    fn readdirplus(
+        &self,
+        request: &Request,
+        inode: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        let (client, inode) = (self.client.clone(), inode_of(inode));
+        let (directories, kept) = (Arc::clone(&self.directories), Arc::clone(&self.directories));
+        let privileged = Arc::clone(&self.privileged);
+        let subject = Subject::new(request, "readdirplus", inode);
+        let work = async move { directories.list(&client, inode, handle, offset).await };
+        self.requests.serve(subject, work, move |result| match result {
+            Ok(mut listing) => {
+                for (dot, offset, name) in &listing.dots {
+                    let attr = convert::dot_attr(*dot);
+                    let _ = reply.add(attr.ino, *offset, name, &Duration::ZERO, &attr, GENERATION);
+                }
+                listing.fill(|cookie, name, attributes| {
+                    privileged.note(attributes);
+                    reply.add(
+                        INodeNo(attributes.inode.get()),
+                        cookie,
+                        OsStr::from_bytes(name),
+                        &ttl_of(attributes.kind),
+                        &file_attr(attributes),
+                        GENERATION,
+                    )
+                });
+                kept.keep(handle, listing);
+                reply.ok();
+            }
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    fn releasedir(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        handle: FileHandle,
+        _flags: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
+        self.directories.close(handle);
+        reply.ok();
+    }
+
+    // A change of the namespace is durable before it is answered.
+    fn fsyncdir(&self, _request: &Request, _inode: INodeNo, _handle: FileHandle, _data_only: bool, reply: ReplyEmpty) {
+        reply.ok();
+    }
+
+    fn statfs(&self, request: &Request, inode: INodeNo, reply: ReplyStatfs) {
+        let client = self.client.clone();
+        let subject = Subject::new(request, "statfs", inode_of(inode));
+        let work = async move { client.stat_fs().await };
+        self.requests.serve(subject, work, move |result| match result {
+            Ok(usage) => {
+                let block = u64::from(STATFS_BLOCK_BYTES);
+                let (total, free) = (usage.total_bytes / block, usage.free_bytes / block);
+                // Inodes are not preallocated: as many more as there are free blocks.
+                let files = usage.inodes.saturating_add(free);
+                reply.statfs(
+                    total,
+                    free,
+                    free,
+                    files,
+                    free,
+                    STATFS_BLOCK_BYTES,
+                    dfs_common::units::NAME_MAX_BYTES as u32,
+                    STATFS_BLOCK_BYTES,
+                );
+            }
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    fn setxattr(
+        &self,
+        request: &Request,
+        inode: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        if convert::xattr_class(name.as_bytes()) != XattrClass::Stored {
+            return reply.error(Errno::EOPNOTSUPP);
+        }
+        let (client, inode) = (self.client.clone(), inode_of(inode));
+        let (name, value) = (name.as_bytes().to_vec(), value.to_vec());
+        let caller = convert::caller(request);
+        let subject = Subject::new(request, "setxattr", inode);
+        self.serve_empty(subject, reply, async move {
+            let mode = convert::xattr_mode(flags)?;
+            client.set_xattr(caller, inode, &name, &value, mode).await
+        });
+    }
+
+    fn getxattr(&self, request: &Request, inode: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        match convert::xattr_class(name.as_bytes()) {
+            XattrClass::Stored => {}
+            XattrClass::Security => return reply.error(Errno::NO_XATTR),
+            XattrClass::Unsupported => return reply.error(Errno::EOPNOTSUPP),
+        }
+        let (client, inode, name) = (self.client.clone(), inode_of(inode), name.as_bytes().to_vec());
+        let subject = Subject::new(request, "getxattr", inode);
+        let work = async move { client.get_xattr(inode, &name).await };
+        self.requests
+            .serve(subject, work, move |result| answer_xattr(reply, size, result));
+    }
+
+    fn listxattr(&self, request: &Request, inode: INodeNo, size: u32, reply: ReplyXattr) {
+        let (client, inode) = (self.client.clone(), inode_of(inode));
+        let subject = Subject::new(request, "listxattr", inode);
+        let work = async move {
+            let names = client.list_xattr(inode).await?;
+            Ok(names.into_iter().flat_map(|name| name.into_iter().chain([0])).collect())
+        };
+        self.requests
+            .serve(subject, work, move |result| answer_xattr(reply, size, result));
+    }
+
+    fn removexattr(&self, request: &Request, inode: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        match convert::xattr_class(name.as_bytes()) {
+            XattrClass::Stored => {}
+            XattrClass::Security => return reply.error(Errno::NO_XATTR),
+            XattrClass::Unsupported => return reply.error(Errno::EOPNOTSUPP),
+        }
+        let (client, inode, name) = (self.client.clone(), inode_of(inode), name.as_bytes().to_vec());
+        let caller = convert::caller(request);
+        let subject = Subject::new(request, "removexattr", inode);
+        self.serve_empty(subject, reply, async move {
+            client.remove_xattr(caller, inode, &name).await
+        });
+    }
+
+    // Never asked with default_permissions; ENOSYS ends it for good without.
+    fn access(&self, _request: &Request, _inode: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn create(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let (client, parent, name) = (self.client.clone(), inode_of(parent), name_of(name));
+        let late = self.client.clone();
+        let privileged = Arc::clone(&self.privileged);
+        let caller = convert::caller(request);
+        let exclusive = flags & libc::O_EXCL != 0;
+        let open = convert::open_mode(OpenFlags(flags));
+        let subject = Subject::new(request, "create", parent);
+        let work = async move {
+            let (attributes, handle) = client.create(caller, parent, &name?, mode & 0o7777, exclusive).await?;
+            let reopened = reopen_created(&client, caller, &attributes, handle, open).await;
+            if reopened.is_err() {
+                let _ = client.release(handle).await;
+            }
+            reopened
+        };
+        let answer = move |result: std::result::Result<(Attributes, FileHandleId), Errno>| match result {
+            Ok((attributes, handle)) => {
+                privileged.note(&attributes);
+                reply.created(
+                    &ttl_of(attributes.kind),
+                    &file_attr(&attributes),
+                    GENERATION,
+                    FileHandle(handle.get()),
+                    FopenFlags::empty(),
+                );
+            }
+            Err(errno) => reply.error(errno),
+        };
+        self.requests
+            .serve_with_undo(subject, work, answer, move |(_, handle)| async move {
+                let _ = late.release(handle).await;
+            });
+    }
+}
+
+/// A handle as `open` asks for it, from the one that `create` gave (read and write): for appending it is opened
+/// anew, and a file that somebody else created and filled in between is cut if the caller said `O_TRUNC`.
+async fn reopen_created(
+    client: &Client,
+    caller: Caller,
+    attributes: &Attributes,
+    handle: FileHandleId,
+    open: dfs_client::OpenMode,
+) -> Result<(Attributes, FileHandleId)> {
+    if open.append {
+        let (attributes, appending, _) = client.open(attributes.inode, open).await?;
+        let _ = client.release(handle).await;
+        return Ok((attributes, appending));
+    }
+    if open.truncate && attributes.length_bytes > 0 {
+        let set = SetAttributes::default();
+        let attributes = client
+            .set_attributes(caller, attributes.inode, set, Some(0), Some(handle))
+            .await?;
+        return Ok((attributes, handle));
+    }
+    Ok((attributes.clone(), handle))
+}
+
+fn answer_xattr(reply: ReplyXattr, size: u32, result: std::result::Result<Vec<u8>, Errno>) {
+    match result {
+        Ok(value) if size == 0 => reply.size(value.len() as u32),
+        Ok(value) if value.len() > size as usize => reply.error(Errno::ERANGE),
+        Ok(value) => reply.data(&value),
+        Err(errno) => reply.error(errno),
+    }
+}
