@@ -1,0 +1,223 @@
+//! What operations are made of: rows as types, names, links.
+
+use std::fmt;
+
+use dfs_common::{Error, ErrorCode, InodeId, SessionId, Timestamp, ValidName};
+use dfs_common::wire::namespace::{Attributes, Caller};
+
+use super::rows::{Body, Counters, DentryRow, InodeRow, OrphanRow};
+use super::{Context, NameHash, OpError, OpResult};
+use crate::store::keys::{self, PROBES, Slot};
+use crate::store::{self, Overlay, Rows, StoreError};
+
+/// Where a name is, or would go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    pub slot: Slot,
+    pub entry: DentryRow,
+}
+
+pub fn get_inode<R: Rows + ?Sized>(rows: &R, inode: InodeId) -> Result<Option<InodeRow>, StoreError> {
+    store::get(rows, &keys::inode(inode))
+}
+
+/// The inode, or `ESTALE`: somebody holds a number whose inode is gone.
+pub fn need_inode<R: Rows + ?Sized>(rows: &R, inode: InodeId) -> OpResult<InodeRow> {
+    get_inode(rows, inode)?
+        .ok_or_else(|| Error::new(ErrorCode::StaleInode, format!("inode {inode} is gone")).into())
+}
+
+/// The directory, or `ENOENT` when it was removed, or `ENOTDIR`.
+pub fn need_directory<R: Rows + ?Sized>(rows: &R, directory: InodeId) -> OpResult<InodeRow> {
+    let row = get_inode(rows, directory)?
+        .ok_or_else(|| Error::new(ErrorCode::NotFound, format!("directory {directory} was removed")))?;
+    if row.is_directory() {
+        Ok(row)
+    } else {
+        Err(Error::new(ErrorCode::NotDirectory, format!("inode {directory} is no directory")).into())
+    }
+}
+
+/// The entry of a name, and the first free slot for it.
+pub fn probe<R: Rows + ?Sized>(
+    rows: &R,
+    hasher: &dyn NameHash,
+    directory: InodeId,
+    name: &ValidName,
+) -> Result<(Option<Found>, Option<Slot>), StoreError> {
+    let first = Slot::of_hash(&hasher.hash(directory, name.as_bytes()));
+    let end = Slot(first.0 + PROBES);
+    // The whole window is looked at, since removing a name leaves no mark in its slot.
+    let window = rows.scan(&keys::dentry(directory, first), &keys::dentry(directory, end), PROBES as usize)?;
+    let mut free = first;
+    for (key, value) in window {
+        let slot = keys::slot_of(&key).ok_or_else(|| StoreError::Broken("an entry's key is short".into()))?;
+        let entry: DentryRow = store::decode(&key, &value)?;
+        if entry.name == *name {
+            return Ok((Some(Found { slot, entry }), None));
+        }
+        if slot == free {
+            free = Slot(free.0 + 1);
+        }
+    }
+    Ok((None, Some(free).filter(|free| *free < end)))
+}
+
+/// Removes the rows of an unlinked file whose chunks are gone.
+pub fn forget_orphan<S: Rows + ?Sized>(rows: &mut Overlay<'_, S>, inode: InodeId) -> Result<(), StoreError> {
+    forget_inode(rows, inode)?;
+    rows.delete(keys::orphan(inode));
+    Ok(())
+}
+
+fn forget_inode<S: Rows + ?Sized>(rows: &mut Overlay<'_, S>, inode: InodeId) -> Result<(), StoreError> {
+    let (from, to) = keys::xattrs(inode);
+    // As many as fit the limit on an inode's attributes.
+    for (key, _) in rows.scan(&from, &to, usize::MAX)? {
+        rows.delete(key);
+    }
+    rows.delete(keys::inode(inode));
+    Ok(())
+}
+
+/// One operation at work on the rows.
+pub struct Transaction<'t, 's, S: Rows + ?Sized> {
+    pub rows: &'t mut Overlay<'s, S>,
+    pub counters: &'t mut Counters,
+    pub hasher: &'t dyn NameHash,
+    pub context: Context<'t>,
+}
+
+impl<S: Rows + ?Sized> fmt::Debug for Transaction<'_, '_, S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Transaction").field("context", &self.context).finish_non_exhaustive()
+    }
+}
+
+impl<'t, 's, S: Rows + ?Sized> Transaction<'t, 's, S> {
+    pub fn new(
+        rows: &'t mut Overlay<'s, S>,
+        counters: &'t mut Counters,
+        hasher: &'t dyn NameHash,
+        context: Context<'t>,
+    ) -> Self {
+        Self {
+            rows,
+            counters,
+            hasher,
+            context,
+        }
+    }
+
+    pub fn now(&self) -> Timestamp {
+        self.context.time
+    }
+
+    pub fn caller(&self) -> Caller {
+        self.context.caller
+    }
+
+    pub fn session(&self) -> SessionId {
+        self.context.session
+    }
+
+    pub fn inode(&self, inode: InodeId) -> OpResult<InodeRow> {
+        need_inode(self.rows, inode)
+    }
+
+    pub fn directory(&self, directory: InodeId) -> OpResult<InodeRow> {
+        need_directory(self.rows, directory)
+    }
+
+    pub fn put_inode(&mut self, inode: InodeId, row: &InodeRow) -> OpResult<()> {
+        self.rows.put(keys::inode(inode), store::encode(row)?);
+        Ok(())
+    }
+
+    /// Writes the inode and shows it as it is now.
+    pub fn put_and_show(&mut self, inode: InodeId, row: &InodeRow) -> OpResult<Attributes> {
+        self.put_inode(inode, row)?;
+        Ok(row.attributes(inode))
+    }
+
+    pub fn new_inode(&mut self) -> InodeId {
+        let inode = self.counters.next_inode;
+        self.counters.next_inode = inode.next();
+        self.counters.inodes += 1;
+        inode
+    }
+
+    /// The entry of a name, if there is one.
+    pub fn find(&self, directory: InodeId, name: &ValidName) -> OpResult<Option<Found>> {
+        Ok(probe(self.rows, self.hasher, directory, name)?.0)
+    }
+
+    /// The entry of a name, or `ENOENT`.
+    pub fn entry(&self, directory: InodeId, name: &ValidName) -> OpResult<Found> {
+        self.find(directory, name)?.ok_or_else(|| ErrorCode::NotFound.into())
+    }
+
+    /// A slot for a name that must not be there yet, or `EEXIST`.
+    pub fn vacancy(&self, directory: InodeId, name: &ValidName) -> OpResult<Slot> {
+        match probe(self.rows, self.hasher, directory, name)? {
+            (Some(_), _) => Err(ErrorCode::Exists.into()),
+            (None, Some(slot)) => Ok(slot),
+            (None, None) => Err(Error::new(
+                ErrorCode::NoSpace,
+                format!("{PROBES} names of directory {directory} have one hash; choose another name"),
+            )
+            .into()),
+        }
+    }
+
+    /// Writes an entry. The directory's own row is the caller's.
+    pub fn put_entry(&mut self, directory: InodeId, slot: Slot, inode: InodeId, name: &ValidName) -> OpResult<()> {
+        let row = DentryRow {
+            inode,
+            name: name.clone(),
+        };
+        self.rows.put(keys::dentry(directory, slot), store::encode(&row)?);
+        Ok(())
+    }
+
+    pub fn remove_entry(&mut self, directory: InodeId, slot: Slot) {
+        self.rows.delete(keys::dentry(directory, slot));
+    }
+
+    /// An inode lost a name; without any it becomes an orphan (a regular file: somebody may have it open, and its chunks
+    /// are still there) or goes at once. Returns the links that are left.
+    pub fn drop_link(&mut self, inode: InodeId, mut row: InodeRow) -> OpResult<u32> {
+        let gone = row.is_directory() || row.nlink <= 1;
+        if !gone {
+            row.nlink -= 1;
+            row.touch_ctime(self.now());
+            self.put_inode(inode, &row)?;
+            return Ok(row.nlink);
+        }
+        self.counters.inodes -= 1;
+        if matches!(row.body, Body::Regular { .. }) {
+            row.nlink = 0;
+            row.touch_ctime(self.now());
+            self.put_inode(inode, &row)?;
+            let orphan = OrphanRow {
+                unlinked_at: self.now(),
+            };
+            self.rows.put(keys::orphan(inode), store::encode(&orphan)?);
+            self.counters.orphans += 1;
+        } else {
+            forget_inode(self.rows, inode)?;
+        }
+        Ok(0)
+    }
+
+    /// Counts entries of a directory up or down and stamps it, as every change of its names does.
+    pub fn count_entries(&self, directory: &mut InodeRow, difference: i64) -> OpResult<()> {
+        let now = self.now();
+        let Body::Directory { entries, .. } = &mut directory.body else {
+            return Err(OpError::Store(StoreError::Broken("a parent that is no directory".into())));
+        };
+        *entries = entries.saturating_add_signed(difference);
+        directory.touch_mtime(now);
+        Ok(())
+    }
+}

@@ -1,0 +1,227 @@
+//! Applying a batch of commands: the one writer of all rows.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use dfs_common::wire::meta::{ChangeRequest, MAX_CHANGES_IN_FLIGHT};
+use dfs_common::wire::namespace::NamespaceChange;
+use dfs_common::{Error, ErrorCode, InodeId, RetryClass, RoutingTable, SequenceNumber, SessionId, Timestamp};
+
+use super::rows::SessionRow;
+use super::{State, session_expired};
+use crate::chains;
+use crate::command::{Command, CommandKind, Outcome};
+use crate::namespace::{self, Context, Counters, NameHash, OpError};
+use crate::store::{self, Batch, Overlay, Rows, Store, StoreError, keys};
+
+/// The answer to one change, as it is remembered.
+type Answer = Result<NamespaceChange, Error>;
+
+impl<S: Store> State<S> {
+    /// Applies commands in order and commits one batch with `position`. The outcomes are those of the commands, in order;
+    /// a command that can not be done has an outcome that says so.
+    ///
+    /// # Errors
+    /// Trouble with the store only. Nothing of the batch is visible then.
+    pub fn apply(&self, commands: &[Command], position: &[u8]) -> Result<Vec<Outcome>, StoreError> {
+        let _applying = self.applying.lock();
+        let (routing, before) = {
+            let cache = self.cache.read();
+            (Arc::clone(&cache.routing), cache.counters)
+        };
+        let mut applier = Applier {
+            rows: Overlay::new(&self.store),
+            hasher: self.hasher.as_ref(),
+            counters: before,
+            routing: Cow::Borrowed(routing.as_ref()),
+        };
+        let outcomes = commands
+            .iter()
+            .map(|command| applier.apply(command))
+            .collect::<Result<Vec<_>, _>>()?;
+
+        let counters = applier.counters;
+        let changed_routing = match applier.routing {
+            Cow::Borrowed(_) => None,
+            Cow::Owned(table) => Some(Arc::new(table)),
+        };
+        let mut batch = applier.rows.into_batch();
+        if counters != before {
+            batch.put(keys::COUNTERS.to_vec(), store::encode(&counters)?);
+        }
+        if let Some(table) = &changed_routing {
+            batch.put(keys::ROUTING.to_vec(), store::encode(table.as_ref())?);
+        }
+        batch.put(keys::POSITION.to_vec(), position.to_vec());
+        self.commit(batch, counters, changed_routing)?;
+        Ok(outcomes)
+    }
+
+    fn commit(
+        &self,
+        batch: Batch,
+        counters: Counters,
+        routing: Option<Arc<RoutingTable>>,
+    ) -> Result<(), StoreError> {
+        let mut cache = self.cache.write();
+        if let Some(shadow) = &mut cache.shadow {
+            shadow.before(&self.store, &batch)?;
+        }
+        self.store.commit(batch)?;
+        cache.counters = counters;
+        if let Some(routing) = routing {
+            cache.routing = routing;
+        }
+        Ok(())
+    }
+}
+
+/// A batch in the making.
+struct Applier<'a, S: Store> {
+    rows: Overlay<'a, S>,
+    hasher: &'a dyn NameHash,
+    counters: Counters,
+    routing: Cow<'a, RoutingTable>,
+}
+
+impl<S: Store> Applier<'_, S> {
+    fn apply(&mut self, command: &Command) -> Result<Outcome, StoreError> {
+        let outcome = match &command.kind {
+            CommandKind::OpenSession { label } => Outcome::SessionOpened(self.open_session(label, command.time)?),
+            CommandKind::EndSessions { sessions } => {
+                sessions.iter().try_for_each(|&session| self.end_session(session))?;
+                Outcome::Done
+            }
+            CommandKind::Change(request) => Outcome::Change(self.change(request, command.time)?),
+            CommandKind::Purged { inodes } => {
+                inodes.iter().try_for_each(|&inode| self.purged(inode))?;
+                Outcome::Done
+            }
+            CommandKind::Cluster(events) => {
+                let mut table = self.routing.clone().into_owned();
+                if chains::apply(&mut table, events) {
+                    self.routing = Cow::Owned(table);
+                }
+                Outcome::Done
+            }
+        };
+        self.rows.keep();
+        Ok(outcome)
+    }
+
+    fn open_session(&mut self, label: &str, now: Timestamp) -> Result<SessionId, StoreError> {
+        let session = self.counters.next_session;
+        let row = SessionRow {
+            label: label.to_owned(),
+            opened_at: now,
+            answered_below: SequenceNumber(0),
+        };
+        self.rows.put(keys::session(session), store::encode(&row)?);
+        self.counters.next_session = session.next();
+        self.counters.sessions += 1;
+        Ok(session)
+    }
+
+    fn end_session(&mut self, session: SessionId) -> Result<(), StoreError> {
+        if self.rows.get(&keys::session(session))?.is_none() {
+            return Ok(());
+        }
+        self.rows.delete(keys::session(session));
+        let (from, to) = keys::answers(session);
+        // Never more than the bound, which `change` keeps.
+        for (key, _) in self.rows.scan(&from, &to, usize::MAX)? {
+            self.rows.delete(key);
+        }
+        self.counters.sessions -= 1;
+        Ok(())
+    }
+
+    fn purged(&mut self, inode: InodeId) -> Result<(), StoreError> {
+        if self.rows.get(&keys::orphan(inode))?.is_none() {
+            return Ok(());
+        }
+        namespace::forget_orphan(&mut self.rows, inode)?;
+        self.counters.orphans -= 1;
+        Ok(())
+    }
+
+    /// A change, exactly once: the answer is written with the rows, and a retry gets it back.
+    fn change(&mut self, request: &ChangeRequest, time: Timestamp) -> Result<Answer, StoreError> {
+        let session_key = keys::session(request.session);
+        let Some(mut session) = store::get::<SessionRow, _>(&self.rows, &session_key)? else {
+            return Ok(Err(session_expired(request.session)));
+        };
+        let answer_key = keys::answer(request.session, request.sequence);
+        if let Some(answer) = store::get::<Answer, _>(&self.rows, &answer_key)? {
+            return Ok(answer);
+        }
+        if let Err(refused) = check_sequence(&session, request) {
+            return Ok(Err(refused));
+        }
+        if request.answered_below > session.answered_below {
+            let from = keys::answer(request.session, session.answered_below);
+            let to = keys::answer(request.session, request.answered_below);
+            for (key, _) in self.rows.scan(&from, &to, usize::MAX)? {
+                self.rows.delete(key);
+            }
+            session.answered_below = request.answered_below;
+            self.rows.put(session_key, store::encode(&session)?);
+        }
+        // What the session said stays, whatever becomes of the operation.
+        self.rows.keep();
+
+        let before = self.counters;
+        let context = Context {
+            time,
+            caller: request.caller,
+            session: request.session,
+            routing: &self.routing,
+        };
+        let done = namespace::change(&mut self.rows, &mut self.counters, self.hasher, context, &request.op);
+        let answer = match done {
+            Ok(change) => Ok(change),
+            Err(OpError::Store(error)) => return Err(error),
+            Err(OpError::Answer(error)) => {
+                self.rows.discard();
+                self.counters = before;
+                Err(error)
+            }
+        };
+        // An answer that asks for another try is none.
+        let settled = answer
+            .as_ref()
+            .map_or_else(|error| error.retry_class() == RetryClass::Fatal, |_| true);
+        if settled {
+            self.rows.put(answer_key, store::encode(&answer)?);
+        }
+        Ok(answer)
+    }
+}
+
+/// Whether a sequence number that has no remembered answer may be applied.
+fn check_sequence(session: &SessionRow, request: &ChangeRequest) -> Result<(), Error> {
+    let (sequence, below) = (request.sequence, request.answered_below);
+    if below > sequence {
+        return Err(Error::new(
+            ErrorCode::BadMessage,
+            format!("change {sequence} says that all below {below} are answered, itself among them"),
+        ));
+    }
+    // A late copy of what was done and forgotten: doing it again would be doing it twice.
+    if sequence < session.answered_below {
+        return Err(Error::new(
+            ErrorCode::BadMessage,
+            format!(
+                "change {sequence} was answered before; the session said so of all below {}",
+                session.answered_below
+            ),
+        ));
+    }
+    if sequence.0 - below.max(session.answered_below).0 >= MAX_CHANGES_IN_FLIGHT {
+        return Err(Error::new(
+            ErrorCode::Overloaded,
+            format!("change {sequence} is too far ahead of {below}: at most {MAX_CHANGES_IN_FLIGHT} may be unanswered"),
+        ));
+    }
+    Ok(())
+}
