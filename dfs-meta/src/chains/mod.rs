@@ -19,3 +19,6 @@ pub use apply::apply;
 pub use next::{ChainEvent, next_chain};
 pub use plan::plan_chains;
 pub use table::table_markdown;
+
+#[cfg(test)]
+mod tests;

@@ -136,16 +136,16 @@ fn bring_up(members: &mut [ChainMember], node: StorageId) {
 /// One slot for copying, only beside somebody to copy from; then the order of the members.
 fn settle(members: &mut [ChainMember]) {
     let serving = any(members, MemberState::Serving);
-    let mut slot = serving && !any(members, MemberState::Syncing);
-    members.sort_by_key(|member| rank(member.state));
     for member in members.iter_mut() {
-        match member.state {
-            MemberState::Syncing if !serving => member.state = MemberState::Waiting,
-            MemberState::Waiting if slot => {
-                member.state = MemberState::Syncing;
-                slot = false;
-            }
-            _ => {}
+        if member.state == MemberState::Syncing && !serving {
+            member.state = MemberState::Waiting;
+        }
+    }
+    members.sort_by_key(|member| rank(member.state));
+    if serving && !any(members, MemberState::Syncing) {
+        let next = members.iter_mut().find(|member| member.state == MemberState::Waiting);
+        if let Some(member) = next {
+            member.state = MemberState::Syncing;
         }
     }
     members.sort_by_key(|member| rank(member.state));

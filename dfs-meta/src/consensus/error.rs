@@ -19,11 +19,7 @@ pub enum LogError {
     #[error(
         "{} is damaged at byte {offset}: {detail}; this server must be rebuilt from the others", path.display()
     )]
-    Rot {
-        path: PathBuf,
-        offset: u64,
-        detail: String,
-    },
+    Rot { path: PathBuf, offset: u64, detail: String },
     #[error("{} has format version {found}, this program reads {known}: start the newer program", path.display())]
     Version { path: PathBuf, found: u32, known: u32 },
     #[error("{} belongs to cluster {found}, not to {expected}: check the data directory", path.display())]
@@ -68,7 +64,9 @@ pub enum ConsensusError {
     #[error("consensus stopped on this server: {0}")]
     Stopped(String),
     /// The applied state knows more than log and snapshots do: it can not be trusted. Delete it, open it empty, start again.
-    #[error("the applied state is at {position}, which the log does not know ({log}); delete the state and start again")]
+    #[error(
+        "the applied state is at {position}, which the log does not know ({log}); delete the state and start again"
+    )]
     StateAhead { position: String, log: String },
     /// The applied state's position is not ours at all. Delete it as with `StateAhead`.
     #[error("the applied state's position can not be read: {0}; delete the state and start again")]

@@ -1,10 +1,23 @@
 //! The metadata server as a process: data directory, consensus, state, requests and background tasks.
 
+mod authorize;
+mod clock;
+mod data_directory;
+mod dispatch;
+mod error;
+mod leader;
+mod observed;
+mod owner;
+mod shared;
+mod tasks;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use dfs_common::config::ClusterConfig;
 use tokio_util::sync::CancellationToken;
+
+pub use error::StartError;
 
 /// What a metadata server is started with.
 #[derive(Clone, Debug)]

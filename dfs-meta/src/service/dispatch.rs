@@ -1,0 +1,252 @@
+//! Requests to answers: who asks, whether this server may answer, and who does the work.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use dfs_common::wire::meta::{ChangeRequest, ClusterStatus, MetaRequest, MetaResponse, MetaStatus, SESSION_LEASE_MS};
+use dfs_common::wire::namespace::{NamespaceAnswer, NamespaceRead};
+use dfs_common::{Error, ErrorCode, MetaId, NodeName, Result, Role, RoutingVersion, SessionId, StorageId};
+use tracing::{info, warn};
+
+use super::authorize::authorize;
+use super::owner::Ask;
+use super::shared::{Shared, not_leader};
+use crate::command::{CommandKind, Outcome};
+
+/// Reads in one request: one user action needs a handful.
+const READS_MAX: usize = 64;
+
+/// Entries in one directory page, so that a page of the longest names fits a message.
+const DIRECTORY_PAGE_MAX: u32 = 1000;
+
+/// Longest session label.
+const LABEL_MAX_BYTES: usize = 1024;
+
+/// Longest wait for a newer routing table; askers ask again.
+const ROUTING_WAIT_MAX: Duration = Duration::from_secs(30);
+
+/// Kept free at the end of a request's time, so that the answer still arrives.
+const ANSWER_RESERVE: Duration = Duration::from_millis(50);
+
+/// How long a request waits for a leader that is elected but has not applied everything yet.
+const LEADER_WAIT: Duration = Duration::from_millis(500);
+
+/// A metadata server that answered within this is alive.
+const ALIVE_WITHIN_MS: u64 = 2_000;
+
+/// Answers one request; never fails, since every failure has an answer.
+pub(super) async fn answer(shared: &Arc<Shared>, peer: NodeName, request: MetaRequest, time: Duration) -> MetaResponse {
+    if let Err(refusal) = authorize(peer, &request) {
+        warn!(%peer, "{}", refusal.detail);
+        return MetaResponse::Failed(refusal);
+    }
+    let answer = match request {
+        MetaRequest::Consensus { kind, body } => shared
+            .consensus
+            .handle(MetaId(peer.number), kind, &body)
+            .await
+            .map(|body| MetaResponse::Consensus { body }),
+        request => {
+            if !is_leader(shared, time).await {
+                return redirect(shared);
+            }
+            lead(shared, peer, request, time.saturating_sub(ANSWER_RESERVE)).await
+        }
+    };
+    match answer {
+        Ok(answer) => answer,
+        Err(e) if e.code == ErrorCode::NotLeader => redirect(shared),
+        Err(e) => {
+            if e.code == ErrorCode::Unauthorized {
+                warn!(%peer, "{}", e.detail);
+            }
+            MetaResponse::Failed(e)
+        }
+    }
+}
+
+/// Whether this server leads; waits a moment when it is about to.
+async fn is_leader(shared: &Shared, time: Duration) -> bool {
+    let mut leadership = shared.consensus.leadership();
+    let decided = leadership.wait_for(|now| now.is_self || now.leader != Some(shared.me));
+    match tokio::time::timeout(time.min(LEADER_WAIT), decided).await {
+        Ok(Ok(now)) => now.is_self,
+        Ok(Err(_)) | Err(_) => false,
+    }
+}
+
+fn redirect(shared: &Shared) -> MetaResponse {
+    let leader = shared.consensus.leadership().borrow().leader;
+    MetaResponse::NotLeader {
+        leader: leader
+            .filter(|&id| id != shared.me)
+            .and_then(|id| Some((id, *shared.members.get(&id)?))),
+    }
+}
+
+async fn lead(shared: &Arc<Shared>, peer: NodeName, request: MetaRequest, time: Duration) -> Result<MetaResponse> {
+    match request {
+        MetaRequest::OpenSession { label } => open_session(shared, peer, label, time).await,
+        MetaRequest::CloseSession { session } => close_session(shared, session, time).await,
+        MetaRequest::KeepAlive(message) => {
+            let answer = shared.ask(|reply| Ask::KeepAlive(message, reply)).await??;
+            Ok(MetaResponse::KeepAlive(answer))
+        }
+        MetaRequest::Change(change) => change_namespace(shared, change, time).await,
+        MetaRequest::Read { reads, .. } => read(shared, reads).await,
+        MetaRequest::Routing { known, wait_ms } => {
+            let wait = Duration::from_millis(u64::from(wait_ms))
+                .min(ROUTING_WAIT_MAX)
+                .min(time);
+            routing(shared, known, wait).await
+        }
+        MetaRequest::Status => status(shared).await,
+        MetaRequest::Heartbeat(heartbeat) => {
+            let answer = shared.ask(|reply| Ask::Heartbeat(heartbeat, reply)).await?;
+            Ok(MetaResponse::Heartbeat(answer))
+        }
+        MetaRequest::ResyncDone { chain, epoch, node } => {
+            let from = StorageId(u32::try_from(peer.number).unwrap_or(u32::MAX));
+            shared
+                .ask(|reply| Ask::ResyncDone {
+                    from,
+                    chain,
+                    epoch,
+                    node,
+                    reply,
+                })
+                .await??;
+            Ok(MetaResponse::ResyncDone)
+        }
+        MetaRequest::Consensus { .. } => Err(Error::from(ErrorCode::BadMessage)),
+    }
+}
+
+async fn open_session(shared: &Shared, peer: NodeName, label: String, time: Duration) -> Result<MetaResponse> {
+    if label.len() > LABEL_MAX_BYTES {
+        return Err(Error::new(
+            ErrorCode::InvalidArgument,
+            format!("a session label of {} bytes is over {LABEL_MAX_BYTES}", label.len()),
+        ));
+    }
+    info!(%peer, label, "a session opens");
+    match shared.propose(CommandKind::OpenSession { label }, time).await? {
+        Outcome::SessionOpened(session) => {
+            shared.ask(|reply| Ask::SessionOpened(session, reply)).await?;
+            Ok(MetaResponse::SessionOpened {
+                session,
+                lease_ms: SESSION_LEASE_MS as u32,
+            })
+        }
+        other => Err(unexpected(&other)),
+    }
+}
+
+async fn close_session(shared: &Shared, session: SessionId, time: Duration) -> Result<MetaResponse> {
+    let sessions = vec![session];
+    let command = CommandKind::EndSessions {
+        sessions: sessions.clone(),
+    };
+    shared.propose(command, time).await?;
+    shared.ask(|reply| Ask::SessionsEnded(sessions, reply)).await?;
+    Ok(MetaResponse::SessionClosed)
+}
+
+async fn change_namespace(shared: &Shared, change: ChangeRequest, time: Duration) -> Result<MetaResponse> {
+    match shared.propose(CommandKind::Change(change), time).await? {
+        Outcome::Change(result) => Ok(MetaResponse::Change(result)),
+        other => Err(unexpected(&other)),
+    }
+}
+
+fn unexpected(outcome: &Outcome) -> Error {
+    Error::new(
+        ErrorCode::Internal,
+        format!("a command gave the outcome of another kind: {outcome:?}"),
+    )
+}
+
+async fn read(shared: &Shared, mut reads: Vec<NamespaceRead>) -> Result<MetaResponse> {
+    if reads.len() > READS_MAX {
+        return Err(Error::new(
+            ErrorCode::InvalidArgument,
+            format!("{} reads in one request; {READS_MAX} are allowed", reads.len()),
+        ));
+    }
+    let mut long = false;
+    for read in &mut reads {
+        if let NamespaceRead::ReadDirectory { limit, .. } = read {
+            *limit = (*limit).clamp(1, DIRECTORY_PAGE_MAX);
+            long = true;
+        }
+    }
+    shared.consensus.read_barrier().await?;
+    let usage = *shared.usage.borrow();
+    // Point reads come from sled's cache in microseconds: cheaper than a change of threads.
+    let answers: Vec<Result<NamespaceAnswer>> = if long {
+        shared
+            .blocking(move |state| Ok(reads.iter().map(|read| state.read(read, usage)).collect()))
+            .await?
+    } else {
+        reads.iter().map(|read| shared.state.read(read, usage)).collect()
+    };
+    Ok(MetaResponse::Read(answers))
+}
+
+/// Answers when the table is newer than `known`, when the time is over, or when this server no longer leads.
+async fn routing(shared: &Shared, known: RoutingVersion, wait: Duration) -> Result<MetaResponse> {
+    let mut table = shared.routing.clone();
+    let mut leadership = shared.consensus.leadership();
+    let newer = table.wait_for(|table| table.version > known);
+    tokio::select! {
+        biased;
+        found = newer => match found {
+            Ok(found) => Ok(MetaResponse::Routing(Some(found.as_ref().clone()))),
+            Err(_) => Err(not_leader()),
+        },
+        _ = leadership.wait_for(|now| !now.is_self) => Err(not_leader()),
+        () = tokio::time::sleep(wait) => Ok(MetaResponse::Routing(None)),
+    }
+}
+
+async fn status(shared: &Arc<Shared>) -> Result<MetaResponse> {
+    let soft = shared.ask(Ask::Status).await?;
+    let (inodes, orphans) = shared.blocking(|state| state.counts()).await?;
+    let engine = shared.consensus.status();
+    let meta = shared
+        .members
+        .iter()
+        .map(|(&id, &address)| {
+            let status = MetaStatus {
+                address,
+                matched_log_index: engine.matched.get(&id).copied().flatten(),
+                alive: id == shared.me || engine.answered_ms_ago.get(&id).is_some_and(|&ms| ms < ALIVE_WITHIN_MS),
+            };
+            (id, status)
+        })
+        .collect();
+    Ok(MetaResponse::Status(Box::new(ClusterStatus {
+        cluster: shared.cluster,
+        leader: engine.leadership.leader,
+        term: engine.leadership.term,
+        log_index: engine.last_log_index.unwrap_or(0),
+        meta,
+        storage: soft.storage,
+        routing: shared.routing.borrow().as_ref().clone(),
+        resyncs: soft.resyncs,
+        sessions: soft.sessions,
+        inodes,
+        orphans,
+    })))
+}
+
+/// Whether a certificate may run a metadata server at all.
+pub(super) fn meta_id(name: NodeName) -> Result<MetaId> {
+    if name.role == Role::Meta {
+        return Ok(MetaId(name.number));
+    }
+    Err(Error::new(
+        ErrorCode::Unauthorized,
+        format!("the credentials are those of {name}, not of a metadata server; give the directory made for meta-N"),
+    ))
+}

@@ -1,0 +1,77 @@
+//! What only the leader knows, and forgets with its term: leases, opens, usage, resync progress. Pure: time comes in as an
+//! argument, and what must become of it goes out as commands to propose.
+
+mod leases;
+mod sessions;
+mod usage;
+
+pub(super) use leases::Leases;
+pub(super) use sessions::Sessions;
+pub(super) use usage::stat_fs;
+
+use std::collections::BTreeMap;
+
+use dfs_common::wire::meta::{ResyncProgress, StorageStatus};
+use dfs_common::{RoutingTable, StorageId};
+
+use super::clock::Moment;
+
+/// Soft state of one term.
+#[derive(Debug)]
+pub(super) struct Leader {
+    pub(super) term: u64,
+    pub(super) leases: Leases,
+    pub(super) sessions: Sessions,
+}
+
+/// The leader's part of `dfs status`.
+#[derive(Debug, Default)]
+pub(super) struct SoftStatus {
+    pub(super) storage: BTreeMap<StorageId, StorageStatus>,
+    pub(super) resyncs: Vec<ResyncProgress>,
+    pub(super) sessions: u64,
+}
+
+impl Leader {
+    pub(super) fn tick(&mut self, now: Moment) {
+        self.leases.tick(now);
+        self.sessions.tick(now);
+    }
+
+    pub(super) fn status(&self, routing: &RoutingTable) -> SoftStatus {
+        let mut status = SoftStatus {
+            storage: routing
+                .nodes
+                .values()
+                .map(|info| {
+                    let status = StorageStatus {
+                        address: info.address,
+                        alive: info.alive,
+                        total_bytes: 0,
+                        used_bytes: 0,
+                        fault: None,
+                    };
+                    (info.id, status)
+                })
+                .collect(),
+            resyncs: Vec::new(),
+            sessions: self.sessions.len() as u64,
+        };
+        for (node, report) in self.leases.reports() {
+            if let Some(row) = status.storage.get_mut(&node) {
+                row.total_bytes = report.total_bytes;
+                row.used_bytes = report.used_bytes;
+                row.fault.clone_from(&report.fault);
+            }
+            // Progress of an epoch that is over is no progress.
+            let current = |resync: &&ResyncProgress| {
+                routing
+                    .chain(resync.chain)
+                    .is_some_and(|chain| chain.epoch == resync.epoch)
+                    && routing.nodes.get(&node).is_some_and(|info| info.alive)
+            };
+            status.resyncs.extend(report.resyncs.iter().filter(current).cloned());
+        }
+        status
+    }
+}

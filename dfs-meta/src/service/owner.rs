@@ -1,0 +1,326 @@
+//! The one owner of the leader's soft state: events come in through one queue, are applied one after the other, and what
+//! follows from them goes out as one proposal at a time. No lock, no order to get wrong; the cost is one hop of a channel
+//! on heartbeats and keep-alives, which nobody waits for.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use dfs_common::wire::meta::{Heartbeat, HeartbeatAnswer, KeepAlive, KeepAliveAnswer, LEADER_CONFIRMED_MS};
+use dfs_common::wire::namespace::StatFs;
+use dfs_common::{
+    ChainId, Epoch, Error, ErrorCode, InodeId, MemberState, Result, RoutingTable, RoutingVersion, SessionId, StorageId,
+};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use super::leader::{Leader, Leases, Sessions, SoftStatus, stat_fs};
+use super::shared::Shared;
+use super::tasks::Task;
+use crate::command::{ClusterEvent, CommandKind};
+use crate::consensus::Leadership;
+
+/// Requests that may wait for the owner. Each is answered in microseconds; more than this means that it is stuck.
+pub(super) const QUEUE_MAX: usize = 4096;
+
+/// How often leases are looked at. A dead node's chains are reconfigured within this and one proposal after its lease.
+const TICK: Duration = Duration::from_millis(25);
+
+/// A proposal about nodes and chains that takes longer is given up and made anew from what is known then.
+const PROPOSE_DEADLINE: Duration = Duration::from_secs(2);
+
+/// Events in one proposal; a node's death is one event, ends of resyncs come a chain at a time.
+const BATCH_MAX: usize = 1024;
+
+/// Requests to the owner. Dropping a reply means `NotLeader`.
+#[derive(Debug)]
+pub(super) enum Ask {
+    Heartbeat(Heartbeat, oneshot::Sender<HeartbeatAnswer>),
+    ResyncDone {
+        from: StorageId,
+        chain: ChainId,
+        epoch: Epoch,
+        node: StorageId,
+        reply: oneshot::Sender<Result<()>>,
+    },
+    KeepAlive(KeepAlive, oneshot::Sender<Result<KeepAliveAnswer>>),
+    SessionOpened(SessionId, oneshot::Sender<()>),
+    SessionsEnded(Vec<SessionId>, oneshot::Sender<()>),
+    ExpiredSessions(oneshot::Sender<Vec<SessionId>>),
+    /// Which of these unlinked inodes nobody can hold open.
+    Purgeable(Vec<InodeId>, oneshot::Sender<Vec<InodeId>>),
+    Status(oneshot::Sender<SoftStatus>),
+}
+
+type Proposal = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
+
+/// See the module's text.
+#[derive(Debug)]
+pub(super) struct Owner {
+    pub(super) asks: mpsc::Receiver<Ask>,
+    pub(super) usage: watch::Sender<StatFs>,
+}
+
+/// What one term of leadership needs besides its soft state.
+struct Term {
+    leader: Leader,
+    /// Ends of resyncs that wait for the next proposal.
+    resyncs: Vec<(ClusterEvent, oneshot::Sender<Result<()>>)>,
+    proposing: Option<Proposal>,
+    /// Whose events are in the proposal under way.
+    told: Vec<oneshot::Sender<Result<()>>>,
+}
+
+impl Task for Owner {
+    const NAME: &'static str = "leader";
+
+    async fn run(mut self, shared: Arc<Shared>, shutdown: CancellationToken) {
+        let mut leadership = shared.consensus.leadership();
+        let mut routing = shared.routing.clone();
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut term: Option<Term> = None;
+        loop {
+            let proposal = async {
+                match term.as_mut().and_then(|term| term.proposing.as_mut()) {
+                    Some(proposal) => proposal.await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                result = proposal => {
+                    if let Some(term) = &mut term {
+                        term.proposed(result);
+                    }
+                }
+                ask = self.asks.recv() => match ask {
+                    Some(ask) => {
+                        if let Some(term) = &mut term {
+                            let table = Arc::clone(&shared.routing.borrow());
+                            term.answer(&shared, &table, ask);
+                            self.publish_usage(&term.leader, &table);
+                        }
+                    }
+                    None => return,
+                },
+                changed = leadership.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                }
+                changed = routing.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    let table = Arc::clone(&routing.borrow_and_update());
+                    if let Some(term) = &mut term {
+                        term.leader.leases.routing_changed(&table);
+                    }
+                }
+                _ = tick.tick() => {
+                    if let Some(term) = &mut term {
+                        term.leader.tick(shared.clock.now());
+                    }
+                }
+            }
+            let now = *leadership.borrow();
+            follow(&mut term, now, &shared).await;
+            if let Some(term) = &mut term {
+                term.propose(&shared);
+            }
+        }
+    }
+}
+
+impl Owner {
+    fn publish_usage(&self, leader: &Leader, routing: &RoutingTable) {
+        let known = leader
+            .leases
+            .reports()
+            .filter(|(node, _)| routing.nodes.contains_key(node))
+            .map(|(_, report)| (report.total_bytes, report.used_bytes));
+        let usage = stat_fs(known);
+        self.usage.send_if_modified(|current| {
+            let changed = *current != usage;
+            *current = usage;
+            changed
+        });
+    }
+}
+
+/// Starts soft state with a term and drops it with the term.
+async fn follow(term: &mut Option<Term>, leadership: Leadership, shared: &Arc<Shared>) {
+    let wanted = leadership.is_self.then_some(leadership.term);
+    let present = term.as_ref().map(|term| term.leader.term);
+    if wanted == present {
+        return;
+    }
+    *term = None;
+    let Some(number) = wanted else {
+        info!(term = leadership.term, "this metadata server no longer leads");
+        return;
+    };
+    let sessions = match shared.blocking(|state| state.sessions()).await {
+        Ok(sessions) => sessions,
+        Err(e) => {
+            // Without them expiry and purge would be wrong; the next tick tries again.
+            error!(error = %e, "the sessions can not be read");
+            return;
+        }
+    };
+    info!(term = number, sessions = sessions.len(), "this metadata server leads");
+    let now = shared.clock.now();
+    let table = Arc::clone(&shared.routing.borrow());
+    *term = Some(Term {
+        leader: Leader {
+            term: number,
+            leases: Leases::new(now, &table),
+            sessions: Sessions::new(now, sessions),
+        },
+        resyncs: Vec::new(),
+        proposing: None,
+        told: Vec::new(),
+    });
+}
+
+impl Term {
+    fn answer(&mut self, shared: &Shared, routing: &RoutingTable, ask: Ask) {
+        let now = shared.clock.now();
+        // A reply whose asker is gone is nobody's loss.
+        match ask {
+            Ask::Heartbeat(heartbeat, reply) => {
+                let confirmed = shared
+                    .consensus
+                    .confirmed_within(Duration::from_millis(LEADER_CONFIRMED_MS));
+                let lease = self.leader.leases.heartbeat(now, &heartbeat, confirmed, routing);
+                let routing = newer(routing, heartbeat.routing);
+                let _ = reply.send(HeartbeatAnswer { lease, routing });
+            }
+            Ask::ResyncDone {
+                from,
+                chain,
+                epoch,
+                node,
+                reply,
+            } => match self.check_resync(routing, from, chain, epoch, node) {
+                Ok(true) => self
+                    .resyncs
+                    .push((ClusterEvent::Resynced { chain, epoch, node }, reply)),
+                Ok(false) => {
+                    let _ = reply.send(Ok(()));
+                }
+                Err(e) => {
+                    let _ = reply.send(Err(e));
+                }
+            },
+            Ask::KeepAlive(message, reply) => {
+                let answer = self.leader.sessions.keep_alive(now, &message);
+                let _ = reply.send(answer.map(|send_all| KeepAliveAnswer {
+                    send_all,
+                    routing: newer(routing, message.routing),
+                }));
+            }
+            Ask::SessionOpened(session, reply) => {
+                self.leader.sessions.opened(now, session);
+                let _ = reply.send(());
+            }
+            Ask::SessionsEnded(sessions, reply) => {
+                self.leader.sessions.ended(&sessions);
+                let _ = reply.send(());
+            }
+            Ask::ExpiredSessions(reply) => {
+                let _ = reply.send(self.leader.sessions.expired(now));
+            }
+            Ask::Purgeable(orphans, reply) => {
+                let _ = reply.send(self.leader.sessions.purgeable(&orphans));
+            }
+            Ask::Status(reply) => {
+                let _ = reply.send(self.leader.status(routing));
+            }
+        }
+    }
+
+    /// `Ok(false)`: it is recorded already.
+    fn check_resync(
+        &self,
+        routing: &RoutingTable,
+        from: StorageId,
+        chain: ChainId,
+        epoch: Epoch,
+        node: StorageId,
+    ) -> Result<bool> {
+        let stale = |detail: String| Err(Error::new(ErrorCode::StaleEpoch, detail));
+        let Some(info) = routing.chain(chain) else {
+            return stale(format!("there is no chain {chain}"));
+        };
+        if info.epoch != epoch {
+            return if info.epoch > epoch && info.state_of(node) == Some(MemberState::Serving) {
+                Ok(false)
+            } else {
+                stale(format!(
+                    "chain {chain} is in epoch {}, the resync was in {epoch}",
+                    info.epoch
+                ))
+            };
+        }
+        if info.tail() != Some(from) {
+            return Err(Error::new(
+                ErrorCode::Unauthorized,
+                format!("storage-{from} is not the last serving member of chain {chain}, who alone copies"),
+            ));
+        }
+        match info.state_of(node) {
+            Some(MemberState::Syncing) if self.resyncs.len() < BATCH_MAX => Ok(true),
+            Some(MemberState::Syncing) => Err(Error::new(ErrorCode::Overloaded, "too many resyncs end at once")),
+            _ => stale(format!("storage-{node} is not syncing in chain {chain}")),
+        }
+    }
+
+    /// Starts the next proposal when there is something to say and none is under way.
+    fn propose(&mut self, shared: &Arc<Shared>) {
+        if self.proposing.is_some() {
+            return;
+        }
+        let table = Arc::clone(&shared.routing.borrow());
+        let mut events = self.leader.leases.events(shared.clock.now(), &table);
+        for (event, reply) in self.resyncs.drain(..) {
+            events.push(event);
+            self.told.push(reply);
+        }
+        if events.is_empty() {
+            return;
+        }
+        for event in &events {
+            match event {
+                ClusterEvent::NodeDown { node, .. } => {
+                    warn!(%node, "storage node is away: its lease ended or it is faulty")
+                }
+                ClusterEvent::NodeUp { node, address, .. } => info!(%node, %address, "storage node is there"),
+                ClusterEvent::Resynced { chain, node, .. } => info!(%node, %chain, "storage node is in sync again"),
+            }
+        }
+        let shared = Arc::clone(shared);
+        self.proposing = Some(Box::pin(async move {
+            shared.propose(CommandKind::Cluster(events), PROPOSE_DEADLINE).await?;
+            Ok(())
+        }));
+    }
+
+    fn proposed(&mut self, result: Result<()>) {
+        self.proposing = None;
+        if let Err(e) = &result {
+            warn!(error = %e, "a change of nodes or chains was not taken up; it is tried again");
+        }
+        for reply in self.told.drain(..) {
+            let _ = reply.send(result.clone());
+        }
+    }
+}
+
+fn newer(routing: &RoutingTable, known: RoutingVersion) -> Option<RoutingTable> {
+    (routing.version > known).then(|| routing.clone())
+}
