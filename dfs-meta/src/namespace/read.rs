@@ -22,9 +22,9 @@ pub fn read<R: Rows + ?Sized>(rows: &R, hasher: &dyn NameHash, read: &NamespaceR
             let row = need_inode(rows, found.entry.inode)?;
             Ok(NamespaceAnswer::Attributes(row.attributes(found.entry.inode)))
         }
-        NamespaceRead::GetAttributes { inode } => {
-            Ok(NamespaceAnswer::Attributes(need_inode(rows, *inode)?.attributes(*inode)))
-        }
+        NamespaceRead::GetAttributes { inode } => Ok(NamespaceAnswer::Attributes(
+            need_inode(rows, *inode)?.attributes(*inode),
+        )),
         NamespaceRead::ReadLink { inode } => match need_inode(rows, *inode)?.body {
             Body::Symlink { target } => Ok(NamespaceAnswer::Link(target)),
             _ => Err(ErrorCode::InvalidArgument.into()),
@@ -63,7 +63,10 @@ fn read_directory<R: Rows + ?Sized>(rows: &R, inode: InodeId, cookie: u64, limit
             let slot = keys::slot_of(&key).ok_or_else(|| StoreError::Broken("an entry's key is short".into()))?;
             let entry: DentryRow = store::decode(&key, &value)?;
             let row = super::transaction::get_inode(rows, entry.inode)?.ok_or_else(|| {
-                StoreError::Broken(format!("an entry of directory {inode} names inode {} that is gone", entry.inode))
+                StoreError::Broken(format!(
+                    "an entry of directory {inode} names inode {} that is gone",
+                    entry.inode
+                ))
             })?;
             Ok(DirectoryEntry {
                 cookie: slot.0,

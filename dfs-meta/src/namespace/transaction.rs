@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use dfs_common::{Error, ErrorCode, InodeId, SessionId, Timestamp, ValidName};
 use dfs_common::wire::namespace::{Attributes, Caller};
+use dfs_common::{Error, ErrorCode, InodeId, SessionId, Timestamp, ValidName};
 
 use super::rows::{Body, Counters, DentryRow, InodeRow, OrphanRow};
 use super::{Context, NameHash, OpError, OpResult};
@@ -23,8 +23,7 @@ pub fn get_inode<R: Rows + ?Sized>(rows: &R, inode: InodeId) -> Result<Option<In
 
 /// The inode, or `ESTALE`: somebody holds a number whose inode is gone.
 pub fn need_inode<R: Rows + ?Sized>(rows: &R, inode: InodeId) -> OpResult<InodeRow> {
-    get_inode(rows, inode)?
-        .ok_or_else(|| Error::new(ErrorCode::StaleInode, format!("inode {inode} is gone")).into())
+    get_inode(rows, inode)?.ok_or_else(|| Error::new(ErrorCode::StaleInode, format!("inode {inode} is gone")).into())
 }
 
 /// The directory, or `ENOENT` when it was removed, or `ENOTDIR`.
@@ -48,7 +47,11 @@ pub fn probe<R: Rows + ?Sized>(
     let first = Slot::of_hash(&hasher.hash(directory, name.as_bytes()));
     let end = Slot(first.0 + PROBES);
     // The whole window is looked at, since removing a name leaves no mark in its slot.
-    let window = rows.scan(&keys::dentry(directory, first), &keys::dentry(directory, end), PROBES as usize)?;
+    let window = rows.scan(
+        &keys::dentry(directory, first),
+        &keys::dentry(directory, end),
+        PROBES as usize,
+    )?;
     let mut free = first;
     for (key, value) in window {
         let slot = keys::slot_of(&key).ok_or_else(|| StoreError::Broken("an entry's key is short".into()))?;
@@ -90,7 +93,9 @@ pub struct Transaction<'t, 's, S: Rows + ?Sized> {
 
 impl<S: Rows + ?Sized> fmt::Debug for Transaction<'_, '_, S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Transaction").field("context", &self.context).finish_non_exhaustive()
+        f.debug_struct("Transaction")
+            .field("context", &self.context)
+            .finish_non_exhaustive()
     }
 }
 
@@ -214,7 +219,9 @@ impl<'t, 's, S: Rows + ?Sized> Transaction<'t, 's, S> {
     pub fn count_entries(&self, directory: &mut InodeRow, difference: i64) -> OpResult<()> {
         let now = self.now();
         let Body::Directory { entries, .. } = &mut directory.body else {
-            return Err(OpError::Store(StoreError::Broken("a parent that is no directory".into())));
+            return Err(OpError::Store(StoreError::Broken(
+                "a parent that is no directory".into(),
+            )));
         };
         *entries = entries.saturating_add_signed(difference);
         directory.touch_mtime(now);

@@ -57,12 +57,7 @@ impl<S: Store> State<S> {
         Ok(outcomes)
     }
 
-    fn commit(
-        &self,
-        batch: Batch,
-        counters: Counters,
-        routing: Option<Arc<RoutingTable>>,
-    ) -> Result<(), StoreError> {
+    fn commit(&self, batch: Batch, counters: Counters, routing: Option<Arc<RoutingTable>>) -> Result<(), StoreError> {
         let mut cache = self.cache.write();
         if let Some(shadow) = &mut cache.shadow {
             shadow.before(&self.store, &batch)?;

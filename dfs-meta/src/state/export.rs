@@ -78,7 +78,9 @@ impl<S: Store> Export<'_, S> {
     fn read_page(&mut self) -> Result<Vec<Row>, StoreError> {
         let mut cache = self.state.cache.write();
         let Some(shadow) = &mut cache.shadow else {
-            return Err(StoreError::Broken("another state was installed during the snapshot".into()));
+            return Err(StoreError::Broken(
+                "another state was installed during the snapshot".into(),
+            ));
         };
         if shadow.overflowed {
             return Err(StoreError::SnapshotTooSlow {

@@ -72,7 +72,9 @@ pub struct State<S: Store> {
 
 impl<S: Store> fmt::Debug for State<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("State").field("cluster", &self.cluster).finish_non_exhaustive()
+        f.debug_struct("State")
+            .field("cluster", &self.cluster)
+            .finish_non_exhaustive()
     }
 }
 
@@ -195,7 +197,7 @@ impl<S: Store> State<S> {
     }
 }
 
-/// An empty namespace: the root directory, open to nobody but root until somebody says otherwise. It has no time of its
+/// An empty namespace: the root directory, root's to write until somebody says otherwise. It has no time of its
 /// own, since every server makes it by itself and all must make the same.
 fn first_rows(cluster: ClusterId) -> Result<Batch, StoreError> {
     let epoch = Timestamp::default();

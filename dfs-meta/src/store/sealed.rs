@@ -81,11 +81,9 @@ impl SledStore {
     }
 
     fn open_value(&self, key: &[u8], sealed: &[u8]) -> Result<Vec<u8>, StoreError> {
-        self.sealer
-            .open(key, sealed)
-            .map_err(|source| StoreError::Unsealable {
-                source: Box::new(source),
-            })
+        self.sealer.open(key, sealed).map_err(|source| StoreError::Unsealable {
+            source: Box::new(source),
+        })
     }
 }
 
