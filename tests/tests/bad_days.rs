@@ -14,6 +14,11 @@ use dfs_tests::{DevCluster, run, run_in, shell};
 const LONGEST_STALL: Duration = Duration::from_secs(3);
 const HEALED_WITHIN: Duration = Duration::from_secs(30);
 
+/// `DFS_TEST_ROUNDS=10` runs the bad days longer, and the power cuts over every server.
+fn rounds() -> Option<usize> {
+    std::env::var("DFS_TEST_ROUNDS").ok().and_then(|rounds| rounds.parse().ok())
+}
+
 #[test]
 fn one_dead_server_costs_a_pause_and_nothing_else() {
     let cluster = DevCluster::up();
@@ -78,7 +83,7 @@ fn writes_wait_for_a_second_replica_and_then_say_why_not() {
 #[test]
 fn everything_killed_at_once_comes_back_with_every_fsynced_byte() {
     let cluster = DevCluster::up();
-    for round in 0..2 {
+    for round in 0..rounds().unwrap_or(2) {
         let mut log = Appender::start(&cluster.mount.join(format!("log-{round}")));
         thread::sleep(Duration::from_millis(1500));
         let names = ["meta-1", "meta-2", "meta-3", "storage-1", "storage-2", "storage-3", "mount"];
@@ -154,10 +159,12 @@ fn a_dead_cluster_never_hangs_the_mount() {
 fn a_power_cut_loses_nothing_that_was_fsynced() {
     let cluster = DevCluster::up();
     let _ = cluster.down().expect_ok("dev down");
-    let disks: Vec<_> = [("storage-2", "ext4"), ("meta-1", "ext4"), ("meta-3", "xfs")].map(|(name, kind)| (name, LoopDisk::under(&cluster, name, kind))).into();
+    let every = [("storage-2", "ext4"), ("meta-1", "ext4"), ("meta-3", "xfs"), ("storage-1", "xfs"), ("storage-3", "ext4"), ("meta-2", "ext4")];
+    let some = if rounds().is_some() { every.len() } else { 3 };
+    let disks: Vec<_> = every.iter().take(some).map(|(name, kind)| (*name, LoopDisk::under(&cluster, name, kind))).collect();
     let _ = cluster.start_all().expect_ok("dev up");
-    for (name, disk) in &disks {
-        let mut log = Appender::start(&cluster.mount.join(format!("log-{name}")));
+    for (round, (name, disk)) in (0..rounds().unwrap_or(1)).flat_map(|round| disks.iter().map(move |entry| (round, entry))) {
+        let mut log = Appender::start(&cluster.mount.join(format!("log-{name}-{round}")));
         thread::sleep(Duration::from_millis(1500));
         disk.cut_power(&cluster, name);
         thread::sleep(Duration::from_secs(2));
