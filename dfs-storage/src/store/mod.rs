@@ -1,14 +1,36 @@
 //! The block log: everything a storage node keeps, appended to large segments, with an index in memory.
+//!
+//! Invariant: what is answered is a prefix of the log, what is synced a prefix of that, and the index a function of the
+//! log alone. So a kill loses nothing that was answered, a power cut nothing that was synced, and neither leaves a torn or
+//! half-applied mutation. Why a log: one write stream and one fdatasync for all who wait, overwrites never tear, and a
+//! small file costs one append. `format` has the bytes, `log` the order of writes, `recovery` the way back,
+//! `maintain` checkpoints and compaction.
 
+mod checkpoint;
 mod error;
+mod format;
+mod index;
+mod install;
+mod log;
+mod maintain;
+mod read;
+mod recovery;
+mod scan;
+#[cfg(test)]
+mod tests;
 mod types;
 
+use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use dfs_common::wire::storage::{BlockRun, ChunkSummary, Mutation};
 use dfs_common::{BlockIndex, ChainId, ChunkId, ChunkIndex, ChunkVersion, InodeId, RequestId};
 
+use self::format::{DATA_START, FORMAT_VERSION, Kind, Superblock, SuperblockFault, checksums, payload_bytes};
+use self::index::{Effect, Extent, Health};
+use self::install::check_blocks;
+use self::log::{Draft, Geometry, Log, POISON_FILE, RESERVE_SEGMENTS, Urgency, segment_slot};
 use crate::disk::Disk;
 
 pub use error::StoreError;
@@ -16,36 +38,113 @@ pub use types::{
     ChunkRead, MaintainReport, REMEMBERED_REQUESTS, RecoveryReport, Rot, SEGMENT_SIZE_BYTES, StoreOptions, Usage,
 };
 
+const SUPERBLOCK_FILE: &str = "superblock";
+
+/// Smallest segment that a real capacity leads to: it holds the largest message.
+const MIN_SEGMENT_SIZE_BYTES: u64 = 8 << 20;
+
+/// A capacity is cut into at least this many segments, so that compaction has room to work in.
+const MIN_SEGMENTS: u64 = 16;
+
+/// Steps of compaction that a write may wait for when the store is full of dead bytes.
+const COMPACT_STEPS_WHEN_FULL: usize = 8;
+
 /// The chunks of one storage node. Cheap to clone; every call blocks shortly and may come from any thread.
 #[derive(Clone)]
 pub struct ChunkStore {
-    inner: Arc<StoreOptions>,
+    log: Arc<Log>,
 }
 
 impl std::fmt::Debug for ChunkStore {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("ChunkStore")
-            .field("node", &self.inner.node)
+            .field("node", &self.log.geometry.node)
             .finish_non_exhaustive()
     }
 }
 
-#[allow(
-    clippy::missing_const_for_fn,
-    unused_variables,
-    clippy::needless_pass_by_value,
-    clippy::unused_self,
-    clippy::unnecessary_wraps
-)]
+/// Reads the superblock, or makes one in an empty directory.
+fn superblock(disk: &dyn Disk, options: &StoreOptions) -> Result<Superblock, StoreError> {
+    let reading = |error| StoreError::io("reading the store's superblock", error);
+    let bytes = match disk.read_file(SUPERBLOCK_FILE) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let names = disk.list().map_err(reading)?;
+            if names.iter().any(|name| segment_slot(name).is_some()) {
+                return Err(StoreError::Incompatible(
+                    "the store has segments but no superblock: restore it, or empty the directory to rebuild from the peers"
+                        .into(),
+                ));
+            }
+            let size = (options.capacity_bytes / MIN_SEGMENTS)
+                .max(MIN_SEGMENT_SIZE_BYTES)
+                .min(u64::from(options.segment_size_bytes));
+            let made = Superblock {
+                cluster: options.cluster,
+                node: options.node,
+                segment_size_bytes: (size as u32).next_multiple_of(DATA_START),
+            };
+            disk.replace(SUPERBLOCK_FILE, &[&made.encode()])
+                .map_err(|error| StoreError::io("writing the store's superblock", error))?;
+            return Ok(made);
+        }
+        Err(error) => return Err(reading(error)),
+    };
+    let found = Superblock::decode(&bytes).map_err(|fault| {
+        StoreError::Incompatible(match fault {
+            SuperblockFault::NotOurs => {
+                "the directory's superblock is not one of a dfs store: name another directory".into()
+            }
+            SuperblockFault::Version(version) => {
+                format!("the store has format {version}, this program knows {FORMAT_VERSION}: use the newer program")
+            }
+            SuperblockFault::Checksum => {
+                "the store's superblock is damaged: empty the directory to rebuild from the peers".into()
+            }
+        })
+    })?;
+    if found.cluster != options.cluster || found.node != options.node {
+        return Err(StoreError::Incompatible(format!(
+            "the store belongs to node {} of cluster {}, not to node {} of cluster {}: name the right directory",
+            found.node, found.cluster, options.node, options.cluster
+        )));
+    }
+    Ok(found)
+}
+
 impl ChunkStore {
     /// Opens (or makes) the store in `disk`'s directory and rebuilds its index.
     pub fn open(disk: Arc<dyn Disk>, options: StoreOptions) -> Result<(Self, RecoveryReport), StoreError> {
-        Ok((
-            Self {
-                inner: Arc::new(options),
-            },
-            RecoveryReport::default(),
-        ))
+        if let Ok(reason) = disk.read_file(POISON_FILE) {
+            let reason = String::from_utf8_lossy(&reason).into_owned();
+            return Err(StoreError::Poisoned { reason });
+        }
+        let superblock = superblock(&*disk, &options)?;
+        let geometry = Geometry {
+            cluster: superblock.cluster,
+            node: superblock.node,
+            segment_size_bytes: superblock.segment_size_bytes,
+            max_slots: (options.capacity_bytes / u64::from(superblock.segment_size_bytes)) as u32,
+        };
+        if geometry.max_slots < RESERVE_SEGMENTS + 2 {
+            return Err(StoreError::Incompatible(format!(
+                "a capacity of {} bytes is too small: a store needs at least {}",
+                options.capacity_bytes,
+                u64::from(RESERVE_SEGMENTS + 2) * u64::from(superblock.segment_size_bytes)
+            )));
+        }
+        let recovered = recovery::recover(&*disk, &geometry)?;
+        let log = Log::new(
+            disk,
+            geometry,
+            recovered.index,
+            recovered.start,
+            options.checkpoint_interval_bytes,
+        )?;
+        if recovered.checkpoint {
+            log.checkpoint()?;
+        }
+        Ok((Self { log: Arc::new(log) }, recovered.report))
     }
 
     /// Carries out `mutation` under `version`, which the caller chose; the store judges neither order nor conditions.
@@ -59,69 +158,165 @@ impl ChunkStore {
         mutation: &Mutation,
         payload: &Bytes,
     ) -> Result<(), StoreError> {
-        Ok(())
+        self.check_chain(chain, chunk)?;
+        let mut draft = Draft {
+            kind: Kind::Remove,
+            id,
+            ..Draft::state(chain, chunk, version)
+        };
+        match *mutation {
+            Mutation::Remove => self.log.append(&draft, &[], &[], |_, _| Effect::Remove),
+            Mutation::Truncate { blocks } => {
+                draft.kind = Kind::Truncate;
+                draft.first = BlockIndex(blocks);
+                self.log.append(&draft, &[], &[], |_, _| Effect::Truncate { blocks })
+            }
+            Mutation::Write {
+                first,
+                blocks,
+                last_length_bytes,
+                ..
+            } => {
+                check_blocks(chunk, first, blocks, last_length_bytes)?;
+                let expected = payload_bytes(blocks, last_length_bytes);
+                if payload.len() != expected {
+                    return Err(StoreError::Invalid {
+                        chunk,
+                        reason: format!("a payload of {} bytes where {expected} are announced", payload.len()),
+                    });
+                }
+                draft.kind = Kind::Write;
+                draft.first = first;
+                draft.blocks = blocks;
+                draft.last_length_bytes = last_length_bytes;
+                draft.urgency = Urgency::Data;
+                let sums = checksums(chunk, version, first, blocks, payload);
+                self.with_room(|| {
+                    self.log.append(&draft, &sums, payload, |file, offset| {
+                        Effect::Write(Extent {
+                            sequence: file.sequence,
+                            version,
+                            offset,
+                            first,
+                            record_blocks: blocks as u16,
+                            skip: 0,
+                            blocks: blocks as u16,
+                            last_length_bytes: last_length_bytes as u16,
+                        })
+                    })
+                })
+            }
+        }
+    }
+
+    fn check_chain(&self, chain: ChainId, chunk: ChunkId) -> Result<(), StoreError> {
+        match self.log.index.read().chain_of(chunk) {
+            Some(holds) if holds != chain => Err(StoreError::WrongChain {
+                chunk,
+                holds,
+                asked: chain,
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Does `append`; if there is no room, makes some and tries again.
+    fn with_room(&self, append: impl Fn() -> Result<(), StoreError>) -> Result<(), StoreError> {
+        for _ in 0..COMPACT_STEPS_WHEN_FULL {
+            match append() {
+                Err(StoreError::NoSpace { .. }) => {}
+                done => return done,
+            }
+            if self.log.maintain()?.reclaimed_bytes == 0 {
+                break;
+            }
+        }
+        append()
     }
 
     /// Makes all that was applied before the call durable. Callers at the same time share one fdatasync.
     pub fn sync(&self) -> Result<(), StoreError> {
-        Ok(())
+        self.log.sync().map(drop)
     }
 
     /// Blocks of `first .. first + blocks`, checked against their checksums. An unknown chunk is one hole of version `NONE`.
     pub fn read(&self, chunk: ChunkId, first: BlockIndex, blocks: u32) -> Result<ChunkRead, StoreError> {
-        Ok(ChunkRead {
-            version: ChunkVersion::NONE,
-            runs: Vec::new(),
-            payload: Bytes::new(),
-        })
+        read::read(&self.log.index, chunk, first, blocks)
     }
 
     /// `NONE` for a chunk never heard of; a removed one keeps its last version.
     pub fn version(&self, chunk: ChunkId) -> ChunkVersion {
-        ChunkVersion::NONE
+        self.log
+            .index
+            .read()
+            .get(chunk)
+            .map_or(ChunkVersion::NONE, |entry| entry.version)
     }
 
     /// Version of the mutation that wrote a block; `NONE` for a hole.
     pub fn block_version(&self, chunk: ChunkId, block: BlockIndex) -> ChunkVersion {
-        ChunkVersion::NONE
+        let index = self.log.index.read();
+        let end = block.0.saturating_add(1);
+        let extent = index.get(chunk).and_then(|entry| entry.within(block.0, end).next());
+        extent.map_or(ChunkVersion::NONE, |extent| extent.version)
     }
 
     /// Version that request `id` produced, if the chunk still remembers it.
     pub fn remembered(&self, chunk: ChunkId, id: RequestId) -> Option<ChunkVersion> {
-        None
+        let index = self.log.index.read();
+        let mut all = index.get(chunk)?.remembered.iter().rev();
+        all.find(|entry| entry.0 == id).map(|entry| entry.1)
     }
 
     /// All remembered requests, oldest first.
     pub fn remembered_all(&self, chunk: ChunkId) -> Vec<(RequestId, ChunkVersion)> {
-        Vec::new()
+        let index = self.log.index.read();
+        index
+            .get(chunk)
+            .map_or_else(Vec::new, |entry| entry.remembered.iter().copied().collect())
     }
 
-    /// Chunks of a chain after `after` in order, tombstones included.
+    /// Chunks of a chain after `after` in order, tombstones included. One that recovery found damaged is listed with
+    /// version `NONE`, so that a comparison with a peer has it copied.
     pub fn list(&self, chain: ChainId, after: Option<ChunkId>, limit: usize) -> Vec<(ChunkId, ChunkVersion)> {
-        Vec::new()
+        let index = self.log.index.read();
+        let all = index.chain_after(chain, after).take(limit);
+        all.map(|(chunk, entry)| match entry.health {
+            Health::Sound => (chunk, entry.version),
+            Health::Rotten | Health::Incomplete => (chunk, ChunkVersion::NONE),
+        })
+        .collect()
     }
 
     /// Chunks of an inode at or after `from` that are not tombstones.
     pub fn chunks_of(&self, chain: ChainId, inode: InodeId, from: ChunkIndex) -> Vec<ChunkId> {
-        Vec::new()
+        let index = self.log.index.read();
+        let after = from.0.checked_sub(1).map_or_else(
+            || ChunkId::new(InodeId(inode.0.saturating_sub(1)), ChunkIndex(u32::MAX)),
+            |before| ChunkId::new(inode, ChunkIndex(before)),
+        );
+        index
+            .chain_after(chain, Some(after))
+            .take_while(|(chunk, _)| chunk.inode == inode)
+            .filter(|(_, entry)| !entry.removed)
+            .map(|(chunk, _)| chunk)
+            .collect()
     }
 
     /// Version, size and digest; `deep` reads and hashes the data too.
     pub fn summarize(&self, chunk: ChunkId, deep: bool) -> Result<ChunkSummary, StoreError> {
-        Err(StoreError::Invalid {
-            chunk,
-            reason: "no such chunk".into(),
-        })
+        read::summarize(&self.log.index, chunk, deep)
     }
 
     /// Starts a staged copy of a chunk; one that was begun and not finished is dropped. The chunk itself stays as it is.
     pub fn install_begin(&self, chain: ChainId, chunk: ChunkId) -> Result<(), StoreError> {
-        Ok(())
+        self.check_chain(chain, chunk)?;
+        self.log.install_begin(chain, chunk)
     }
 
     /// Adds runs to the staged copy; payload as in [`ChunkRead`].
     pub fn install_part(&self, chunk: ChunkId, runs: &[BlockRun], payload: &Bytes) -> Result<(), StoreError> {
-        Ok(())
+        self.log.install_part(chunk, runs, payload)
     }
 
     /// The staged copy takes the chunk's place, all or nothing.
@@ -132,35 +327,69 @@ impl ChunkStore {
         version: ChunkVersion,
         remembered: &[(RequestId, ChunkVersion)],
     ) -> Result<(), StoreError> {
-        Ok(())
+        self.log.install_finish(chain, chunk, version, remembered)
     }
 
     /// Forgets a chunk with its version: the predecessor does not know it.
     pub fn drop_chunk(&self, chain: ChainId, chunk: ChunkId) -> Result<(), StoreError> {
-        Ok(())
+        self.check_chain(chain, chunk)?;
+        let draft = Draft {
+            kind: Kind::Drop,
+            ..Draft::state(chain, chunk, ChunkVersion::NONE)
+        };
+        self.log
+            .append_state(draft, |_, _, index| {
+                index.get(chunk).map(|_| (Vec::new(), Effect::Drop))
+            })
+            .map(drop)
     }
 
     /// Forgets up to `limit` tombstones of a chain whose version is at most `up_to`.
     pub fn forget_tombstones(&self, chain: ChainId, up_to: ChunkVersion, limit: usize) -> Result<u64, StoreError> {
-        Ok(0)
+        let old: Vec<ChunkId> = {
+            let index = self.log.index.read();
+            let all = index.chain_after(chain, None);
+            all.filter(|(_, entry)| entry.removed && entry.version <= up_to)
+                .map(|(chunk, _)| chunk)
+                .take(limit)
+                .collect()
+        };
+        let mut forgotten = 0;
+        for chunk in old {
+            let draft = Draft {
+                kind: Kind::Drop,
+                ..Draft::state(chain, chunk, ChunkVersion::NONE)
+            };
+            forgotten += u64::from(self.log.append_state(draft, |_, _, index| {
+                let entry = index.get(chunk)?;
+                (entry.removed && entry.version <= up_to).then(|| (Vec::new(), Effect::Drop))
+            })?);
+        }
+        Ok(forgotten)
     }
 
     pub fn usage(&self) -> Usage {
-        Usage::default()
+        let total_bytes = self.log.lock().total_bytes(&self.log.geometry);
+        let index = self.log.index.read();
+        Usage {
+            total_bytes,
+            used_bytes: index.live_bytes(),
+            chunks: index.live_chunks(),
+        }
     }
 
     /// Why the store takes nothing more, if so.
     pub fn fault(&self) -> Option<String> {
-        None
+        self.log.fault()
     }
 
     /// One bounded step of checkpointing and compaction, for a background task.
     pub fn maintain(&self) -> Result<MaintainReport, StoreError> {
-        Ok(MaintainReport::default())
+        self.log.maintain()
     }
 
     /// Checkpoint and sync, so that the next start is quick. The store stays usable.
     pub fn close(&self) -> Result<(), StoreError> {
-        Ok(())
+        self.log.checkpoint()
     }
 }

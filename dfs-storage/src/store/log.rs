@@ -1,0 +1,641 @@
+//! The log: places in segments, writes into them, one order for all, one sync for all who wait.
+//!
+//! A place (segment, offset, LSN) is reserved under a short lock; bytes are written outside it, several at a time. Records are
+//! *published* to the index strictly in LSN order, and [`Log::append`] returns only when its own is: so all that was
+//! answered is a prefix of the log without holes, and a crash can only ever cut off its end. What was synced is a
+//! prefix of that. Any failed write or sync poisons the log for good: after one, nobody knows what is on the medium.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::io;
+use std::sync::Arc;
+
+use dfs_common::{BlockIndex, ChainId, ChunkId, ChunkVersion, ClusterId, RequestId, StorageId};
+use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
+
+use super::error::StoreError;
+use super::format::{
+    DATA_START, Kind, Lsn, RECORD_ALIGN_BYTES, RecordHeader, SegmentHeader, SegmentState, Sequence, record_length_bytes,
+};
+use super::index::{Effect, Extent, Index, Publication, Sealed, Segment, SegmentFile};
+use crate::disk::{Disk, DiskFile, Preallocate};
+
+/// Segments that only removing, truncating and compaction may begin, so that a full store can always be emptied.
+pub(super) const RESERVE_SEGMENTS: u32 = 2;
+
+/// File whose presence says that an earlier run saw an I/O error.
+pub(super) const POISON_FILE: &str = "poisoned";
+
+/// What may use the last segments.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Urgency {
+    /// Adds data: answered `NoSpace` while there is still the reserve.
+    Data,
+    /// Frees space, or is needed to.
+    Essential,
+}
+
+/// A record to be appended; `blocks`, `first` and `last_length_bytes` as in [`RecordHeader`].
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Draft {
+    pub(super) kind: Kind,
+    pub(super) chain: ChainId,
+    pub(super) chunk: ChunkId,
+    pub(super) version: ChunkVersion,
+    pub(super) id: RequestId,
+    pub(super) first: BlockIndex,
+    pub(super) blocks: u32,
+    pub(super) last_length_bytes: u32,
+    pub(super) urgency: Urgency,
+}
+
+struct Pending {
+    done: Option<Publication>,
+}
+
+/// A segment that holds bytes which no sync has covered yet.
+struct Dirty {
+    file: Arc<SegmentFile>,
+    /// Last record in it, once nothing more is appended.
+    last: Option<Lsn>,
+}
+
+/// A segment ready to be begun.
+pub(super) struct FreeSegment {
+    pub(super) slot: u32,
+    pub(super) file: Arc<dyn DiskFile>,
+}
+
+/// Blocks that came in for a chunk's new copy.
+#[derive(Debug)]
+pub(super) struct Staged {
+    pub(super) chain: ChainId,
+    pub(super) extents: BTreeMap<u32, Extent>,
+}
+
+pub(super) struct State {
+    active: Arc<SegmentFile>,
+    offset: u32,
+    /// First LSN in the active segment, or of the oldest pending record's segment: where a replay must begin.
+    next: Lsn,
+    pub(super) published: Lsn,
+    pub(super) durable: Lsn,
+    pending: VecDeque<Pending>,
+    /// Segment of each pending record, oldest first.
+    pending_sequences: VecDeque<Sequence>,
+    pending_chunks: HashMap<ChunkId, (u32, ChunkVersion)>,
+    /// Nobody else may reserve for this chunk: its whole state is being written.
+    frozen: Option<ChunkId>,
+    dirty: Vec<Dirty>,
+    syncing: bool,
+    pub(super) free: VecDeque<FreeSegment>,
+    /// Emptied segments that a reader may still hold.
+    pub(super) retiring: Vec<Arc<SegmentFile>>,
+    /// Segment files that exist.
+    pub(super) slots: u32,
+    pub(super) next_slot: u32,
+    next_sequence: Sequence,
+    fault: Option<String>,
+    /// The disk itself was full when a segment was to be made.
+    pub(super) disk_full: bool,
+    pub(super) since_checkpoint_bytes: u64,
+    pub(super) since_maintain_bytes: u64,
+    pub(super) staged: HashMap<ChunkId, Staged>,
+}
+
+/// Where recovery left off.
+pub(super) struct Start {
+    /// Goes on in this segment at this offset, if the log's end is clean.
+    pub(super) active: Option<(Arc<SegmentFile>, u32)>,
+    pub(super) next: Lsn,
+    pub(super) last: Lsn,
+    pub(super) free: VecDeque<FreeSegment>,
+    pub(super) slots: u32,
+    pub(super) next_slot: u32,
+    pub(super) next_sequence: Sequence,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Geometry {
+    pub(super) cluster: ClusterId,
+    pub(super) node: StorageId,
+    pub(super) segment_size_bytes: u32,
+    pub(super) max_slots: u32,
+}
+
+pub(super) struct Log {
+    disk: Arc<dyn Disk>,
+    pub(super) geometry: Geometry,
+    state: Mutex<State>,
+    changed: Condvar,
+    pub(super) index: RwLock<Index>,
+    /// Held (shared) from a staged block's append until it is counted, and (alone) while a segment is given up.
+    pub(super) staging: RwLock<()>,
+    /// One step of maintenance at a time.
+    pub(super) maintenance: Mutex<()>,
+    pub(super) checkpoint_interval_bytes: u64,
+}
+
+struct Place {
+    file: Arc<SegmentFile>,
+    offset: u32,
+    lsn: Lsn,
+    durable: Lsn,
+    before: ChunkVersion,
+}
+
+pub(super) fn segment_name(slot: u32) -> String {
+    format!("segment-{slot:08}")
+}
+
+pub(super) fn segment_slot(name: &str) -> Option<u32> {
+    let digits = name.strip_prefix("segment-")?;
+    (digits.len() == 8).then(|| digits.parse().ok()).flatten()
+}
+
+impl Log {
+    pub(super) fn new(
+        disk: Arc<dyn Disk>,
+        geometry: Geometry,
+        mut index: Index,
+        start: Start,
+        checkpoint_interval_bytes: u64,
+    ) -> Result<Self, StoreError> {
+        let mut free = start.free;
+        let (mut slots, mut next_slot) = (start.slots, start.next_slot);
+        // The reserve is real: made now, so that a disk that others fill can not take it away.
+        let wanted = RESERVE_SEGMENTS as usize + usize::from(start.active.is_none());
+        while free.len() < wanted && slots < geometry.max_slots {
+            let file = disk
+                .create(
+                    &segment_name(next_slot),
+                    u64::from(geometry.segment_size_bytes),
+                    Preallocate::Reserve,
+                )
+                .map_err(|error| StoreError::io("making the first log segments", error))?;
+            free.push_back(FreeSegment { slot: next_slot, file });
+            slots += 1;
+            next_slot += 1;
+        }
+        let mut next_sequence = start.next_sequence;
+        let (active, offset) = match start.active {
+            Some(active) => active,
+            None => {
+                let segment = free.pop_front().ok_or(StoreError::NoSpace {
+                    used_bytes: index.live_bytes(),
+                    total_bytes: u64::from(geometry.max_slots) * u64::from(geometry.segment_size_bytes),
+                })?;
+                let header = SegmentHeader {
+                    cluster: geometry.cluster,
+                    node: geometry.node,
+                    slot: segment.slot,
+                    state: SegmentState::Used,
+                    sequence: next_sequence,
+                    first: start.next,
+                    previous: start.last,
+                    durable: start.last,
+                };
+                // Synced: from here on it says where the log before it ends.
+                segment
+                    .file
+                    .write_at(0, &[&header.encode()])
+                    .and_then(|()| segment.file.sync_data())
+                    .map_err(|error| StoreError::io("beginning a log segment", error))?;
+                let file = Arc::new(SegmentFile {
+                    slot: segment.slot,
+                    sequence: next_sequence,
+                    file: segment.file,
+                });
+                next_sequence.0 += 1;
+                index.segments.insert(file.sequence, Segment::new(Arc::clone(&file)));
+                (file, DATA_START)
+            }
+        };
+        Ok(Self {
+            disk,
+            geometry,
+            state: Mutex::new(State {
+                dirty: vec![Dirty {
+                    file: Arc::clone(&active),
+                    last: None,
+                }],
+                active,
+                offset,
+                next: start.next,
+                published: start.last,
+                durable: start.last,
+                pending: VecDeque::new(),
+                pending_sequences: VecDeque::new(),
+                pending_chunks: HashMap::new(),
+                frozen: None,
+                syncing: false,
+                free,
+                retiring: Vec::new(),
+                slots,
+                next_slot,
+                next_sequence,
+                fault: None,
+                disk_full: false,
+                since_checkpoint_bytes: 0,
+                since_maintain_bytes: 0,
+                staged: HashMap::new(),
+            }),
+            changed: Condvar::new(),
+            index: RwLock::new(index),
+            staging: RwLock::new(()),
+            maintenance: Mutex::new(()),
+            checkpoint_interval_bytes,
+        })
+    }
+
+    pub(super) fn disk(&self) -> &dyn Disk {
+        &*self.disk
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock()
+    }
+
+    pub(super) fn fault(&self) -> Option<String> {
+        self.lock().fault.clone()
+    }
+
+    /// Takes nothing more from here on. The first reason is the one that counts.
+    pub(super) fn poison(&self, doing: &str, error: &io::Error) -> StoreError {
+        let reason = self.poison_locked(&mut self.lock(), doing, error);
+        self.mark_poisoned(&reason);
+        StoreError::Poisoned { reason }
+    }
+
+    fn poison_locked(&self, state: &mut State, doing: &str, error: &io::Error) -> String {
+        let reason = state.fault.get_or_insert_with(|| format!("{doing}: {error}")).clone();
+        self.changed.notify_all();
+        reason
+    }
+
+    /// The next start must know too: pages that never reached the medium may look fine from memory.
+    fn mark_poisoned(&self, reason: &str) {
+        if let Err(error) = self.disk.replace(POISON_FILE, &[reason.as_bytes()]) {
+            tracing::error!(%error, "the store's fault can not be recorded on its own disk");
+        }
+    }
+
+    pub(super) fn largest_record_bytes(&self) -> usize {
+        (self.geometry.segment_size_bytes - DATA_START) as usize
+    }
+
+    /// Appends one record whose effect follows from its place alone.
+    pub(super) fn append(
+        &self,
+        draft: &Draft,
+        meta: &[u8],
+        payload: &[u8],
+        effect: impl FnOnce(&Arc<SegmentFile>, u32) -> Effect,
+    ) -> Result<(), StoreError> {
+        let mut state = self.lock();
+        self.wait_for(&mut state, |state| state.frozen != Some(draft.chunk))?;
+        let length = record_length_bytes(meta.len(), payload.len());
+        let place = self.reserve(&mut state, draft, length)?;
+        drop(state);
+        let effect = effect(&place.file, place.offset);
+        self.write(draft, &place, meta, payload, effect)
+    }
+
+    /// Appends a record that depends on the chunk as it is at that point of the log: `build` sees it with nothing of
+    /// that chunk pending, and gives the record's meta and effect, or `None` to append nothing.
+    pub(super) fn append_state(
+        &self,
+        mut draft: Draft,
+        build: impl FnOnce(&mut Draft, &mut State, &Index) -> Option<(Vec<u8>, Effect)>,
+    ) -> Result<bool, StoreError> {
+        let chunk = draft.chunk;
+        let mut state = self.lock();
+        self.wait_for(&mut state, |state| state.frozen.is_none())?;
+        state.frozen = Some(chunk);
+        let ready = self.wait_for(&mut state, |state| !state.pending_chunks.contains_key(&chunk));
+        let place = ready.and_then(|()| {
+            let built = build(&mut draft, &mut state, &self.index.read());
+            built
+                .map(|(meta, effect)| {
+                    let place = self.reserve(&mut state, &draft, record_length_bytes(meta.len(), 0))?;
+                    Ok((place, meta, effect))
+                })
+                .transpose()
+        });
+        state.frozen = None;
+        self.changed.notify_all();
+        drop(state);
+        match place? {
+            None => Ok(false),
+            Some((place, meta, effect)) => self.write(&draft, &place, &meta, &[], effect).map(|()| true),
+        }
+    }
+
+    fn wait_for(&self, state: &mut MutexGuard<'_, State>, ready: impl Fn(&State) -> bool) -> Result<(), StoreError> {
+        loop {
+            state.check()?;
+            if ready(state) {
+                return Ok(());
+            }
+            self.changed.wait(state);
+        }
+    }
+
+    fn reserve(&self, state: &mut State, draft: &Draft, length: usize) -> Result<Place, StoreError> {
+        state.check()?;
+        if length > self.largest_record_bytes() {
+            return Err(StoreError::Invalid {
+                chunk: draft.chunk,
+                reason: format!("a record of {length} bytes does not fit a log segment"),
+            });
+        }
+        if state.offset as usize + length > self.geometry.segment_size_bytes as usize {
+            self.next_segment(state, draft.urgency)?;
+        }
+        let lsn = state.next;
+        let before = state
+            .pending_chunks
+            .get(&draft.chunk)
+            .map_or_else(
+                || self.index.read().get(draft.chunk).map(|entry| entry.version),
+                |&(_, version)| Some(version),
+            )
+            .unwrap_or_default();
+        // Data records do not move the chunk's version.
+        let after = if draft.kind == Kind::Data {
+            before
+        } else {
+            draft.version
+        };
+        let entry = state.pending_chunks.entry(draft.chunk).or_default();
+        *entry = (entry.0 + 1, after);
+        state.pending.push_back(Pending { done: None });
+        let place = Place {
+            file: Arc::clone(&state.active),
+            offset: state.offset,
+            lsn,
+            durable: state.durable,
+            before,
+        };
+        state.pending_sequences.push_back(state.active.sequence);
+        state.next.0 += 1;
+        state.offset += length as u32;
+        state.since_checkpoint_bytes += length as u64;
+        state.since_maintain_bytes += length as u64;
+        Ok(place)
+    }
+
+    fn no_space(&self, state: &State) -> StoreError {
+        StoreError::NoSpace {
+            used_bytes: self.index.read().live_bytes(),
+            total_bytes: state.total_bytes(&self.geometry),
+        }
+    }
+
+    fn next_segment(&self, state: &mut State, urgency: Urgency) -> Result<(), StoreError> {
+        let keep = if urgency == Urgency::Data { RESERVE_SEGMENTS } else { 0 };
+        if state.available(&self.geometry) <= keep {
+            return Err(self.no_space(state));
+        }
+        // A new one is made while the reserve is all that is left on the free list.
+        let must_make = state.free.len() as u32 <= keep;
+        if must_make {
+            let segment = self.make_segment(state, Preallocate::Reserve)?;
+            state.free.push_front(segment);
+        }
+        let Some(segment) = state.free.pop_front() else {
+            return Err(self.no_space(state));
+        };
+        let previous = Lsn(state.next.0 - 1);
+        let header = SegmentHeader {
+            cluster: self.geometry.cluster,
+            node: self.geometry.node,
+            slot: segment.slot,
+            state: SegmentState::Used,
+            sequence: state.next_sequence,
+            first: state.next,
+            previous,
+            durable: state.durable,
+        };
+        if let Err(error) = segment.file.write_at(0, &[&header.encode()]) {
+            let reason = self.poison_locked(state, "beginning a log segment", &error);
+            return Err(StoreError::Poisoned { reason });
+        }
+        let file = Arc::new(SegmentFile {
+            slot: segment.slot,
+            sequence: state.next_sequence,
+            file: segment.file,
+        });
+        state.next_sequence.0 += 1;
+        {
+            let mut index = self.index.write();
+            if let Some(old) = index.segments.get_mut(&state.active.sequence) {
+                old.sealed = Some(Sealed {
+                    end: state.offset,
+                    last: previous,
+                });
+            }
+            index.segments.insert(file.sequence, Segment::new(Arc::clone(&file)));
+        }
+        if let Some(dirty) = state.dirty.iter_mut().find(|dirty| dirty.last.is_none()) {
+            dirty.last = Some(previous);
+        }
+        state.dirty.push(Dirty {
+            file: Arc::clone(&file),
+            last: None,
+        });
+        state.active = file;
+        state.offset = DATA_START;
+        Ok(())
+    }
+
+    /// Makes one more segment file.
+    pub(super) fn make_segment(&self, state: &mut State, how: Preallocate) -> Result<FreeSegment, StoreError> {
+        if state.slots >= self.geometry.max_slots {
+            return Err(self.no_space(state));
+        }
+        let slot = state.next_slot;
+        match self
+            .disk
+            .create(&segment_name(slot), u64::from(self.geometry.segment_size_bytes), how)
+        {
+            Ok(file) => {
+                state.slots += 1;
+                state.next_slot += 1;
+                state.disk_full = false;
+                Ok(FreeSegment { slot, file })
+            }
+            Err(error) if is_full(&error) => {
+                state.disk_full = true;
+                Err(self.no_space(state))
+            }
+            Err(error) => {
+                let reason = self.poison_locked(state, "making a log segment", &error);
+                Err(StoreError::Poisoned { reason })
+            }
+        }
+    }
+
+    fn write(
+        &self,
+        draft: &Draft,
+        place: &Place,
+        meta: &[u8],
+        payload: &[u8],
+        effect: Effect,
+    ) -> Result<(), StoreError> {
+        let header = RecordHeader {
+            kind: draft.kind,
+            chain: draft.chain,
+            chunk: draft.chunk,
+            lsn: place.lsn,
+            durable: place.durable,
+            version: draft.version,
+            before: place.before,
+            id: draft.id,
+            first: draft.first,
+            blocks: draft.blocks,
+            last_length_bytes: draft.last_length_bytes,
+            meta_length_bytes: meta.len() as u32,
+            payload_length_bytes: payload.len() as u32,
+        };
+        let head = header.encode(place.file.sequence, place.offset, meta);
+        let padding = [0; RECORD_ALIGN_BYTES];
+        let used = head.len() + meta.len() + payload.len();
+        let parts = [&head[..], meta, payload, &padding[..header.length_bytes() - used]];
+        let written = place.file.file.write_at(u64::from(place.offset), &parts);
+        if let Err(error) = written {
+            return Err(self.poison("writing to the log", &error));
+        }
+        let publication = Publication {
+            chain: draft.chain,
+            chunk: draft.chunk,
+            lsn: place.lsn,
+            sequence: place.file.sequence,
+            version: draft.version,
+            id: draft.id,
+            effect,
+        };
+        self.complete(place.lsn, publication)
+    }
+
+    /// Publishes what is complete from the front, and waits until `lsn` is.
+    fn complete(&self, lsn: Lsn, publication: Publication) -> Result<(), StoreError> {
+        let mut state = self.lock();
+        let at = (lsn.0 + state.pending.len() as u64 - state.next.0) as usize;
+        if let Some(pending) = state.pending.get_mut(at) {
+            pending.done = Some(publication);
+        }
+        if at == 0 {
+            let mut index = self.index.write();
+            while let Some(publication) = state.pending.front_mut().and_then(|pending| pending.done.take()) {
+                state.pending.pop_front();
+                state.pending_sequences.pop_front();
+                state.published = publication.lsn;
+                if let Some(count) = state.pending_chunks.get_mut(&publication.chunk) {
+                    count.0 -= 1;
+                    if count.0 == 0 {
+                        state.pending_chunks.remove(&publication.chunk);
+                    }
+                }
+                index.publish(publication);
+            }
+            drop(index);
+            self.changed.notify_all();
+        }
+        while state.published < lsn {
+            state.check()?;
+            self.changed.wait(&mut state);
+        }
+        Ok(())
+    }
+
+    /// Makes all that is published durable. One runs at a time; who comes during it waits for the next.
+    pub(super) fn sync(&self) -> Result<Lsn, StoreError> {
+        let mut state = self.lock();
+        let target = state.published;
+        loop {
+            state.check()?;
+            if state.durable >= target {
+                return Ok(state.durable);
+            }
+            if !state.syncing {
+                break;
+            }
+            self.changed.wait(&mut state);
+        }
+        state.syncing = true;
+        let upto = state.published;
+        let files: Vec<_> = state.dirty.iter().map(|dirty| Arc::clone(&dirty.file)).collect();
+        drop(state);
+        // Oldest first, so that what a crash in between leaves is a prefix as far as the disk allows.
+        let result = files.iter().try_for_each(|file| file.file.sync_data());
+        let mut state = self.lock();
+        state.syncing = false;
+        match result {
+            Ok(()) => {
+                state.durable = upto;
+                state.dirty.retain(|dirty| dirty.last.is_none_or(|last| last > upto));
+                self.changed.notify_all();
+                Ok(upto)
+            }
+            Err(error) => {
+                let reason = self.poison_locked(&mut state, "syncing the log", &error);
+                drop(state);
+                self.mark_poisoned(&reason);
+                Err(StoreError::Poisoned { reason })
+            }
+        }
+    }
+}
+
+impl Segment {
+    pub(super) const fn new(file: Arc<SegmentFile>) -> Self {
+        Self {
+            file,
+            live_bytes: 0,
+            sealed: None,
+            staged: 0,
+            rotten: false,
+        }
+    }
+}
+
+impl State {
+    pub(super) fn check(&self) -> Result<(), StoreError> {
+        match &self.fault {
+            None => Ok(()),
+            Some(reason) => Err(StoreError::Poisoned { reason: reason.clone() }),
+        }
+    }
+
+    /// Segments that can still be begun.
+    pub(super) fn available(&self, geometry: &Geometry) -> u32 {
+        let unmade = if self.disk_full {
+            0
+        } else {
+            geometry.max_slots.saturating_sub(self.slots)
+        };
+        self.free.len() as u32 + unmade
+    }
+
+    pub(super) fn total_bytes(&self, geometry: &Geometry) -> u64 {
+        let slots = if self.disk_full { self.slots } else { geometry.max_slots };
+        u64::from(slots.saturating_sub(RESERVE_SEGMENTS)) * u64::from(geometry.segment_size_bytes - DATA_START)
+    }
+
+    /// Where a replay must begin so that it meets every record that is not published yet.
+    pub(super) fn replay_from(&self) -> Sequence {
+        self.pending_sequences.front().copied().unwrap_or(self.active.sequence)
+    }
+
+    pub(super) fn active_sequence(&self) -> Sequence {
+        self.active.sequence
+    }
+}
+
+pub(super) fn is_full(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge
+    )
+}

@@ -1,0 +1,348 @@
+//! Checkpoints and compaction, a bounded step at a time.
+//!
+//! A segment is emptied by copying its live blocks to the log's end (`Data`) and then saying, in one `State` record a chunk, where the whole
+//! chunk now is. That record also replaces every older record of its chunk, so nothing in the emptied segment counts any
+//! more, not even for a rebuild without checkpoint. Only after a sync of all that does the segment's header say
+//! `Free`, and only when no reader holds it any more. A crash at any point leaves the old blocks, or both, never none.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use dfs_common::wire::storage::BlockRun;
+use dfs_common::{ChainId, ChunkId, ChunkVersion};
+
+use super::checkpoint::{self, CHECKPOINT_FILE, Chunks, SegmentEntry};
+use super::error::StoreError;
+use super::format::{DATA_START, Kind, SEGMENT_HEADER_BYTES, SegmentHeader, SegmentHeaderRead, Sequence};
+use super::index::{Effect, Extent, Sealed, SegmentFile};
+use super::log::{Draft, FreeSegment, Log, RESERVE_SEGMENTS, Urgency, is_full, segment_name};
+use super::read::read_extent;
+use super::recovery::free_header;
+use super::scan::scan;
+use super::types::MaintainReport;
+use crate::disk::Preallocate;
+
+/// A segment is worth emptying when less of it than this lives.
+const COMPACT_BELOW_PERCENT: u64 = 50;
+
+/// The same when space runs out: then any gain counts.
+const COMPACT_BELOW_PERCENT_WHEN_FULL: u64 = 95;
+
+/// Space is short when no more segments than this, beside the reserve, can be begun.
+const SHORT_SEGMENTS: u32 = 1;
+
+struct Victim {
+    file: Arc<SegmentFile>,
+    sealed: Sealed,
+    live_bytes: u64,
+}
+
+/// An extent and where its blocks were copied to.
+struct Moved {
+    from: Extent,
+    to: Extent,
+}
+
+impl Moved {
+    /// Where (a part of) the old extent is now.
+    fn redirect(&self, extent: &Extent) -> Option<Extent> {
+        let same = extent.offset == self.from.offset
+            && extent.version == self.from.version
+            && extent.first >= self.from.first
+            && extent.end() <= self.from.end();
+        same.then(|| self.to.cut(extent.first.0, extent.end())).flatten()
+    }
+}
+
+impl Log {
+    pub(super) fn maintain(&self) -> Result<MaintainReport, StoreError> {
+        let _one = self.maintenance.lock();
+        let mut report = MaintainReport::default();
+        let due = {
+            let mut state = self.lock();
+            state.check()?;
+            // Perhaps somebody made room on the disk.
+            state.disk_full = false;
+            state.since_checkpoint_bytes >= self.checkpoint_interval_bytes
+        };
+        report.reclaimed_bytes += self.retire()?;
+        if due {
+            self.write_checkpoint()?;
+            report.checkpointed = true;
+        } else if let Some(victim) = self.victim()? {
+            let sequence = victim.file.sequence;
+            report.moved_bytes = victim.live_bytes;
+            if self.compact(victim)? {
+                report.compacted = Some(sequence.0);
+            }
+            report.reclaimed_bytes += self.retire()?;
+        } else {
+            self.prepare_segment()?;
+        }
+        report.more = self.victim()?.is_some();
+        Ok(report)
+    }
+
+    /// One zeroed segment ahead of need, if the log is quiet enough for it: a sync into written blocks is a third
+    /// faster than one that must also commit extents. Under a heavy stream the copy would cost more than it gains.
+    fn prepare_segment(&self) -> Result<(), StoreError> {
+        let mut state = self.lock();
+        let quiet = state.since_maintain_bytes < u64::from(self.geometry.segment_size_bytes) / 4
+            && state.since_maintain_bytes > 0;
+        state.since_maintain_bytes = 0;
+        let wanted = state.free.len() as u32 <= RESERVE_SEGMENTS && state.slots < self.geometry.max_slots;
+        if !(quiet && wanted) {
+            return Ok(());
+        }
+        let slot = state.next_slot;
+        state.next_slot += 1;
+        state.slots += 1;
+        drop(state);
+        let size = u64::from(self.geometry.segment_size_bytes);
+        let made = self.disk().create(&segment_name(slot), size, Preallocate::Zero);
+        match made {
+            Ok(file) => {
+                self.lock().free.push_front(FreeSegment { slot, file });
+                Ok(())
+            }
+            Err(error) if is_full(&error) => {
+                let mut state = self.lock();
+                state.slots -= 1;
+                state.disk_full = true;
+                Ok(())
+            }
+            Err(error) => Err(self.poison("making a log segment", &error)),
+        }
+    }
+
+    /// The segment with least alive in it, if it is worth the work.
+    fn victim(&self) -> Result<Option<Victim>, StoreError> {
+        let state = self.lock();
+        let (durable, active) = (state.durable, state.active_sequence());
+        let short = state.available(&self.geometry) <= RESERVE_SEGMENTS + SHORT_SEGMENTS;
+        let percent = if short {
+            COMPACT_BELOW_PERCENT_WHEN_FULL
+        } else {
+            COMPACT_BELOW_PERCENT
+        };
+        drop(state);
+        let limit = u64::from(self.geometry.segment_size_bytes - DATA_START) * percent / 100;
+        let index = self.index.read();
+        let best = index
+            .segments
+            .iter()
+            .filter(|(sequence, segment)| {
+                **sequence != active && segment.staged == 0 && !segment.rotten && segment.live_bytes < limit
+            })
+            .filter_map(|(_, segment)| {
+                segment.sealed.map(|sealed| Victim {
+                    file: Arc::clone(&segment.file),
+                    sealed,
+                    live_bytes: segment.live_bytes,
+                })
+            })
+            .min_by_key(|victim| victim.live_bytes);
+        drop(index);
+        if best.as_ref().is_some_and(|victim| victim.sealed.last > durable) {
+            self.sync()?;
+        }
+        Ok(best)
+    }
+
+    fn mark_rotten(&self, sequence: Sequence) {
+        if let Some(segment) = self.index.write().segments.get_mut(&sequence) {
+            segment.rotten = true;
+        }
+    }
+
+    /// Chunks that have records in a segment; `None` if it is damaged.
+    fn chunks_in(&self, victim: &Victim) -> Result<Option<BTreeMap<ChunkId, ChainId>>, StoreError> {
+        let mut bytes = vec![0; victim.sealed.end as usize];
+        victim
+            .file
+            .file
+            .read_at(0, &mut bytes)
+            .map_err(|error| StoreError::io(format!("reading {}", segment_name(victim.file.slot)), error))?;
+        let SegmentHeaderRead::Header(header) = SegmentHeader::decode(&bytes[..SEGMENT_HEADER_BYTES]) else {
+            return Ok(None);
+        };
+        let scanned = scan(&bytes, victim.file.sequence, header.first);
+        let whole = scanned.end == victim.sealed.end && scanned.damage.is_empty();
+        Ok(whole.then(|| {
+            scanned
+                .records
+                .iter()
+                .map(|record| (record.header.chunk, record.header.chain))
+                .collect()
+        }))
+    }
+
+    /// Empties a segment; `false` if it must be left as it is.
+    fn compact(&self, victim: Victim) -> Result<bool, StoreError> {
+        let sequence = victim.file.sequence;
+        let Some(chunks) = self.chunks_in(&victim)? else {
+            tracing::warn!(
+                segment = victim.file.slot,
+                "damage found while compacting: the segment is left as it is"
+            );
+            self.mark_rotten(sequence);
+            return Ok(false);
+        };
+        for (chunk, chain) in chunks {
+            match self.move_chunk(&victim.file, chain, chunk) {
+                Ok(()) => {}
+                Err(StoreError::Corrupt { chunk, block }) => {
+                    tracing::warn!(%chunk, %block, segment = victim.file.slot, "rot found while compacting");
+                    self.mark_rotten(sequence);
+                    return Ok(false);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        drop(victim);
+        self.sync()?;
+        let _staging = self.staging.write();
+        let mut state = self.lock();
+        let mut index = self.index.write();
+        let empty = index
+            .segments
+            .get(&sequence)
+            .is_some_and(|segment| segment.live_bytes == 0 && segment.staged == 0);
+        if let Some(segment) = empty.then(|| index.segments.remove(&sequence)).flatten() {
+            state.retiring.push(segment.file);
+        }
+        Ok(empty)
+    }
+
+    /// After this nothing in the segment counts for the chunk.
+    fn move_chunk(&self, file: &Arc<SegmentFile>, chain: ChainId, chunk: ChunkId) -> Result<(), StoreError> {
+        let sequence = file.sequence;
+        let here: Vec<Extent> = self.index.read().get(chunk).map_or_else(Vec::new, |entry| {
+            let of_segment = |extent: &&Extent| extent.sequence == sequence;
+            entry.extents.iter().filter(of_segment).copied().collect()
+        });
+        let mut moved = Vec::with_capacity(here.len());
+        for from in here {
+            let run = BlockRun {
+                first: from.first,
+                blocks: u32::from(from.blocks),
+                last_length_bytes: u32::from(from.last_length_bytes),
+                version: from.version,
+            };
+            let mut payload = vec![0; run.payload_size_bytes()];
+            read_extent(chunk, &from, file, &mut payload)?;
+            let to = self.append_data(chain, chunk, &run, &payload, Urgency::Essential)?;
+            moved.push(Moved { from, to });
+        }
+        let mut lost = None;
+        self.append_state(Draft::state(chain, chunk, ChunkVersion::NONE), |draft, _, index| {
+            let Some(entry) = index.get(chunk) else {
+                // Older records of a forgotten chunk must stay forgotten.
+                let older = index.segments.range(..sequence).next().is_some();
+                draft.kind = Kind::Drop;
+                return older.then(|| (Vec::new(), Effect::Drop));
+            };
+            if entry.base > sequence && entry.extents.iter().all(|extent| extent.sequence != sequence) {
+                return None;
+            }
+            draft.version = entry.version;
+            draft.chain = index.chain_of(chunk).unwrap_or(chain);
+            let mut entry = entry.clone();
+            for extent in entry.extents.iter_mut().filter(|extent| extent.sequence == sequence) {
+                match moved.iter().find_map(|moved| moved.redirect(extent)) {
+                    Some(to) => *extent = to,
+                    None => lost = Some(extent.first),
+                }
+            }
+            if lost.is_some() {
+                return None;
+            }
+            Some((entry.to_state(), Effect::State(entry)))
+        })?;
+        match lost {
+            None => Ok(()),
+            Some(block) => Err(StoreError::Corrupt { chunk, block }),
+        }
+    }
+
+    /// Gives emptied segments that nobody reads any more back for use.
+    fn retire(&self) -> Result<u64, StoreError> {
+        let (ready, durable) = {
+            let mut state = self.lock();
+            let (ready, held): (Vec<_>, Vec<_>) = std::mem::take(&mut state.retiring)
+                .into_iter()
+                .partition(|file| Arc::strong_count(file) == 1);
+            state.retiring = held;
+            (ready, state.durable)
+        };
+        for file in &ready {
+            let header = free_header(&self.geometry, file.slot, file.sequence, durable).encode();
+            file.file
+                .write_at(0, &[&header])
+                .and_then(|()| file.file.sync_data())
+                .map_err(|error| self.poison("giving back a log segment", &error))?;
+            let segment = FreeSegment {
+                slot: file.slot,
+                file: Arc::clone(&file.file),
+            };
+            self.lock().free.push_front(segment);
+        }
+        Ok(ready.len() as u64 * u64::from(self.geometry.segment_size_bytes))
+    }
+
+    /// Checkpoint now.
+    pub(super) fn checkpoint(&self) -> Result<(), StoreError> {
+        let _one = self.maintenance.lock();
+        self.write_checkpoint()
+    }
+
+    fn write_checkpoint(&self) -> Result<(), StoreError> {
+        let (published, replay_from, appended) = {
+            let state = self.lock();
+            state.check()?;
+            (state.published, state.replay_from(), state.since_checkpoint_bytes)
+        };
+        let mut chunks = Chunks::default();
+        while chunks.take(&self.index.read()) {}
+        // What was copied may be newer than `published`: it must not be in a checkpoint before it is durable.
+        let durable = self.sync()?;
+        let next_sequence = Sequence(self.lock().active_sequence().0 + 1);
+        let segments = self
+            .index
+            .read()
+            .segments
+            .range(..replay_from)
+            .filter_map(|(&sequence, segment)| {
+                let entry = SegmentEntry {
+                    slot: segment.file.slot,
+                    sealed: segment.sealed?,
+                    rotten: segment.rotten,
+                };
+                Some((sequence, entry))
+            })
+            .collect();
+        let header = checkpoint::Header {
+            cluster: self.geometry.cluster,
+            node: self.geometry.node,
+            published,
+            durable,
+            replay_from,
+            next_sequence,
+        };
+        let [front, head, body] = checkpoint::encode(&header, &segments, chunks);
+        match self.disk().replace(CHECKPOINT_FILE, &[&front, &head, &body]) {
+            Ok(()) => {
+                let mut state = self.lock();
+                state.since_checkpoint_bytes = state.since_checkpoint_bytes.saturating_sub(appended);
+                Ok(())
+            }
+            // A cache that does not fit: the log alone is enough.
+            Err(error) if is_full(&error) => {
+                tracing::warn!(%error, "no room for a checkpoint: the next start reads more of the log");
+                self.lock().since_checkpoint_bytes = 0;
+                Ok(())
+            }
+            Err(error) => Err(self.poison("writing the checkpoint", &error)),
+        }
+    }
+}
