@@ -1,0 +1,129 @@
+//! One UDP socket of one process, with its identity.
+
+use std::collections::HashMap;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use dfs_common::wire::ALPN;
+use dfs_common::{ClusterId, NodeName};
+use dfs_crypto::{Credentials, tls};
+use parking_lot::Mutex;
+use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use quinn::{ClientConfig, ServerConfig, TokioRuntime, VarInt};
+use tokio_util::sync::CancellationToken;
+
+use crate::error::NetError;
+use crate::peer::{Peer, PeerInner};
+use crate::server::{self, Service};
+use crate::transport::{self, Transports};
+
+/// How long `close` waits for peers to hear of it.
+const CLOSE_WAIT: Duration = Duration::from_millis(200);
+
+/// Sends and receives for one process. Cheap to clone; all clones share the socket.
+#[derive(Clone, Debug)]
+pub struct Endpoint {
+    inner: Arc<EndpointInner>,
+}
+
+pub(crate) struct EndpointInner {
+    pub(crate) quic: quinn::Endpoint,
+    pub(crate) cluster: ClusterId,
+    pub(crate) name: NodeName,
+    address: SocketAddr,
+    transports: Transports,
+    client_crypto: Arc<QuicClientConfig>,
+    server_crypto: Arc<QuicServerConfig>,
+    peers: Mutex<HashMap<(NodeName, SocketAddr), Weak<PeerInner>>>,
+}
+
+impl std::fmt::Debug for EndpointInner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Endpoint({} at {})", self.name, self.address)
+    }
+}
+
+impl Endpoint {
+    /// Binds `listen` (port 0 picks one) under the identity of `credentials`.
+    ///
+    /// # Errors
+    /// `Bind` when the port is taken or the address is not this host's; `Credentials` when they make no TLS identity.
+    #[expect(clippy::unused_async, reason = "must run within a runtime, and says so by its signature")]
+    pub async fn bind(credentials: &Credentials, listen: SocketAddr) -> Result<Self, NetError> {
+        let bad = |error: &dyn std::fmt::Display| NetError::Credentials(error.to_string());
+        let server = tls::server_config(credentials, ALPN).map_err(|error| bad(&error))?;
+        let client = tls::client_config(credentials, ALPN).map_err(|error| bad(&error))?;
+        let server_crypto = Arc::new(QuicServerConfig::try_from(server).map_err(|error| bad(&error))?);
+        let client_crypto = Arc::new(QuicClientConfig::try_from(client).map_err(|error| bad(&error))?);
+        let socket = transport::socket(listen)?;
+        let fail = |error: std::io::Error| NetError::Bind { address: listen, reason: error.to_string() };
+        let server = ServerConfig::with_crypto(Arc::clone(&server_crypto) as _);
+        let quic = quinn::Endpoint::new(transport::endpoint_config(), Some(server), socket, Arc::new(TokioRuntime)).map_err(fail)?;
+        let address = quic.local_addr().map_err(fail)?;
+        let inner = EndpointInner {
+            quic,
+            cluster: credentials.cluster(),
+            name: credentials.name(),
+            address,
+            transports: Transports::new(),
+            client_crypto,
+            server_crypto,
+            peers: Mutex::new(HashMap::new()),
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// An endpoint that only asks: any free port, on all addresses.
+    pub async fn client(credentials: &Credentials) -> Result<Self, NetError> {
+        Self::bind(credentials, SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0))).await
+    }
+
+    #[must_use]
+    pub fn local_address(&self) -> SocketAddr {
+        self.inner.address
+    }
+
+    #[must_use]
+    pub fn name(&self) -> NodeName {
+        self.inner.name
+    }
+
+    /// A handle on another process. Connects when it is used; all handles on one peer share its connections.
+    #[must_use]
+    pub fn peer(&self, name: NodeName, address: SocketAddr) -> Peer {
+        let mut peers = self.inner.peers.lock();
+        if let Some(known) = peers.get(&(name, address)).and_then(Weak::upgrade) {
+            return Peer::from(known);
+        }
+        peers.retain(|_, peer| peer.strong_count() > 0);
+        let peer = Arc::new(PeerInner::new(Arc::clone(&self.inner), name, address));
+        peers.insert((name, address), Arc::downgrade(&peer));
+        Peer::from(peer)
+    }
+
+    /// Answers requests with `service` until `shutdown`.
+    pub async fn serve<S: Service>(&self, service: Arc<S>, shutdown: CancellationToken) {
+        server::serve(Arc::clone(&self.inner), service, shutdown).await;
+    }
+
+    /// Tells peers and stops.
+    pub async fn close(&self) {
+        self.inner.quic.close(VarInt::from_u32(0), b"closing");
+        let _ = tokio::time::timeout(CLOSE_WAIT, self.inner.quic.wait_idle()).await;
+    }
+}
+
+impl EndpointInner {
+    pub(crate) fn client_config(&self, toward: SocketAddr) -> ClientConfig {
+        let mut config = ClientConfig::new(Arc::clone(&self.client_crypto) as _);
+        config.transport_config(self.transports.toward(toward.ip()));
+        config
+    }
+
+    pub(crate) fn server_config(&self, toward: SocketAddr) -> ServerConfig {
+        let mut config = ServerConfig::with_crypto(Arc::clone(&self.server_crypto) as _);
+        config.transport_config(self.transports.toward(toward.ip()));
+        config
+    }
+}
