@@ -270,7 +270,18 @@ fn layouts_are_golden() {
 }
 
 const GOLDEN_3: [[u32; 3]; 6] = [[1, 2, 3], [2, 3, 1], [3, 1, 2], [1, 3, 2], [2, 1, 3], [3, 2, 1]];
-const GOLDEN_5: [[u32; 3]; 10] = [[0; 3]; 10];
+const GOLDEN_5: [[u32; 3]; 10] = [
+    [1, 5, 3],
+    [2, 1, 4],
+    [3, 2, 5],
+    [4, 3, 1],
+    [5, 4, 2],
+    [1, 2, 4],
+    [2, 3, 5],
+    [3, 4, 1],
+    [4, 5, 2],
+    [5, 1, 3],
+];
 
 #[test]
 fn layouts_are_balanced_and_spread_the_load_of_a_dead_node() {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dfs_common::wire::meta::{ChangeRequest, ClusterStatus, MetaRequest, MetaResponse, MetaStatus, SESSION_LEASE_MS};
-use dfs_common::wire::namespace::{NamespaceAnswer, NamespaceRead};
+use dfs_common::wire::namespace::NamespaceRead;
 use dfs_common::{Error, ErrorCode, MetaId, NodeName, Result, Role, RoutingVersion, SessionId, StorageId};
 use tracing::{info, warn};
 
@@ -183,12 +183,10 @@ async fn read(shared: &Shared, mut reads: Vec<NamespaceRead>) -> Result<MetaResp
     shared.consensus.read_barrier().await?;
     let usage = *shared.usage.borrow();
     // Point reads come from sled's cache in microseconds: cheaper than a change of threads.
-    let answers: Vec<Result<NamespaceAnswer>> = if long {
-        shared
-            .blocking(move |state| Ok(reads.iter().map(|read| state.read(read, usage)).collect()))
-            .await?
+    let answers = if long {
+        shared.blocking(move |state| Ok(state.read(&reads, usage))).await?
     } else {
-        reads.iter().map(|read| shared.state.read(read, usage)).collect()
+        shared.state.read(&reads, usage)
     };
     Ok(MetaResponse::Read(answers))
 }
@@ -211,7 +209,7 @@ async fn routing(shared: &Shared, known: RoutingVersion, wait: Duration) -> Resu
 
 async fn status(shared: &Arc<Shared>) -> Result<MetaResponse> {
     let soft = shared.ask(Ask::Status).await?;
-    let (inodes, orphans) = shared.blocking(|state| state.counts()).await?;
+    let counts = shared.state.counts();
     let engine = shared.consensus.status();
     let meta = shared
         .members
@@ -235,8 +233,8 @@ async fn status(shared: &Arc<Shared>) -> Result<MetaResponse> {
         routing: shared.routing.borrow().as_ref().clone(),
         resyncs: soft.resyncs,
         sessions: soft.sessions,
-        inodes,
-        orphans,
+        inodes: counts.inodes,
+        orphans: counts.orphans,
     })))
 }
 

@@ -10,12 +10,28 @@ mod observed;
 mod owner;
 mod shared;
 mod tasks;
+#[cfg(test)]
+mod tests;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use dfs_common::config::ClusterConfig;
+use dfs_common::wire::namespace::StatFs;
+use dfs_common::{ClusterId, MetaId, RoutingTable};
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use clock::Clock;
+use owner::Owner;
+use shared::{Applied, Shared, StorageCaller};
+use tasks::expire::Expire;
+use tasks::purge::Purge;
+
+use crate::consensus::Consensus;
 
 pub use error::StartError;
 
@@ -53,4 +69,38 @@ impl MetaServer {
         shutdown.cancelled().await;
         Ok(())
     }
+}
+
+/// What the working parts of a server are made from.
+struct Parts {
+    cluster: ClusterId,
+    me: MetaId,
+    members: BTreeMap<MetaId, SocketAddr>,
+    clock: Arc<Clock>,
+    consensus: Arc<dyn Consensus>,
+    state: Arc<dyn Applied>,
+    routing: watch::Receiver<Arc<RoutingTable>>,
+    storage: Arc<dyn StorageCaller>,
+}
+
+/// Starts the background tasks and returns what requests need.
+fn assemble(parts: Parts, tasks: &TaskTracker, shutdown: &CancellationToken) -> Arc<Shared> {
+    let (owner, asks) = mpsc::channel(owner::QUEUE_MAX);
+    let (usage, usage_seen) = watch::channel(StatFs::default());
+    let shared = Arc::new(Shared {
+        cluster: parts.cluster,
+        me: parts.me,
+        members: parts.members,
+        clock: parts.clock,
+        consensus: parts.consensus,
+        state: parts.state,
+        routing: parts.routing,
+        usage: usage_seen,
+        owner,
+        storage: parts.storage,
+    });
+    tasks::spawn(tasks, Owner { asks, usage }, &shared, shutdown);
+    tasks::spawn(tasks, Expire, &shared, shutdown);
+    tasks::spawn(tasks, Purge, &shared, shutdown);
+    shared
 }

@@ -1,39 +1,37 @@
-//! The state machine with an eye on it: whatever consensus applies, those who wait for a routing table hear of it at once.
+//! The state as consensus sees it: bytes in, bytes out. And an eye on it: whatever is applied, those who wait for a routing
+//! table hear of it at once.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use dfs_common::{MetaId, RoutingTable, Timestamp};
+use dfs_common::{MetaId, RoutingTable, codec};
 use tokio::sync::watch;
 
 use super::clock::Clock;
-use super::shared::Applied;
+use crate::command::Command;
 use crate::consensus::{MachineError, RowSink, RowSource, StateMachine};
+use crate::state::State;
+use crate::store::Store;
 
-pub(super) struct Observed {
-    machine: Arc<dyn StateMachine>,
-    state: Arc<dyn Applied>,
+#[derive(Debug)]
+
+pub(super) struct Observed<S: Store> {
+    state: Arc<State<S>>,
     clock: Arc<Clock>,
     members: BTreeMap<MetaId, SocketAddr>,
     routing: watch::Sender<Arc<RoutingTable>>,
 }
 
-impl Observed {
-    pub(super) fn new(
-        machine: Arc<dyn StateMachine>,
-        state: Arc<dyn Applied>,
-        clock: Arc<Clock>,
-        members: BTreeMap<MetaId, SocketAddr>,
-    ) -> Self {
+impl<S: Store> Observed<S> {
+    pub(super) fn new(state: Arc<State<S>>, clock: Arc<Clock>, members: BTreeMap<MetaId, SocketAddr>) -> Self {
         let observed = Self {
-            machine,
             state,
             clock,
             members,
             routing: watch::Sender::new(Arc::default()),
         };
-        observed.publish();
+        observed.publish(true);
         observed
     }
 
@@ -41,9 +39,9 @@ impl Observed {
         self.routing.subscribe()
     }
 
-    fn publish(&self) {
+    fn publish(&self, always: bool) {
         let table = self.state.routing();
-        if self.routing.borrow().version == table.version && !self.routing.borrow().meta.is_empty() {
+        if !always && self.routing.borrow().version == table.version {
             return;
         }
         let mut table = table.as_ref().clone();
@@ -52,52 +50,35 @@ impl Observed {
     }
 }
 
-impl StateMachine for Observed {
+impl<S: Store> StateMachine for Observed<S> {
     fn apply(&self, commands: &[&[u8]], position: &[u8]) -> Result<Vec<Vec<u8>>, MachineError> {
-        let outcomes = self.machine.apply(commands, position)?;
-        if let Some(time) = commands.last().and_then(|command| time_of(command)) {
-            self.clock.saw(time);
+        // Bytes that are no command were made by another version of this program: to skip what another server applies
+        // would split the state, so that is the end.
+        let commands = commands
+            .iter()
+            .map(|bytes| codec::decode::<Command>(bytes))
+            .collect::<Result<Vec<_>, _>>()?;
+        let outcomes = self.state.apply(&commands, position)?;
+        if let Some(command) = commands.last() {
+            self.clock.saw(command.time);
         }
-        self.publish();
+        self.publish(false);
+        let outcomes = outcomes.iter().map(codec::encode).collect::<Result<Vec<_>, _>>()?;
         Ok(outcomes)
     }
 
     fn position(&self) -> Result<Option<Vec<u8>>, MachineError> {
-        self.machine.position()
+        Ok(self.state.position()?)
     }
 
     fn export(&self, sink: &mut RowSink<'_>) -> Result<Vec<u8>, MachineError> {
-        self.machine.export(sink)
+        let position = self.state.export::<MachineError>(&mut |key, value| sink(key, value))?;
+        Ok(position.unwrap_or_default())
     }
 
     fn import(&self, rows: &mut RowSource<'_>, position: &[u8]) -> Result<(), MachineError> {
-        self.machine.import(rows, position)?;
-        self.publish();
+        self.state.import::<MachineError>(rows, position)?;
+        self.publish(true);
         Ok(())
-    }
-}
-
-/// The first field of an encoded command, without decoding the rest a second time.
-fn time_of(command: &[u8]) -> Option<Timestamp> {
-    let nanos = command.first_chunk::<8>()?;
-    Some(Timestamp::from_nanos(i64::from_le_bytes(*nanos)))
-}
-
-#[cfg(test)]
-mod tests {
-    use dfs_common::codec;
-
-    use super::*;
-    use crate::command::{Command, CommandKind};
-
-    #[test]
-    fn a_command_begins_with_its_time() {
-        for nanos in [0, -5, i64::MAX] {
-            let time = Timestamp::from_nanos(nanos);
-            let kind = CommandKind::OpenSession { label: "x".into() };
-            let bytes = codec::encode(&Command { time, kind }).unwrap();
-            assert_eq!(time_of(&bytes), Some(time));
-        }
-        assert_eq!(time_of(&[1, 2]), None);
     }
 }

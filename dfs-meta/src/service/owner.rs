@@ -84,6 +84,7 @@ impl Task for Owner {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut term: Option<Term> = None;
         loop {
+            let mut asked = None;
             let proposal = async {
                 match term.as_mut().and_then(|term| term.proposing.as_mut()) {
                     Some(proposal) => proposal.await,
@@ -98,13 +99,7 @@ impl Task for Owner {
                     }
                 }
                 ask = self.asks.recv() => match ask {
-                    Some(ask) => {
-                        if let Some(term) = &mut term {
-                            let table = Arc::clone(&shared.routing.borrow());
-                            term.answer(&shared, &table, ask);
-                            self.publish_usage(&term.leader, &table);
-                        }
-                    }
+                    Some(ask) => asked = Some(ask),
                     None => return,
                 },
                 changed = leadership.changed() => {
@@ -128,8 +123,14 @@ impl Task for Owner {
                 }
             }
             let now = *leadership.borrow();
+            // Before the answer: a request may arrive together with the news that this server leads.
             follow(&mut term, now, &shared).await;
             if let Some(term) = &mut term {
+                if let Some(ask) = asked {
+                    let table = Arc::clone(&shared.routing.borrow());
+                    term.answer(&shared, &table, ask);
+                    self.publish_usage(&term.leader, &table);
+                }
                 term.propose(&shared);
             }
         }

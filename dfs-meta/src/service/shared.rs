@@ -15,15 +15,35 @@ use super::clock::Clock;
 use super::owner::Ask;
 use crate::command::{Command, CommandKind, Outcome};
 use crate::consensus::Consensus;
+use crate::state::{Counts, State};
+use crate::store::Store;
 
-/// What the service asks of the applied state. Calls may block for a disk read.
+/// What the service asks of the applied state, whatever store is below. Calls may block for a disk read.
 pub(super) trait Applied: Send + Sync + 'static {
-    fn read(&self, read: &NamespaceRead, usage: StatFs) -> Result<NamespaceAnswer>;
-    fn routing(&self) -> Arc<RoutingTable>;
+    /// Answers from one state.
+    fn read(&self, reads: &[NamespaceRead], usage: StatFs) -> Vec<Result<NamespaceAnswer>>;
     fn sessions(&self) -> Result<Vec<SessionId>>;
     fn orphans(&self, limit: usize) -> Result<Vec<InodeId>>;
-    /// Inodes, and how many of them are unlinked.
-    fn counts(&self) -> Result<(u64, u64)>;
+    fn counts(&self) -> Counts;
+}
+
+impl<S: Store> Applied for State<S> {
+    fn read(&self, reads: &[NamespaceRead], usage: StatFs) -> Vec<Result<NamespaceAnswer>> {
+        self.read_all(reads, usage)
+    }
+
+    fn sessions(&self) -> Result<Vec<SessionId>> {
+        Ok(Self::sessions(self)?.into_iter().map(|row| row.session).collect())
+    }
+
+    fn orphans(&self, limit: usize) -> Result<Vec<InodeId>> {
+        let orphans = Self::orphans(self, None, limit)?;
+        Ok(orphans.into_iter().map(|orphan| orphan.inode).collect())
+    }
+
+    fn counts(&self) -> Counts {
+        Self::counts(self)
+    }
 }
 
 /// Calls to storage nodes.

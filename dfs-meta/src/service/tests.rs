@@ -1,0 +1,449 @@
+//! The service over an engine that orders commands at once, so that everything but consensus and network is real.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use dfs_common::wire::meta::{
+    ChangeRequest, Heartbeat, HeartbeatAnswer, KeepAlive, MetaRequest, MetaResponse, NODE_LEASE_MS,
+};
+use dfs_common::wire::namespace::{Caller, NamespaceAnswer, NamespaceChange, NamespaceOp, NamespaceRead, WrappedKey};
+use dfs_common::wire::storage::{StorageRequest, StorageResponse};
+use dfs_common::{
+    ClusterId, Epoch, ErrorCode, Incarnation, InodeId, MetaId, NodeName, Role, RoutingTable, RoutingVersion,
+    SequenceNumber, SessionId, StorageId, ValidName,
+};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::clock::Clock;
+use super::observed::Observed;
+use super::shared::{Shared, StorageCaller};
+use super::{Parts, assemble, dispatch};
+use crate::consensus::{Consensus, ConsensusError, ConsensusStatus, Leadership, StateMachine};
+use crate::namespace::NameHash;
+use crate::state::State;
+use crate::store::MemoryStore;
+
+struct Hash;
+
+impl NameHash for Hash {
+    fn hash(&self, parent: InodeId, name: &[u8]) -> [u8; 16] {
+        let mut hash = [0; 16];
+        let digest = blake3::hash(&[&parent.0.to_le_bytes()[..], name].concat());
+        hash.copy_from_slice(&digest.as_bytes()[..16]);
+        hash
+    }
+}
+
+/// Orders commands by a lock.
+struct Alone {
+    machine: Arc<dyn StateMachine>,
+    index: Mutex<u64>,
+    leadership: watch::Sender<Leadership>,
+    confirmed: AtomicBool,
+}
+
+#[async_trait]
+impl Consensus for Alone {
+    async fn propose(&self, command: Vec<u8>, _: Duration) -> Result<Vec<u8>, ConsensusError> {
+        let leadership = *self.leadership.borrow();
+        if !leadership.is_self {
+            return Err(ConsensusError::NotLeader {
+                leader: leadership.leader,
+            });
+        }
+        let mut index = self.index.lock();
+        *index += 1;
+        let mut outcomes = self
+            .machine
+            .apply(&[&command], &index.to_le_bytes())
+            .map_err(ConsensusError::Machine)?;
+        Ok(outcomes.remove(0))
+    }
+    async fn read_barrier(&self) -> Result<(), ConsensusError> {
+        Ok(())
+    }
+    fn leadership(&self) -> watch::Receiver<Leadership> {
+        self.leadership.subscribe()
+    }
+    fn confirmed_within(&self, _: Duration) -> bool {
+        self.confirmed.load(Ordering::Relaxed)
+    }
+    async fn handle(&self, _: MetaId, _: u8, body: &[u8]) -> Result<Vec<u8>, dfs_common::Error> {
+        Ok(body.to_vec())
+    }
+    fn status(&self) -> ConsensusStatus {
+        ConsensusStatus {
+            leadership: *self.leadership.borrow(),
+            ..ConsensusStatus::default()
+        }
+    }
+    async fn shutdown(&self) {}
+}
+
+/// Remembers what it was asked to remove; says `StaleEpoch` to the first request of each chain.
+#[derive(Default)]
+struct Chains {
+    removed: Mutex<BTreeMap<(u32, u64), usize>>,
+}
+
+#[async_trait]
+impl StorageCaller for Chains {
+    async fn call(
+        &self,
+        _: StorageId,
+        _: SocketAddr,
+        request: &StorageRequest,
+        _: Duration,
+    ) -> dfs_common::Result<StorageResponse> {
+        let StorageRequest::RemoveRange { chain, inodes, .. } = request else {
+            return Err(ErrorCode::BadMessage.into());
+        };
+        let mut removed = self.removed.lock();
+        let mut again = true;
+        for inode in inodes {
+            let count = removed.entry((chain.0, inode.0)).or_default();
+            *count += 1;
+            again &= *count == 1;
+        }
+        Ok(if again {
+            StorageResponse::Failed(ErrorCode::StaleEpoch.into())
+        } else {
+            StorageResponse::RangeRemoved { chunks: 1 }
+        })
+    }
+}
+
+struct World {
+    shared: Arc<Shared>,
+    engine: Arc<Alone>,
+    chains: Arc<Chains>,
+    tasks: TaskTracker,
+    shutdown: CancellationToken,
+}
+
+const CLIENT: NodeName = NodeName::new(Role::Client, 7);
+const LONG: Duration = Duration::from_secs(20);
+
+fn leading(term: u64) -> Leadership {
+    Leadership {
+        leader: Some(MetaId(1)),
+        term,
+        is_self: true,
+    }
+}
+
+impl World {
+    fn start() -> Self {
+        let cluster = ClusterId([3; 16]);
+        let clock = Arc::new(Clock::new());
+        let state = Arc::new(State::open(MemoryStore::default(), Hash, cluster).unwrap());
+        let members: BTreeMap<MetaId, SocketAddr> = (1..=3)
+            .map(|id| (MetaId(id), SocketAddr::from(([127, 0, 0, 1], 9000 + id as u16))))
+            .collect();
+        let machine = Arc::new(Observed::new(Arc::clone(&state), Arc::clone(&clock), members.clone()));
+        let routing = machine.routing();
+        let engine = Arc::new(Alone {
+            machine,
+            index: Mutex::new(0),
+            leadership: watch::Sender::new(leading(1)),
+            confirmed: AtomicBool::new(true),
+        });
+        let chains = Arc::new(Chains::default());
+        let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
+        let parts = Parts {
+            cluster,
+            me: MetaId(1),
+            members,
+            clock,
+            consensus: Arc::clone(&engine) as Arc<dyn Consensus>,
+            state,
+            routing,
+            storage: Arc::clone(&chains) as Arc<dyn StorageCaller>,
+        };
+        let shared = assemble(parts, &tasks, &shutdown);
+        Self {
+            shared,
+            engine,
+            chains,
+            tasks,
+            shutdown,
+        }
+    }
+
+    async fn stop(self) {
+        self.shutdown.cancel();
+        self.tasks.close();
+        tokio::time::timeout(Duration::from_secs(2), self.tasks.wait())
+            .await
+            .unwrap();
+    }
+
+    async fn call(&self, peer: NodeName, request: MetaRequest) -> MetaResponse {
+        dispatch::answer(&self.shared, peer, request, LONG).await
+    }
+
+    fn table(&self) -> Arc<RoutingTable> {
+        Arc::clone(&self.shared.routing.borrow())
+    }
+
+    async fn beat(&self, node: u32, incarnation: u64) -> HeartbeatAnswer {
+        let request = MetaRequest::Heartbeat(Heartbeat {
+            node: StorageId(node),
+            incarnation: Incarnation(incarnation),
+            address: SocketAddr::from(([127, 0, 0, 1], 8000 + node as u16)),
+            routing: self.table().version,
+            total_bytes: 3000,
+            used_bytes: 300,
+            fault: None,
+            resyncs: Vec::new(),
+        });
+        match self.call(StorageId(node).into(), request).await {
+            MetaResponse::Heartbeat(answer) => answer,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Three nodes, all with leases.
+    async fn storage(&self) {
+        for _ in 0..100 {
+            let mut leases = 0;
+            for node in 1..=3 {
+                leases += u32::from(self.beat(node, 1).await.lease);
+            }
+            if leases == 3 && self.table().default_table.is_some() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("no leases");
+    }
+
+    async fn session(&self) -> SessionId {
+        let request = MetaRequest::OpenSession { label: "test".into() };
+        match self.call(CLIENT, request).await {
+            MetaResponse::SessionOpened { session, .. } => session,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn change(&self, session: SessionId, sequence: u64, op: NamespaceOp) -> NamespaceChange {
+        let request = MetaRequest::Change(ChangeRequest {
+            session,
+            sequence: SequenceNumber(sequence),
+            answered_below: SequenceNumber(sequence),
+            caller: Caller { uid: 0, gid: 0 },
+            op,
+        });
+        match self.call(CLIENT, request).await {
+            MetaResponse::Change(Ok(change)) => change,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn create(&self, session: SessionId, sequence: u64, file: &str) -> InodeId {
+        let op = NamespaceOp::Create {
+            parent: InodeId::ROOT,
+            name: name(file),
+            mode: 0o644,
+            exclusive: true,
+            key: WrappedKey {
+                kek_version: 1,
+                bytes: vec![7; 60],
+            },
+        };
+        match self.change(session, sequence, op).await {
+            NamespaceChange::Entry { attributes, .. } => attributes.inode,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn report(&self, session: SessionId, report: u64, all: bool, opened: &[InodeId], closed: &[InodeId]) -> bool {
+        let request = MetaRequest::KeepAlive(KeepAlive {
+            session,
+            routing: self.table().version,
+            all,
+            opened: opened.to_vec(),
+            closed: closed.to_vec(),
+            report,
+        });
+        match self.call(CLIENT, request).await {
+            MetaResponse::KeepAlive(answer) => answer.send_all,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+fn name(text: &str) -> ValidName {
+    ValidName::new(text.as_bytes().to_vec()).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sessions_changes_and_reads() {
+    let world = World::start();
+    world.storage().await;
+    let session = world.session().await;
+    let inode = world.create(session, 1, "a").await;
+    let reads = vec![
+        NamespaceRead::Lookup {
+            parent: InodeId::ROOT,
+            name: name("a"),
+        },
+        NamespaceRead::StatFs,
+    ];
+    let MetaResponse::Read(answers) = world.call(CLIENT, MetaRequest::Read { session, reads }).await else {
+        panic!("no answers");
+    };
+    assert!(matches!(&answers[0], Ok(NamespaceAnswer::Attributes(found)) if found.inode == inode));
+    assert!(matches!(&answers[1], Ok(NamespaceAnswer::StatFs(usage)) if usage.free_bytes == 2700));
+    let MetaResponse::Status(status) = world.call(CLIENT, MetaRequest::Status).await else {
+        panic!("no status");
+    };
+    assert_eq!((status.sessions, status.storage.len(), status.meta.len()), (1, 3, 3));
+    assert!(
+        world.report(session, 5, false, &[], &[]).await,
+        "the leader wants the whole list first"
+    );
+    assert!(!world.report(session, 6, true, &[], &[]).await);
+    assert!(matches!(
+        world.call(CLIENT, MetaRequest::CloseSession { session }).await,
+        MetaResponse::SessionClosed
+    ));
+    let MetaResponse::Failed(error) = world
+        .call(
+            CLIENT,
+            MetaRequest::KeepAlive(KeepAlive {
+                session,
+                routing: RoutingVersion(0),
+                all: true,
+                opened: vec![],
+                closed: vec![],
+                report: 7,
+            }),
+        )
+        .await
+    else {
+        panic!("an ended session was renewed");
+    };
+    assert_eq!(error.code, ErrorCode::SessionExpired);
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_silent_node_leaves_its_chains_and_pollers_hear_of_it() {
+    let world = World::start();
+    world.storage().await;
+    let known = world.table().version;
+    let poll = {
+        let shared = Arc::clone(&world.shared);
+        tokio::spawn(async move {
+            let request = MetaRequest::Routing { known, wait_ms: 10_000 };
+            dispatch::answer(&shared, CLIENT, request, LONG).await
+        })
+    };
+    let silent_since = Instant::now();
+    while world.table().version == known && silent_since.elapsed() < Duration::from_secs(5) {
+        assert!(world.beat(1, 1).await.lease && world.beat(2, 1).await.lease);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let took = silent_since.elapsed();
+    assert!(took >= Duration::from_millis(NODE_LEASE_MS - 50), "{took:?}");
+    assert!(took < Duration::from_millis(NODE_LEASE_MS + 300), "{took:?}");
+    let MetaResponse::Routing(Some(table)) = poll.await.unwrap() else {
+        panic!("the poller was not told");
+    };
+    assert!(
+        table
+            .chains
+            .values()
+            .all(|chain| chain.epoch == Epoch(2) && chain.serving().count() == 2)
+    );
+    assert!(!world.beat(3, 1).await.lease, "no lease before it is taken up again");
+    world.storage().await;
+    let chain = world.table().chains.values().next().unwrap().clone();
+    let done = |node| MetaRequest::ResyncDone {
+        chain: chain.id,
+        epoch: chain.epoch,
+        node,
+    };
+    let (tail, head) = (chain.tail().unwrap(), chain.head().unwrap());
+    let refused = world.call(head.into(), done(StorageId(3))).await;
+    assert!(matches!(refused, MetaResponse::Failed(error) if error.code == ErrorCode::Unauthorized));
+    assert_eq!(
+        world.call(tail.into(), done(StorageId(3))).await,
+        MetaResponse::ResyncDone
+    );
+    assert_eq!(
+        world.call(tail.into(), done(StorageId(3))).await,
+        MetaResponse::ResyncDone,
+        "a retry"
+    );
+    assert_eq!(world.table().chains[&chain.id].tail(), Some(StorageId(3)));
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_without_quorum_grants_nothing_and_a_deposed_one_redirects() {
+    let world = World::start();
+    world.storage().await;
+    world.engine.confirmed.store(false, Ordering::Relaxed);
+    assert!(!world.beat(1, 1).await.lease);
+    let poll = {
+        let (shared, known) = (Arc::clone(&world.shared), world.table().version);
+        tokio::spawn(async move {
+            let request = MetaRequest::Routing { known, wait_ms: 10_000 };
+            dispatch::answer(&shared, CLIENT, request, LONG).await
+        })
+    };
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    world.engine.leadership.send_replace(Leadership {
+        leader: Some(MetaId(2)),
+        term: 2,
+        is_self: false,
+    });
+    let address = world.shared.members[&MetaId(2)];
+    let elsewhere = MetaResponse::NotLeader {
+        leader: Some((MetaId(2), address)),
+    };
+    assert_eq!(poll.await.unwrap(), elsewhere);
+    assert_eq!(world.call(CLIENT, MetaRequest::Status).await, elsewhere);
+    let open = MetaRequest::OpenSession { label: String::new() };
+    assert_eq!(world.call(CLIENT, open).await, elsewhere);
+    let wrong = world.call(StorageId(1).into(), MetaRequest::Status).await;
+    assert!(matches!(wrong, MetaResponse::Failed(error) if error.code == ErrorCode::Unauthorized));
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unlinked_files_are_purged_after_their_last_close() {
+    let world = World::start();
+    world.storage().await;
+    let session = world.session().await;
+    assert!(!world.report(session, 1, true, &[], &[]).await);
+    let inode = world.create(session, 1, "a").await;
+    assert!(!world.report(session, 2, false, &[inode], &[]).await);
+    let unlink = NamespaceOp::Unlink {
+        parent: InodeId::ROOT,
+        name: name("a"),
+    };
+    world.change(session, 2, unlink).await;
+    for report in 3..8 {
+        assert!(!world.report(session, report, false, &[], &[]).await);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(world.chains.removed.lock().is_empty(), "it is open");
+    assert!(!world.report(session, 8, false, &[], &[inode]).await);
+    let start = Instant::now();
+    while world.shared.state.counts().orphans > 0 {
+        assert!(start.elapsed() < Duration::from_secs(10), "not purged");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(world.chains.removed.lock().len(), 6, "on every chain");
+    world.stop().await;
+}
