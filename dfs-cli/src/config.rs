@@ -1,0 +1,136 @@
+//! Finding and reading the one TOML file.
+//!
+//! Paths in it are relative to its own directory, so that a node's directory can be carried to its machine as it is.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use dfs_common::config::{ClusterConfig, NodeSection};
+
+use crate::args::ClusterArgs;
+use crate::dev;
+use crate::failure::{Failure, Outcome};
+
+const SYSTEM_CONFIG: &str = "/etc/dfs/cluster.toml";
+
+/// Subdirectory of a client's credentials with an administrator's, used by admin verbs if it is there.
+pub(crate) const ADMIN_CREDENTIALS: &str = "admin";
+
+/// A configuration with absolute paths, and where it came from.
+#[derive(Clone, Debug)]
+pub(crate) struct Loaded {
+    pub(crate) path: PathBuf,
+    pub(crate) config: ClusterConfig,
+}
+
+impl Loaded {
+    /// The same as an administrator.
+    pub(crate) fn as_admin(&self) -> ClusterConfig {
+        let mut config = self.config.clone();
+        let admin = config.credentials.join(ADMIN_CREDENTIALS);
+        if admin.join("cert.pem").exists() {
+            config.credentials = admin;
+        }
+        config
+    }
+}
+
+/// The cluster that the arguments mean.
+pub(crate) fn find(arguments: &ClusterArgs) -> Outcome<Loaded> {
+    if let Some(path) = &arguments.cluster {
+        return read(path);
+    }
+    let development = dev::known_directories()
+        .into_iter()
+        .map(|directory| directory.join(dev::CLUSTER_FILE));
+    let found = development
+        .chain([PathBuf::from(SYSTEM_CONFIG)])
+        .find(|path| path.exists());
+    match found {
+        Some(path) => read(&path),
+        None => Err(Failure::usage(format!(
+            "no cluster is known here; name its file with --cluster FILE or DFS_CLUSTER, put it at {SYSTEM_CONFIG}, or start one: dfs dev up MOUNTPOINT"
+        ))),
+    }
+}
+
+/// Reads one file and checks all that can be checked without the network.
+pub(crate) fn read(path: &Path) -> Outcome<Loaded> {
+    let failed = |why: String| Failure::new(format!("{}: {why}", path.display()));
+    let absolute = std::path::absolute(path).map_err(|error| failed(error.to_string()))?;
+    let text = fs::read_to_string(&absolute).map_err(|error| failed(format!("can not be read: {error}")))?;
+    let mut config: ClusterConfig = toml::from_str(&text).map_err(|error| failed(explain(&error, &text)))?;
+    config.cluster_id().map_err(|error| failed(error.detail))?;
+    if config.meta.is_empty() {
+        return Err(failed("names no metadata server ([[meta]] with id and address)".into()));
+    }
+    let directory = absolute.parent().unwrap_or(Path::new("/"));
+    config.credentials = directory.join(&config.credentials);
+    if let Some(node) = &mut config.node {
+        node.data = directory.join(&node.data);
+    }
+    Ok(Loaded { path: absolute, config })
+}
+
+/// The node that a server's file describes.
+pub(crate) fn node_of(loaded: &Loaded) -> Outcome<&NodeSection> {
+    loaded.config.node.as_ref().ok_or_else(|| {
+        Failure::new(format!(
+            "{}: has no [node]; a server needs its own node.toml, as dfs init writes it",
+            loaded.path.display()
+        ))
+    })
+}
+
+/// One line with the line number in the file; toml's own message has several.
+fn explain(error: &toml::de::Error, text: &str) -> String {
+    let line = error
+        .span()
+        .map(|span| text.get(..span.start).unwrap_or(text).matches('\n').count() + 1);
+    let place = line.map_or(String::new(), |line| format!("line {line}: "));
+    format!("{place}{}", error.message().replace('\n', " "))
+}
+
+/// The text of a file for `config`.
+pub(crate) fn write(path: &Path, config: &ClusterConfig) -> anyhow::Result<()> {
+    crate::files::replace(path, &toml::to_string(config)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dfs_common::config::MetaServer;
+
+    #[test]
+    fn paths_are_relative_to_the_file_and_wrong_keys_are_named() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("node.toml");
+        let config = ClusterConfig {
+            cluster: "ab".repeat(16),
+            credentials: "credentials".into(),
+            node: Some(NodeSection {
+                name: "storage-1".into(),
+                listen: "127.0.0.1:7200".parse().unwrap(),
+                advertise: None,
+                data: "data".into(),
+                capacity_bytes: None,
+            }),
+            meta: vec![MetaServer {
+                id: 1,
+                address: "127.0.0.1:7100".parse().unwrap(),
+            }],
+        };
+        write(&path, &config).unwrap();
+        let loaded = read(&path).unwrap();
+        assert_eq!(loaded.config.credentials, scratch.path().join("credentials"));
+        assert_eq!(node_of(&loaded).unwrap().data, scratch.path().join("data"));
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(text.lines().any(|line| line == "name = \"storage-1\""), "{text}");
+        assert!(text.lines().any(|line| line.starts_with("credentials = ")), "{text}");
+
+        fs::write(&path, format!("{text}\ncolour = 1\n")).unwrap();
+        let line = read(&path).unwrap_err().line();
+        assert!(line.contains("colour") && line.contains("node.toml"), "{line}");
+        assert!(read(&scratch.path().join("none")).unwrap_err().line().contains("none"));
+    }
+}

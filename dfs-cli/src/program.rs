@@ -1,0 +1,104 @@
+//! From arguments to a verb to an exit code.
+
+use std::ffi::OsString;
+use std::io::IsTerminal;
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::Parser;
+use clap::error::ErrorKind;
+use tracing_subscriber::EnvFilter;
+
+use crate::args::{Cli, Verb};
+use crate::failure::{Code, Failure, Outcome};
+use crate::{chain, dev, init, mounting, output, place, serve, status};
+
+/// Parses, runs, reports.
+pub(crate) fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
+    let arguments: Vec<_> = arguments.collect();
+    let as_mount_helper = arguments
+        .first()
+        .is_some_and(|name| Path::new(name).file_name().is_some_and(|name| name == "mount.dfs"));
+    let parsed = if as_mount_helper {
+        mounting::helper_arguments(&arguments)
+            .and_then(|arguments| Cli::try_parse_from(arguments).map_err(|error| Failure::usage(error.to_string())))
+    } else {
+        match Cli::try_parse_from(&arguments) {
+            Ok(cli) => Ok(cli),
+            Err(error) => {
+                let code = match error.kind() {
+                    ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Code::Ok,
+                    _ => Code::Usage,
+                };
+                let _ = error.print();
+                return code.into();
+            }
+        }
+    };
+    match parsed.and_then(|cli| start(&cli)) {
+        Ok(code) => code.into(),
+        Err(failure) => {
+            output::complain(&failure.line());
+            failure.code.into()
+        }
+    }
+}
+
+fn start(cli: &Cli) -> Outcome {
+    log_to_stderr(cli)?;
+    match &cli.verb {
+        Verb::Dev(verb) => dev::run(verb),
+        Verb::Mount(arguments) => mounting::mount(arguments),
+        Verb::Umount(arguments) => mounting::umount(arguments),
+        Verb::Init(arguments) => init::run(arguments),
+        Verb::Meta(arguments) => serve::meta(arguments),
+        Verb::Storage(arguments) => serve::storage(arguments),
+        Verb::Status(arguments) => status::show(arguments),
+        Verb::Health(arguments) => status::health(arguments),
+        Verb::Chain(verb) => chain::run(verb),
+        Verb::Where(arguments) => place::show(arguments),
+        Verb::Version => {
+            output::line(&format!(
+                "dfs {} (protocol {})",
+                env!("CARGO_PKG_VERSION"),
+                dfs_common::wire::PROTOCOL_VERSION
+            ));
+            Ok(Code::Ok)
+        }
+    }
+}
+
+fn log_to_stderr(cli: &Cli) -> Outcome<()> {
+    // A verb's failure is one line that it prints itself; what lies under it is for who asks.
+    let default = match cli.verb {
+        Verb::Meta(_) | Verb::Storage(_) => "info",
+        Verb::Mount(ref mount) if mount.foreground => "info",
+        _ => "off",
+    };
+    let filter = cli
+        .log
+        .clone()
+        .or_else(|| std::env::var("RUST_LOG").ok().filter(|text| !text.is_empty()));
+    let filter = filter.unwrap_or_else(|| default.to_owned());
+    let filter = EnvFilter::try_new(&filter)
+        .map_err(|error| Failure::usage(format!("log filter {filter:?} is not valid: {error}")))?;
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
+    let set = if cli.log_json {
+        builder.json().try_init()
+    } else {
+        builder.try_init()
+    };
+    set.map_err(|error| Failure::new(format!("logging can not be set up: {error}")))
+}
+
+/// Runs a verb that talks to the cluster.
+pub(crate) fn block_on<T>(work: impl Future<Output = Outcome<T>>) -> Outcome<T> {
+    runtime()?.block_on(work)
+}
+
+pub(crate) fn runtime() -> Outcome<tokio::runtime::Runtime> {
+    Ok(tokio::runtime::Builder::new_multi_thread().enable_all().build()?)
+}

@@ -1,0 +1,551 @@
+//! `dfs status` and `dfs health`: what the metadata leader knows, judged.
+
+use std::fmt;
+use std::time::Duration;
+
+use dfs_client::AdminClient;
+use dfs_common::wire::meta::{ClusterStatus, ResyncProgress};
+use dfs_common::{ChainInfo, ErrorCode, Level, MetaId, NodeName, StorageId};
+use serde::Serialize;
+
+use crate::args::{ClusterArgs, HealthArgs, ShowArgs};
+use crate::failure::{Code, Outcome};
+use crate::output::{self, Table};
+use crate::{config, program};
+
+/// How long an admin verb looks for somebody who answers: an election and a half.
+pub(crate) const ADMIN_DEADLINE: Duration = Duration::from_secs(5);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Health {
+    /// Everybody is there and in sync.
+    Ok,
+    /// All data can be read and written; something is missing.
+    Degraded,
+    /// Something can not be read or written.
+    Failed,
+}
+
+impl fmt::Display for Health {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ok => "ok",
+            Self::Degraded => "degraded",
+            Self::Failed => "failed",
+        })
+    }
+}
+
+/// One reason why health is not `ok`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Finding {
+    pub(crate) severity: Health,
+    pub(crate) what: String,
+}
+
+/// What `-o json` prints. Names are an interface.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct StatusView {
+    pub(crate) health: Health,
+    pub(crate) cluster: String,
+    pub(crate) meta: MetaView,
+    pub(crate) storage: Vec<StorageView>,
+    pub(crate) chains: Vec<ChainView>,
+    pub(crate) resyncs: Vec<ResyncView>,
+    pub(crate) sessions: u64,
+    pub(crate) inodes: u64,
+    pub(crate) orphans: u64,
+    pub(crate) findings: Vec<Finding>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct MetaView {
+    pub(crate) leader: Option<String>,
+    pub(crate) term: u64,
+    pub(crate) log_index: u64,
+    pub(crate) members: Vec<MetaMemberView>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct MetaMemberView {
+    pub(crate) name: String,
+    pub(crate) address: String,
+    pub(crate) state: &'static str,
+    pub(crate) log_index: Option<u64>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct StorageView {
+    pub(crate) name: String,
+    pub(crate) address: String,
+    pub(crate) state: &'static str,
+    pub(crate) used_bytes: u64,
+    pub(crate) total_bytes: u64,
+    pub(crate) fault: Option<String>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct ChainView {
+    pub(crate) id: u32,
+    pub(crate) epoch: u64,
+    pub(crate) members: Vec<ChainMemberView>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct ChainMemberView {
+    pub(crate) name: String,
+    pub(crate) state: String,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct ResyncView {
+    pub(crate) chain: u32,
+    pub(crate) to: String,
+    pub(crate) chunks_done: u64,
+    pub(crate) chunks_total: u64,
+    pub(crate) bytes_done: u64,
+    pub(crate) bytes_total: u64,
+}
+
+impl ResyncView {
+    /// Of bytes where there are any, else of chunks.
+    pub(crate) fn percent(&self) -> u64 {
+        let of = |done: u64, total: u64| (u128::from(done.min(total)) * 100 / u128::from(total.max(1))) as u64;
+        match (self.bytes_total, self.chunks_total) {
+            (0, 0) => 100,
+            (0, chunks) => of(self.chunks_done, chunks),
+            (bytes, _) => of(self.bytes_done, bytes),
+        }
+    }
+}
+
+pub(crate) fn storage_name(id: StorageId) -> String {
+    NodeName::from(id).to_string()
+}
+
+fn meta_name(id: MetaId) -> String {
+    NodeName::from(id).to_string()
+}
+
+/// What keeps a cluster from being well, worst first.
+pub(crate) fn findings(status: &ClusterStatus) -> Vec<Finding> {
+    let mut found = Vec::new();
+    let mut find = |severity, what: String| found.push(Finding { severity, what });
+    if status.leader.is_none() {
+        find(Health::Failed, "the metadata servers have no leader".into());
+    }
+    for (&id, member) in &status.meta {
+        if !member.alive {
+            find(
+                Health::Degraded,
+                format!("{} ({}) does not answer", meta_name(id), member.address),
+            );
+        }
+    }
+    for (&id, node) in &status.storage {
+        if let Some(fault) = &node.fault {
+            find(Health::Degraded, format!("{} has a fault: {fault}", storage_name(id)));
+        } else if !node.alive {
+            find(
+                Health::Degraded,
+                format!("{} ({}) does not answer", storage_name(id), node.address),
+            );
+        }
+    }
+    if status.routing.default_table.is_none() {
+        find(
+            Health::Failed,
+            "no chains yet: too few storage nodes have joined".into(),
+        );
+    }
+    for chain in status.routing.chains.values() {
+        let serving = chain.serving().count();
+        if serving < Level::Quorum.min_in_sync() {
+            let consequence = if serving == 0 {
+                "it can be neither read nor written"
+            } else {
+                "writes wait"
+            };
+            find(
+                Health::Failed,
+                format!("chain {}: {serving} replicas in sync, {consequence}", chain.id),
+            );
+        } else if serving < chain.members.len() {
+            find(
+                Health::Degraded,
+                format!(
+                    "chain {}: {serving} of {} replicas in sync",
+                    chain.id,
+                    chain.members.len()
+                ),
+            );
+        }
+    }
+    found.sort_by(|a, b| b.severity.cmp(&a.severity));
+    found
+}
+
+pub(crate) fn chain_view(chain: &ChainInfo) -> ChainView {
+    ChainView {
+        id: chain.id.get(),
+        epoch: chain.epoch.get(),
+        members: chain
+            .members
+            .iter()
+            .map(|member| ChainMemberView {
+                name: storage_name(member.node),
+                state: member.state.to_string(),
+            })
+            .collect(),
+    }
+}
+
+pub(crate) fn resync_view(resync: &ResyncProgress) -> ResyncView {
+    ResyncView {
+        chain: resync.chain.get(),
+        to: storage_name(resync.to),
+        chunks_done: resync.chunks_done,
+        chunks_total: resync.chunks_total,
+        bytes_done: resync.bytes_done,
+        bytes_total: resync.bytes_total,
+    }
+}
+
+pub(crate) fn view(status: &ClusterStatus) -> StatusView {
+    let findings = findings(status);
+    StatusView {
+        health: findings.first().map_or(Health::Ok, |worst| worst.severity),
+        cluster: status.cluster.to_string(),
+        meta: MetaView {
+            leader: status.leader.map(meta_name),
+            term: status.term,
+            log_index: status.log_index,
+            members: status
+                .meta
+                .iter()
+                .map(|(&id, member)| MetaMemberView {
+                    name: meta_name(id),
+                    address: member.address.to_string(),
+                    state: match (member.alive, status.leader == Some(id)) {
+                        (_, true) => "leader",
+                        (true, false) => "follower",
+                        (false, false) => "down",
+                    },
+                    log_index: member.matched_log_index,
+                })
+                .collect(),
+        },
+        storage: status
+            .storage
+            .iter()
+            .map(|(&id, node)| StorageView {
+                name: storage_name(id),
+                address: node.address.to_string(),
+                state: match (&node.fault, node.alive) {
+                    (Some(_), _) => "faulty",
+                    (None, true) => "up",
+                    (None, false) => "down",
+                },
+                used_bytes: node.used_bytes,
+                total_bytes: node.total_bytes,
+                fault: node.fault.clone(),
+            })
+            .collect(),
+        chains: status.routing.chains.values().map(chain_view).collect(),
+        resyncs: status.resyncs.iter().map(resync_view).collect(),
+        sessions: status.sessions,
+        inodes: status.inodes,
+        orphans: status.orphans,
+        findings,
+    }
+}
+
+/// Whether files can be made and written: what a mount needs, if not all that one may wish for.
+pub(crate) fn usable(status: &ClusterStatus) -> bool {
+    findings(status).iter().all(|finding| finding.severity < Health::Failed)
+}
+
+pub(crate) async fn connect(arguments: &ClusterArgs) -> Outcome<AdminClient> {
+    let loaded = config::find(arguments)?;
+    Ok(AdminClient::connect(loaded.as_admin(), ADMIN_DEADLINE).await?)
+}
+
+/// The status; without a leader what can be said without one.
+async fn fetch(arguments: &ClusterArgs) -> Outcome<StatusView> {
+    let loaded = config::find(arguments)?;
+    let client = AdminClient::connect(loaded.as_admin(), ADMIN_DEADLINE).await?;
+    let status = client.status().await;
+    client.close().await;
+    match status {
+        Err(error) if error.code == ErrorCode::NotLeader => {
+            let what = "the metadata servers have no leader".to_owned();
+            Ok(StatusView {
+                health: Health::Failed,
+                cluster: loaded.config.cluster.clone(),
+                meta: MetaView {
+                    leader: None,
+                    term: 0,
+                    log_index: 0,
+                    members: loaded
+                        .config
+                        .meta_addresses()
+                        .map(|(id, address)| MetaMemberView {
+                            name: meta_name(id),
+                            address: address.to_string(),
+                            state: "unknown",
+                            log_index: None,
+                        })
+                        .collect(),
+                },
+                storage: Vec::new(),
+                chains: Vec::new(),
+                resyncs: Vec::new(),
+                sessions: 0,
+                inodes: 0,
+                orphans: 0,
+                findings: vec![Finding {
+                    severity: Health::Failed,
+                    what,
+                }],
+            })
+        }
+        other => Ok(view(&other?)),
+    }
+}
+
+pub(crate) fn show(arguments: &ShowArgs) -> Outcome {
+    let view = program::block_on(fetch(&arguments.cluster))?;
+    output::print(arguments.output, &view, || print_tables(&view))
+}
+
+pub(crate) fn health(arguments: &HealthArgs) -> Outcome {
+    let view = program::block_on(fetch(&arguments.show.cluster))?;
+    #[derive(Serialize)]
+    struct HealthView<'a> {
+        health: Health,
+        findings: &'a [Finding],
+    }
+    let short = HealthView {
+        health: view.health,
+        findings: &view.findings,
+    };
+    output::print(arguments.show.output, &short, || {
+        output::line(&output::coloured(&view.health.to_string()));
+        if arguments.detail.is_some() {
+            for finding in &view.findings {
+                output::line(&format!("  {}", finding.what));
+            }
+            for resync in &view.resyncs {
+                output::line(&format!("  {}", resync_line(resync)));
+            }
+            if view.findings.is_empty() {
+                let (members, nodes, chains) = (view.meta.members.len(), view.storage.len(), view.chains.len());
+                output::line(&format!(
+                    "  leader {}, {members} metadata servers, {nodes} storage nodes, {chains} chains, every replica in sync",
+                    view.meta.leader.as_deref().unwrap_or("none")
+                ));
+            }
+        }
+    })?;
+    Ok(match view.health {
+        Health::Ok => Code::Ok,
+        Health::Degraded | Health::Failed => Code::Degraded,
+    })
+}
+
+pub(crate) fn resync_line(resync: &ResyncView) -> String {
+    format!(
+        "resync of chain {} to {}: {} of {} chunks, {} of {}, {} %",
+        resync.chain,
+        resync.to,
+        resync.chunks_done,
+        resync.chunks_total,
+        output::bytes(resync.bytes_done),
+        output::bytes(resync.bytes_total),
+        resync.percent()
+    )
+}
+
+fn print_tables(view: &StatusView) {
+    output::line(&format!(
+        "cluster {}   health {}   leader {}   term {}",
+        view.cluster,
+        output::coloured(&view.health.to_string()),
+        view.meta.leader.as_deref().unwrap_or("none"),
+        view.meta.term
+    ));
+    output::line(&format!(
+        "{} inodes, {} orphans, {} sessions\n",
+        view.inodes, view.orphans, view.sessions
+    ));
+    let mut meta = Table::new(&["METADATA", "STATE", "ADDRESS", "LOG INDEX"]);
+    for member in &view.meta.members {
+        meta.row([
+            member.name.clone(),
+            output::coloured(member.state),
+            member.address.clone(),
+            member
+                .log_index
+                .map_or_else(|| "-".to_owned(), |index| index.to_string()),
+        ]);
+    }
+    meta.print();
+    output::line("");
+    let mut storage = Table::new(&["STORAGE", "STATE", "ADDRESS", "USED", "TOTAL"]);
+    for node in &view.storage {
+        storage.row([
+            node.name.clone(),
+            output::coloured(node.state),
+            node.address.clone(),
+            output::bytes(node.used_bytes),
+            output::bytes(node.total_bytes),
+        ]);
+    }
+    storage.print();
+    output::line("");
+    print_chains(&view.chains);
+    for resync in &view.resyncs {
+        output::line(&resync_line(resync));
+    }
+    for finding in &view.findings {
+        output::line(&format!("! {}", finding.what));
+    }
+}
+
+pub(crate) fn print_chains(chains: &[ChainView]) {
+    let mut table = Table::new(&["CHAIN", "EPOCH", "MEMBERS, HEAD FIRST"]);
+    for chain in chains {
+        let members = chain
+            .members
+            .iter()
+            .map(|member| format!("{} {}", member.name, output::coloured(&member.state)));
+        table.row([
+            chain.id.to_string(),
+            chain.epoch.to_string(),
+            members.collect::<Vec<_>>().join(", "),
+        ]);
+    }
+    table.print();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dfs_common::wire::meta::{MetaStatus, StorageStatus};
+    use dfs_common::{ChainId, ChainMember, ChainTableId, ClusterId, Epoch, MemberState, RoutingTable};
+
+    fn healthy() -> ClusterStatus {
+        let address = "127.0.0.1:1".parse().unwrap();
+        let members = (1..=3).map(|node| ChainMember {
+            node: StorageId(node),
+            state: MemberState::Serving,
+        });
+        let chain = ChainInfo {
+            id: ChainId(1),
+            epoch: Epoch(4),
+            members: members.collect(),
+        };
+        let meta = MetaStatus {
+            address,
+            matched_log_index: Some(9),
+            alive: true,
+        };
+        let node = StorageStatus {
+            address,
+            alive: true,
+            total_bytes: 10,
+            used_bytes: 1,
+            fault: None,
+        };
+        ClusterStatus {
+            cluster: ClusterId([1; 16]),
+            leader: Some(MetaId(2)),
+            term: 3,
+            log_index: 9,
+            meta: (1..=3).map(|id| (MetaId(id), meta.clone())).collect(),
+            storage: (1..=3).map(|id| (StorageId(id), node.clone())).collect(),
+            routing: RoutingTable {
+                chains: [(ChainId(1), chain)].into(),
+                default_table: Some(ChainTableId(1)),
+                ..RoutingTable::default()
+            },
+            resyncs: Vec::new(),
+            sessions: 1,
+            inodes: 2,
+            orphans: 0,
+        }
+    }
+
+    fn with_states(states: [MemberState; 3]) -> ClusterStatus {
+        let mut status = healthy();
+        for chain in status.routing.chains.values_mut() {
+            for (member, state) in chain.members.iter_mut().zip(states) {
+                member.state = state;
+            }
+        }
+        status
+    }
+
+    #[test]
+    fn health_is_the_worst_finding() {
+        use MemberState::{Offline, Serving, Syncing, Waiting};
+        let health = |status: &ClusterStatus| view(status).health;
+        assert_eq!(health(&healthy()), Health::Ok);
+        assert_eq!(health(&with_states([Serving, Serving, Syncing])), Health::Degraded);
+        assert!(usable(&with_states([Serving, Serving, Offline])));
+        assert_eq!(health(&with_states([Serving, Offline, Offline])), Health::Failed);
+        assert_eq!(health(&with_states([Waiting, Waiting, Offline])), Health::Failed);
+        let mut leaderless = healthy();
+        leaderless.leader = None;
+        assert_eq!(health(&leaderless), Health::Failed);
+        let mut one_away = healthy();
+        one_away
+            .meta
+            .values_mut()
+            .for_each(|member| member.alive = member.address.port() == 0);
+        assert_eq!(health(&one_away), Health::Degraded);
+        let mut faulty = healthy();
+        faulty
+            .storage
+            .values_mut()
+            .for_each(|node| node.fault = Some("EIO".into()));
+        assert_eq!(health(&faulty), Health::Degraded);
+        let mut new = healthy();
+        new.routing.default_table = None;
+        assert_eq!(health(&new), Health::Failed);
+        assert!(!usable(&new));
+    }
+
+    #[test]
+    fn the_json_has_the_promised_names() {
+        let json = serde_json::to_value(view(&healthy())).unwrap();
+        assert_eq!(json["health"], "ok");
+        assert_eq!(json["meta"]["leader"], "meta-2");
+        assert_eq!(json["meta"]["members"][0]["name"], "meta-1");
+        assert_eq!(json["storage"][0]["name"], "storage-1");
+        assert_eq!(json["storage"][0]["state"], "up");
+        assert_eq!(json["storage"][0]["used_bytes"], 1);
+        assert_eq!(json["storage"][0]["total_bytes"], 10);
+        assert_eq!(json["chains"][0]["id"], 1);
+        assert_eq!(json["chains"][0]["epoch"], 4);
+        assert_eq!(json["chains"][0]["members"][2]["name"], "storage-3");
+        assert_eq!(json["chains"][0]["members"][2]["state"], "serving");
+    }
+
+    #[test]
+    fn progress_in_percent() {
+        let resync = |chunks: (u64, u64), bytes: (u64, u64)| ResyncView {
+            chain: 1,
+            to: "storage-1".into(),
+            chunks_done: chunks.0,
+            chunks_total: chunks.1,
+            bytes_done: bytes.0,
+            bytes_total: bytes.1,
+        };
+        assert_eq!(resync((0, 0), (0, 0)).percent(), 100);
+        assert_eq!(resync((1, 4), (0, 0)).percent(), 25);
+        assert_eq!(resync((1, 4), (50, 100)).percent(), 50);
+        assert_eq!(resync((1, 4), (200, 100)).percent(), 100);
+    }
+}
