@@ -8,17 +8,17 @@ mod error;
 mod leader;
 mod observed;
 mod owner;
+mod server;
 mod shared;
 mod tasks;
 #[cfg(test)]
 mod tests;
+mod wire;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 
-use dfs_common::config::ClusterConfig;
 use dfs_common::wire::namespace::StatFs;
 use dfs_common::{ClusterId, MetaId, RoutingTable};
 use tokio::sync::{mpsc, watch};
@@ -34,42 +34,7 @@ use tasks::purge::Purge;
 use crate::consensus::Consensus;
 
 pub use error::StartError;
-
-/// What a metadata server is started with.
-#[derive(Clone, Debug)]
-pub struct MetaOptions {
-    /// Members of the group; its `[node]` names this server and its data directory.
-    pub config: ClusterConfig,
-    /// Directory with this server's certificate, key and `meta.key`.
-    pub credentials: PathBuf,
-    /// Data directory.
-    pub data: PathBuf,
-    /// Local address to bind.
-    pub listen: SocketAddr,
-}
-
-/// A running metadata server.
-#[derive(Debug)]
-pub struct MetaServer;
-
-impl MetaServer {
-    /// Opens the data directory, joins the group and serves.
-    ///
-    /// # Errors
-    /// One line that names what is wrong with the directory, the credentials or the port.
-    pub async fn start(_options: MetaOptions) -> dfs_common::Result<Self> {
-        Ok(Self)
-    }
-
-    /// Serves until `shutdown`, then closes everything in order.
-    ///
-    /// # Errors
-    /// When the server had to stop by itself (its store failed).
-    pub async fn run_until(self, shutdown: CancellationToken) -> dfs_common::Result<()> {
-        shutdown.cancelled().await;
-        Ok(())
-    }
-}
+pub use server::{MetaOptions, MetaServer};
 
 /// What the working parts of a server are made from.
 struct Parts {
