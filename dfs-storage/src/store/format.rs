@@ -322,8 +322,9 @@ pub(super) struct RecordHeader {
     /// Everything up to here was durable when this record was written: damage below it is rot, not a torn tail.
     pub(super) durable: Lsn,
     pub(super) version: ChunkVersion,
-    /// Version of the chunk before this record: a replay that misses a record notices.
-    pub(super) before: ChunkVersion,
+    /// Version of the chunk before this record: a replay that misses a record notices. `None`: there was no such chunk,
+    /// so whatever an older record may say of it does not count.
+    pub(super) before: Option<ChunkVersion>,
     pub(super) id: RequestId,
     /// Write, Data: first block. Truncate: blocks that stay.
     pub(super) first: BlockIndex,
@@ -345,13 +346,13 @@ impl RecordHeader {
         body.bytes(&RECORD_MAGIC);
         body.u32(0);
         body.u16(self.kind.code());
-        body.u16(0);
+        body.u16(u16::from(self.before.is_some()));
         body.u32(self.chain.0);
         body.u64(self.lsn.0);
         body.u64(self.durable.0);
         body.chunk(self.chunk);
         body.version(self.version);
-        body.version(self.before);
+        body.version(self.before.unwrap_or_default());
         body.request(self.id);
         body.u32(self.first.0);
         body.u32(self.blocks);
@@ -374,7 +375,7 @@ impl RecordHeader {
         }
         let sum = reader.u32()?;
         let kind = Kind::from_code(reader.u16()?)?;
-        reader.u16()?;
+        let existed = reader.u16()? != 0;
         let chain = ChainId(reader.u32()?);
         let (lsn, durable) = (Lsn(reader.u64()?), Lsn(reader.u64()?));
         let header = Self {
@@ -384,7 +385,7 @@ impl RecordHeader {
             durable,
             chunk: reader.chunk()?,
             version: reader.version()?,
-            before: reader.version()?,
+            before: reader.version().map(|before| existed.then_some(before))?,
             id: reader.request()?,
             first: BlockIndex(reader.u32()?),
             blocks: reader.u32()?,

@@ -441,7 +441,7 @@ impl Index {
         }
     }
 
-    fn forget(&mut self, chunk: ChunkId) {
+    pub(super) fn forget(&mut self, chunk: ChunkId) {
         let Some(chain) = self.chain_of.remove(&chunk) else {
             return;
         };

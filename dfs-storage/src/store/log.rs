@@ -82,7 +82,7 @@ pub(super) struct State {
     pending: VecDeque<Pending>,
     /// Segment of each pending record, oldest first.
     pending_sequences: VecDeque<Sequence>,
-    pending_chunks: HashMap<ChunkId, (u32, ChunkVersion)>,
+    pending_chunks: HashMap<ChunkId, (u32, Option<ChunkVersion>)>,
     /// Nobody else may reserve for this chunk: its whole state is being written.
     frozen: Option<ChunkId>,
     dirty: Vec<Dirty>,
@@ -140,7 +140,7 @@ struct Place {
     offset: u32,
     lsn: Lsn,
     durable: Lsn,
-    before: ChunkVersion,
+    before: Option<ChunkVersion>,
 }
 
 pub(super) fn segment_name(slot: u32) -> String {
@@ -352,19 +352,15 @@ impl Log {
             self.next_segment(state, draft.urgency)?;
         }
         let lsn = state.next;
-        let before = state
-            .pending_chunks
-            .get(&draft.chunk)
-            .map_or_else(
-                || self.index.read().get(draft.chunk).map(|entry| entry.version),
-                |&(_, version)| Some(version),
-            )
-            .unwrap_or_default();
-        // Data records do not move the chunk's version.
-        let after = if draft.kind == Kind::Data {
-            before
-        } else {
-            draft.version
+        let before = state.pending_chunks.get(&draft.chunk).map_or_else(
+            || self.index.read().get(draft.chunk).map(|entry| entry.version),
+            |&(_, version)| version,
+        );
+        let after = match draft.kind {
+            // Data records do not move the chunk's version.
+            Kind::Data => before,
+            Kind::Drop => None,
+            Kind::Write | Kind::Truncate | Kind::Remove | Kind::State => Some(draft.version),
         };
         let entry = state.pending_chunks.entry(draft.chunk).or_default();
         *entry = (entry.0 + 1, after);

@@ -227,7 +227,8 @@ impl ChunkStore {
                 Err(StoreError::NoSpace { .. }) => {}
                 done => return done,
             }
-            if self.log.maintain()?.reclaimed_bytes == 0 {
+            let step = self.log.maintain()?;
+            if !(step.more || step.checkpointed || step.reclaimed_bytes > 0) {
                 break;
             }
         }

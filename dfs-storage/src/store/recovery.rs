@@ -402,11 +402,14 @@ impl Replay {
             return;
         }
         self.records += 1;
-        let entry = index.get(header.chunk);
-        let (version, known) = entry.map_or_else(Default::default, |entry| (entry.version, entry.lsn));
-        if known >= header.lsn {
+        let follows = matches!(header.kind, Kind::Write | Kind::Truncate | Kind::Remove);
+        if index.get(header.chunk).is_some_and(|entry| entry.lsn >= header.lsn) {
             return;
         }
+        if follows && header.before.is_none() {
+            index.forget(header.chunk);
+        }
+        let version = index.get(header.chunk).map(|entry| entry.version);
         let effect = match header.kind {
             Kind::Write => Effect::Write(Extent {
                 sequence: found.header.sequence,
@@ -424,7 +427,6 @@ impl Replay {
             Kind::State => Effect::State(record.state.clone().unwrap_or_default()),
             Kind::Drop => Effect::Drop,
         };
-        let follows = matches!(header.kind, Kind::Write | Kind::Truncate | Kind::Remove);
         index.publish(Publication {
             chain: header.chain,
             chunk: header.chunk,
