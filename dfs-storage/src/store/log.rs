@@ -98,6 +98,8 @@ pub(super) struct State {
     /// The disk itself was full when a segment was to be made.
     pub(super) disk_full: bool,
     pub(super) since_checkpoint_bytes: u64,
+    /// Last record that the checkpoint on disk is sure to know of.
+    pub(super) checkpointed: Lsn,
     pub(super) since_maintain_bytes: u64,
     pub(super) staged: HashMap<ChunkId, Staged>,
 }
@@ -108,6 +110,7 @@ pub(super) struct Start {
     pub(super) active: Option<(Arc<SegmentFile>, u32)>,
     pub(super) next: Lsn,
     pub(super) last: Lsn,
+    pub(super) checkpointed: Lsn,
     pub(super) free: VecDeque<FreeSegment>,
     pub(super) slots: u32,
     pub(super) next_slot: u32,
@@ -236,6 +239,7 @@ impl Log {
                 fault: None,
                 disk_full: false,
                 since_checkpoint_bytes: 0,
+                checkpointed: start.checkpointed,
                 since_maintain_bytes: 0,
                 staged: HashMap::new(),
             }),

@@ -189,7 +189,7 @@ impl Log {
             return Ok(false);
         };
         for (chunk, chain) in chunks {
-            match self.move_chunk(&victim.file, chain, chunk) {
+            match self.move_chunk(&victim, chain, chunk) {
                 Ok(()) => {}
                 Err(StoreError::Corrupt { chunk, block }) => {
                     tracing::warn!(%chunk, %block, segment = victim.file.slot, "rot found while compacting");
@@ -215,7 +215,8 @@ impl Log {
     }
 
     /// After this nothing in the segment counts for the chunk.
-    fn move_chunk(&self, file: &Arc<SegmentFile>, chain: ChainId, chunk: ChunkId) -> Result<(), StoreError> {
+    fn move_chunk(&self, victim: &Victim, chain: ChainId, chunk: ChunkId) -> Result<(), StoreError> {
+        let file = &victim.file;
         let sequence = file.sequence;
         let here: Vec<Extent> = self.index.read().get(chunk).map_or_else(Vec::new, |entry| {
             let of_segment = |extent: &&Extent| extent.sequence == sequence;
@@ -235,10 +236,11 @@ impl Log {
             moved.push(Moved { from, to });
         }
         let mut lost = None;
-        self.append_state(Draft::state(chain, chunk, ChunkVersion::NONE), |draft, _, index| {
+        self.append_state(Draft::state(chain, chunk, ChunkVersion::NONE), |draft, state, index| {
             let Some(entry) = index.get(chunk) else {
-                // Older records of a forgotten chunk must stay forgotten.
-                let older = index.segments.range(..sequence).next().is_some();
+                // Older records of a forgotten chunk must stay forgotten, and so must what the checkpoint has of it.
+                let older =
+                    index.segments.range(..sequence).next().is_some() || state.checkpointed < victim.sealed.last;
                 draft.kind = Kind::Drop;
                 return older.then(|| (Vec::new(), Effect::Drop));
             };
@@ -333,6 +335,7 @@ impl Log {
         match self.disk().replace(CHECKPOINT_FILE, &[&front, &head, &body]) {
             Ok(()) => {
                 let mut state = self.lock();
+                state.checkpointed = published;
                 state.since_checkpoint_bytes = state.since_checkpoint_bytes.saturating_sub(appended);
                 Ok(())
             }

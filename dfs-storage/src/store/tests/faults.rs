@@ -1,1 +1,217 @@
-//! Later.
+//! Disks that are full or fail.
+
+use std::io::ErrorKind;
+
+use super::*;
+use crate::disk::sim::{Image, Operation};
+
+fn fill(store: &ChunkStore, model: &mut Model) -> u64 {
+    for n in 0.. {
+        let op = Op::Write {
+            chunk: (n % 8) as u8,
+            first: (n / 8 * 4) as u32,
+            blocks: 4,
+            last: 4096,
+        };
+        match step(store, model, &op, n) {
+            Ok(()) => {}
+            Err(StoreError::NoSpace { .. }) => return n,
+            Err(error) => panic!("{error}"),
+        }
+    }
+    0
+}
+
+#[test]
+fn a_full_store_refuses_cleanly_and_can_always_be_emptied() {
+    let disk = SimDisk::new();
+    let (store, _) = open(&disk, 12);
+    let mut model = Model::new();
+    let n = fill(&store, &mut model);
+    assert!(n > 20, "{n}");
+    assert_eq!(contents(&store), model);
+    let usage = store.usage();
+    assert!(usage.used_bytes * 100 > usage.total_bytes * 75, "{usage:?}");
+    assert!(store.fault().is_none());
+    for chunk in 0..6 {
+        step(&store, &mut model, &Op::Remove { chunk }, n + u64::from(chunk)).unwrap();
+    }
+    assert!(store.usage().used_bytes < usage.used_bytes / 2);
+    // Without waiting for the background: the write makes its own room.
+    for round in 0..200 {
+        let op = Op::Write {
+            chunk: 0,
+            first: 0,
+            blocks: 5,
+            last: 4096,
+        };
+        step(&store, &mut model, &op, n + 10 + round).unwrap();
+    }
+    assert_eq!(contents(&store), model);
+    drop(store);
+    let (store, report) = open(&disk, 12);
+    assert_eq!(report.rot, []);
+    assert_eq!(contents(&store), model);
+}
+
+#[test]
+fn a_disk_that_others_filled_is_no_fault() {
+    let disk = SimDisk::new();
+    let (store, _) = open(&disk, 100);
+    disk.limit(6 * u64::from(SEGMENT));
+    let mut model = Model::new();
+    let n = fill(&store, &mut model);
+    assert!(store.fault().is_none());
+    assert!(store.usage().total_bytes < 6 * u64::from(SEGMENT));
+    step(&store, &mut model, &Op::Remove { chunk: 0 }, n).unwrap();
+    store.sync().unwrap();
+    disk.limit(100 * u64::from(SEGMENT));
+    store.maintain().unwrap();
+    step(
+        &store,
+        &mut model,
+        &Op::Write {
+            chunk: 0,
+            first: 0,
+            blocks: 5,
+            last: 4096,
+        },
+        n + 1,
+    )
+    .unwrap();
+    assert_eq!(contents(&store), model);
+}
+
+#[test]
+fn a_failed_write_or_sync_poisons_for_good() {
+    for operation in [Operation::Write, Operation::Sync] {
+        let disk = SimDisk::new();
+        let (store, _) = open(&disk, 24);
+        let mut model = Model::new();
+        let write = Op::Write {
+            chunk: 0,
+            first: 0,
+            blocks: 2,
+            last: 4096,
+        };
+        step(&store, &mut model, &write, 0).unwrap();
+        disk.fail(operation, 0, ErrorKind::Other);
+        let mut scratch = model.clone();
+        let failed = step(&store, &mut scratch, &write, 1).and_then(|()| store.sync());
+        assert!(matches!(failed, Err(StoreError::Poisoned { .. })), "{failed:?}");
+        disk.heal();
+        assert!(store.fault().is_some());
+        let again = step(&store, &mut scratch, &write, 2);
+        assert!(matches!(again, Err(StoreError::Poisoned { .. })));
+        assert!(matches!(store.sync(), Err(StoreError::Poisoned { .. })));
+        assert!(matches!(store.maintain(), Err(StoreError::Poisoned { .. })));
+        assert!(store.read(chunk(0), BlockIndex(0), 2).is_ok());
+        drop(store);
+        let reopened = ChunkStore::open(Arc::new(disk.image(Image::Kill)), options(24));
+        assert!(matches!(reopened, Err(StoreError::Poisoned { .. })));
+    }
+}
+
+#[test]
+fn a_failed_read_is_an_error_and_no_more() {
+    let disk = SimDisk::new();
+    let (store, _) = open(&disk, 24);
+    let mut model = Model::new();
+    let write = Op::Write {
+        chunk: 0,
+        first: 0,
+        blocks: 2,
+        last: 4096,
+    };
+    step(&store, &mut model, &write, 0).unwrap();
+    disk.fail(Operation::Read, 0, ErrorKind::Other);
+    assert!(matches!(
+        store.read(chunk(0), BlockIndex(0), 2),
+        Err(StoreError::Io { .. })
+    ));
+    disk.heal();
+    step(&store, &mut model, &write, 1).unwrap();
+    assert_eq!(contents(&store), model);
+}
+
+#[test]
+fn foreign_and_newer_stores_are_refused_with_a_reason() {
+    let disk = SimDisk::new();
+    drop(open(&disk, 24));
+    let refusal = |disk: &SimDisk, options: StoreOptions| {
+        ChunkStore::open(Arc::new(disk.clone()), options)
+            .err()
+            .map(|error| error.to_string())
+            .unwrap_or_default()
+    };
+    let foreign = StoreOptions {
+        cluster: ClusterId([8; 16]),
+        ..options(24)
+    };
+    assert!(refusal(&disk, foreign).contains("belongs to node 3 of cluster"));
+    let other = StoreOptions {
+        node: StorageId(4),
+        ..options(24)
+    };
+    assert!(refusal(&disk, other).contains("not to node 4"));
+    assert!(refusal(&disk, options(3)).contains("too small"));
+    disk.rot("superblock", 8, 2);
+    assert!(refusal(&disk, options(24)).contains("newer program"));
+}
+
+#[test]
+fn mistakes_of_a_caller_change_nothing() {
+    let (store, _) = open(&SimDisk::new(), 24);
+    let mut model = Model::new();
+    step(
+        &store,
+        &mut model,
+        &Op::Write {
+            chunk: 0,
+            first: 0,
+            blocks: 2,
+            last: 4096,
+        },
+        0,
+    )
+    .unwrap();
+    let write = |blocks, last_length_bytes| Mutation::Write {
+        first: BlockIndex(0),
+        blocks,
+        last_length_bytes,
+        conditions: Vec::new(),
+    };
+    let apply = |chain, mutation: &Mutation, payload: &'static [u8]| {
+        store.apply(
+            chain,
+            chunk(0),
+            version(9),
+            request(9),
+            mutation,
+            &Bytes::from_static(payload),
+        )
+    };
+    assert!(matches!(
+        apply(chain(0), &write(1, 5), b"short"),
+        Err(StoreError::Invalid { .. })
+    ));
+    assert!(matches!(
+        apply(chain(0), &write(0, 5), b""),
+        Err(StoreError::Invalid { .. })
+    ));
+    assert!(matches!(
+        apply(chain(0), &write(1, 0), b""),
+        Err(StoreError::Invalid { .. })
+    ));
+    assert!(matches!(
+        apply(chain(0), &write(1, 5000), b""),
+        Err(StoreError::Invalid { .. })
+    ));
+    assert!(matches!(
+        apply(ChainId(77), &Mutation::Remove, b""),
+        Err(StoreError::WrongChain { .. })
+    ));
+    let finish = store.install_finish(chain(0), chunk(0), version(9), &[]);
+    assert!(matches!(finish, Err(StoreError::Invalid { .. })));
+    assert_eq!(contents(&store), model);
+}
