@@ -1,18 +1,47 @@
-//! For `dfs status`, `dfs chain verify` and `dfs where`.
-use dfs_common::chain::ChainInfo;
-use dfs_common::config::ClusterConfig;
-use dfs_common::wire::meta::ClusterStatus;
-use dfs_common::wire::namespace::Attributes;
-use dfs_common::wire::storage::{ChunkSummary, NodeStatus};
-use dfs_common::{
-    ChainId, ChunkId, ChunkIndex, ChunkVersion, Error, ErrorCode, Result, RoutingTable, RoutingVersion, StorageId,
-};
+//! For the admin tools: status, routing, comparison of replicas, and where a file's chunks are.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
-#[derive(Clone, Debug)]
-pub struct AdminClient {}
+use dfs_common::chain::ChainInfo;
+use dfs_common::config::ClusterConfig;
+use dfs_common::wire::Lane;
+use dfs_common::wire::meta::{ClusterStatus, MetaRequest, MetaResponse};
+use dfs_common::wire::namespace::{Attributes, NamespaceAnswer, NamespaceRead};
+use dfs_common::wire::storage::{ChunkSummary, NodeStatus, StorageRequest, StorageResponse};
+use dfs_common::{
+    ChainId, ChunkId, ChunkIndex, Error, ErrorCode, InodeId, Result, RoutingTable, RoutingVersion, StorageId, ValidName,
+};
+use dfs_crypto::certificate::Credentials;
+use dfs_net::Endpoint;
+use tokio::time::Instant;
 
-/// One chunk as each serving replica has it.
+use crate::client::local_address;
+use crate::meta::{Leader, LeaderSearch};
+use crate::network::Network;
+
+/// Chunks asked for at a time.
+const PAGE: u32 = 512;
+
+/// Chunks of one file that `locate` lists at most; a sparse file can have billions.
+const MAX_PLACES: u64 = 1 << 20;
+
+/// A connection for tools; holds no session but while it walks a path.
+#[derive(Clone)]
+pub struct AdminClient {
+    network: Network,
+    leader: Arc<Leader>,
+    deadline: Duration,
+}
+
+impl std::fmt::Debug for AdminClient {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AdminClient").finish_non_exhaustive()
+    }
+}
+
+/// One chunk as each compared replica has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChunkComparison {
     pub chunk: ChunkId,
@@ -39,21 +68,68 @@ pub struct ChunkPlace {
     pub chain: ChainInfo,
 }
 
-#[allow(clippy::unused_async, unused_variables)]
 impl AdminClient {
-    pub async fn connect(config: ClusterConfig, deadline: Duration) -> Result<Self> {
-        Ok(Self {})
+    /// Binds a socket; servers are contacted when they are asked something.
+    pub async fn connect(config: ClusterConfig, credentials: Credentials, deadline: Duration) -> Result<Self> {
+        config.cluster_id()?;
+        let listen = local_address(config.meta_addresses().map(|(_, address)| address));
+        let endpoint = Endpoint::bind(&credentials, listen).await.map_err(Error::from)?;
+        let network = Network::new(endpoint);
+        let leader = Arc::new(Leader::new(network.clone(), LeaderSearch::new(config.meta_addresses())));
+        Ok(Self {
+            network,
+            leader,
+            deadline,
+        })
     }
+
     pub async fn status(&self) -> Result<ClusterStatus> {
-        soon()
+        crate::client::status(&self.leader, Instant::now() + self.deadline).await
     }
+
     /// The routing table; waits up to `wait` for one newer than `known`, `None` if there is none.
     pub async fn routing(&self, known: RoutingVersion, wait: Duration) -> Result<Option<RoutingTable>> {
-        soon()
+        let request = MetaRequest::Routing {
+            known,
+            wait_ms: wait.as_millis() as u32,
+        };
+        let what = || "routing".to_owned();
+        let deadline = Instant::now() + self.deadline + wait;
+        match self.leader.ask(&request, deadline, wait, &what).await? {
+            MetaResponse::Routing(table) => Ok(table),
+            _ => Err(mismatch("metadata server")),
+        }
     }
+
+    async fn table(&self) -> Result<RoutingTable> {
+        self.routing(RoutingVersion(0), Duration::ZERO).await?.ok_or_else(|| {
+            Error::new(
+                ErrorCode::TooFewReplicas,
+                "the cluster has no routing yet; has any storage node joined?",
+            )
+        })
+    }
+
+    async fn storage(&self, table: &RoutingTable, node: StorageId, request: &StorageRequest) -> Result<StorageResponse> {
+        let address = table
+            .address(node)
+            .ok_or_else(|| Error::new(ErrorCode::NotFound, format!("storage-{node} is not in the cluster")))?;
+        self.network
+            .storage((node, address), Lane::Control, request, &[], self.deadline)
+            .await
+            .map(|(response, _)| response)
+            .map_err(|error| error.context(format_args!("storage-{node}")))
+    }
+
     pub async fn node_status(&self, node: StorageId) -> Result<NodeStatus> {
-        soon()
+        let table = self.table().await?;
+        match self.storage(&table, node, &StorageRequest::NodeStatus).await? {
+            StorageResponse::NodeStatus(status) => Ok(status),
+            _ => Err(mismatch("storage node")),
+        }
     }
+
+    /// Chunks of a chain as one node has them, after `after`; `true` when there are no more.
     pub async fn list_chunks(
         &self,
         node: StorageId,
@@ -62,23 +138,218 @@ impl AdminClient {
         limit: u32,
         deep: bool,
     ) -> Result<(Vec<ChunkSummary>, bool)> {
-        soon()
+        let table = self.table().await?;
+        self.page(&table, node, chain, after, limit, deep).await
     }
-    /// Compares every chunk of a chain over its serving members.
+
+    async fn page(
+        &self,
+        table: &RoutingTable,
+        node: StorageId,
+        chain: ChainId,
+        after: Option<ChunkId>,
+        limit: u32,
+        deep: bool,
+    ) -> Result<(Vec<ChunkSummary>, bool)> {
+        let request = StorageRequest::ListChunks {
+            chain,
+            after,
+            limit,
+            deep,
+        };
+        match self.storage(table, node, &request).await? {
+            StorageResponse::Chunks { chunks, end } => Ok((chunks, end)),
+            _ => Err(mismatch("storage node")),
+        }
+    }
+
+    async fn every_chunk(
+        &self,
+        table: &RoutingTable,
+        node: StorageId,
+        chain: ChainId,
+        deep: bool,
+    ) -> Result<BTreeMap<ChunkId, ChunkSummary>> {
+        // Hashing data takes time: small pages keep each within its deadline.
+        let limit = if deep { PAGE / 16 } else { PAGE };
+        let mut all = BTreeMap::new();
+        let mut after = None;
+        loop {
+            let (chunks, end) = self.page(table, node, chain, after, limit, deep).await?;
+            let last = chunks.last().map(|summary| summary.chunk);
+            all.extend(chunks.into_iter().map(|summary| (summary.chunk, summary)));
+            if end || last.is_none() || last <= after {
+                return Ok(all);
+            }
+            after = last;
+        }
+    }
+
+    /// Compares every chunk of a chain over its serving members, by version and digest.
     pub async fn verify_chain(&self, chain: ChainId, deep: bool) -> Result<ChainReport> {
-        soon()
+        let table = self.table().await?;
+        let info = table
+            .chain(chain)
+            .cloned()
+            .ok_or_else(|| Error::new(ErrorCode::NotFound, format!("there is no chain {chain}")))?;
+        let mut tasks = tokio::task::JoinSet::new();
+        for node in info.serving() {
+            let (admin, table) = (self.clone(), table.clone());
+            tasks.spawn(async move { (node, admin.every_chunk(&table, node, chain, deep).await) });
+        }
+        let (mut have, mut unreachable) = (BTreeMap::new(), Vec::new());
+        while let Some(Ok((node, outcome))) = tasks.join_next().await {
+            match outcome {
+                Ok(chunks) => {
+                    have.insert(node, chunks);
+                }
+                Err(error) => unreachable.push((node, error)),
+            }
+        }
+        let (chunks, differing) = compare(&have);
+        Ok(ChainReport {
+            chain: info,
+            compared: have.into_keys().collect(),
+            chunks,
+            differing,
+            unreachable,
+        })
     }
-    /// Walks a path from the root of the file system; components separated by `/`.
+
+    /// Walks a path from the root of the file system; components separated by `/`. Symlinks are not followed.
     pub async fn resolve(&self, path: &[u8]) -> Result<Attributes> {
-        soon()
+        let deadline = Instant::now() + self.deadline;
+        let what = || "walk of a path".to_owned();
+        let open = MetaRequest::OpenSession {
+            label: "admin tool".to_owned(),
+        };
+        let MetaResponse::SessionOpened { session, .. } =
+            self.leader.ask(&open, deadline, Duration::ZERO, &what).await?
+        else {
+            return Err(mismatch("metadata server"));
+        };
+        let walk = async {
+            let mut read = NamespaceRead::GetAttributes { inode: InodeId::ROOT };
+            let mut names = path.split(|&byte| byte == b'/').filter(|name| !name.is_empty() && *name != b".");
+            loop {
+                let request = MetaRequest::Read {
+                    session,
+                    reads: vec![read],
+                };
+                let MetaResponse::Read(mut answers) = self.leader.ask(&request, deadline, Duration::ZERO, &what).await?
+                else {
+                    return Err(mismatch("metadata server"));
+                };
+                let Some(NamespaceAnswer::Attributes(attributes)) = answers.pop().transpose()? else {
+                    return Err(mismatch("metadata server"));
+                };
+                let Some(name) = names.next() else {
+                    return Ok(attributes);
+                };
+                read = NamespaceRead::Lookup {
+                    parent: attributes.inode,
+                    name: ValidName::new(name)?,
+                };
+            }
+        };
+        let outcome = walk.await;
+        let close = MetaRequest::CloseSession { session };
+        let _ = self.leader.ask(&close, deadline, Duration::ZERO, &what).await;
+        outcome
     }
+
     /// Chunks of a file and the chains they live on.
     pub async fn locate(&self, attributes: &Attributes) -> Result<Vec<ChunkPlace>> {
-        soon()
+        let file = attributes.file.as_ref().ok_or_else(|| {
+            Error::new(
+                ErrorCode::InvalidArgument,
+                format!("inode {} is not a regular file: it has no chunks", attributes.inode),
+            )
+        })?;
+        let table = self.table().await?;
+        let chunks = attributes
+            .length_bytes
+            .div_ceil(u64::from(file.layout.chunk_size_bytes))
+            .min(MAX_PLACES);
+        let chains = table.tables.get(&file.layout.table);
+        (0..chunks as u32)
+            .map(|index| {
+                let index = ChunkIndex(index);
+                let chain = chains
+                    .and_then(|chains| file.layout.chain_of(chains, index))
+                    .and_then(|chain| table.chain(chain))
+                    .cloned();
+                chain.map(|chain| ChunkPlace { index, chain }).ok_or_else(|| {
+                    Error::new(
+                        ErrorCode::NotFound,
+                        format!("chain table {} is not in the routing table", file.layout.table),
+                    )
+                })
+            })
+            .collect()
     }
-    pub async fn close(&self) {}
+
+    pub async fn close(&self) {
+        self.network.close().await;
+    }
 }
 
-fn soon<T>() -> Result<T> {
-    Err(Error::new(ErrorCode::NotSupported, "not wired yet"))
+/// Every chunk that any replica has, compared over all. Pure.
+fn compare(have: &BTreeMap<StorageId, BTreeMap<ChunkId, ChunkSummary>>) -> (u64, Vec<ChunkComparison>) {
+    let every: std::collections::BTreeSet<ChunkId> = have.values().flat_map(|chunks| chunks.keys().copied()).collect();
+    let count = every.len() as u64;
+    let differing = every
+        .into_iter()
+        .filter_map(|chunk| {
+            let replicas: Vec<_> = have
+                .iter()
+                .map(|(&node, chunks)| (node, chunks.get(&chunk).cloned()))
+                .collect();
+            let equal = replicas.windows(2).all(|pair| pair[0].1 == pair[1].1)
+                && replicas
+                    .iter()
+                    .all(|(_, summary)| summary.as_ref().is_some_and(|summary| summary.rotten.is_none()));
+            (!equal).then_some(ChunkComparison { chunk, replicas, equal })
+        })
+        .collect();
+    (count, differing)
+}
+
+fn mismatch(who: &str) -> Error {
+    Error::new(
+        ErrorCode::BadMessage,
+        format!("a {who} answered with something else than was asked; are all programs of one version?"),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use dfs_common::{ChunkVersion, Epoch};
+
+    use super::*;
+
+    #[test]
+    fn missing_different_and_rotten_chunks_are_found() {
+        let summary = |index: u32, counter| ChunkSummary {
+            chunk: ChunkId::new(InodeId(1), ChunkIndex(index)),
+            version: ChunkVersion {
+                epoch: Epoch(1),
+                counter,
+            },
+            blocks: 1,
+            data_size_bytes: 1,
+            digest: [0; 16],
+            rotten: None,
+        };
+        let by_chunk = |list: Vec<ChunkSummary>| list.into_iter().map(|s| (s.chunk, s)).collect::<BTreeMap<_, _>>();
+        let mut rotten = summary(3, 1);
+        rotten.rotten = Some(dfs_common::BlockIndex(0));
+        let have = BTreeMap::from([
+            (StorageId(1), by_chunk(vec![summary(0, 1), summary(1, 1), summary(3, 1)])),
+            (StorageId(2), by_chunk(vec![summary(0, 1), summary(1, 2), summary(2, 1), rotten])),
+        ]);
+        let (count, differing) = compare(&have);
+        assert_eq!(count, 4);
+        assert_eq!(differing.iter().map(|d| d.chunk.index.0).collect::<Vec<_>>(), vec![1, 2, 3]);
+    }
 }

@@ -1,29 +1,185 @@
-//! The public face.
+//! One mount: the calls that an adapter (FUSE, a test, a tool) makes.
+//!
+//! Every call ends by the mount's deadline. What must not be left half done when a caller goes away (a killed process)
+//! runs in a task of its own and ends by the same deadline; the caller merely stops waiting for it.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
 use bytes::Bytes;
-use dfs_common::wire::meta::ClusterStatus;
+use dfs_common::wire::meta::{ClusterStatus, MetaRequest, MetaResponse};
 use dfs_common::wire::namespace::{
-    Attributes, Caller, DirectoryEntry, FileKind, RenameMode, SetAttributes, StatFs, XattrMode,
+    Attributes, Caller, DirectoryEntry, FileKind, NamespaceAnswer, NamespaceChange, NamespaceOp, NamespaceRead,
+    RenameMode, SetAttributes, StatFs, XattrMode,
 };
 use dfs_common::{Error, ErrorCode, FileHandleId, InodeId, Policy, Result, ValidName};
+use dfs_crypto::block::NonceSource;
+use dfs_net::Endpoint;
+use tokio::time::Instant;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
+use crate::chunks::Chunks;
+use crate::data::state::FileState;
+use crate::keys::Keys;
+use crate::meta::{Leader, LeaderSearch, Session};
+use crate::mount::{Bounds, Mount};
+use crate::network::Network;
 use crate::options::{ClientOptions, OpenMode};
+use crate::routing::RoutingCache;
 
-/// One mount.
-#[derive(Clone, Debug)]
-pub struct Client {}
+/// How often late writes and debts are looked after.
+const TEND_MS: u64 = 100;
 
-#[allow(clippy::unused_async, unused_variables)]
+/// Who truncates at open: the mount; permission was checked by the one who opens.
+const SYSTEM: Caller = Caller { uid: 0, gid: 0 };
+
+/// One mount. Clones share it; the background tasks end with the last clone.
+#[derive(Clone)]
+pub struct Client {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    mount: Arc<Mount>,
+    leader: Arc<Leader>,
+    network: Network,
+    stop: DropGuard,
+    stopped: CancellationToken,
+}
+
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Client")
+            .field("session", &self.shared.mount.session.id())
+            .finish_non_exhaustive()
+    }
+}
+
+/// An opener that may still go away: counted in, and counted out unless it ends as a handle.
+struct Opening {
+    mount: Arc<Mount>,
+    inode: InodeId,
+    file: Option<Arc<FileState>>,
+    armed: bool,
+}
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        if !self.armed {
+            return;
+        }
+        match self.file.take() {
+            Some(file) => detach(&self.mount, file),
+            None => self.mount.session.let_go(self.inode),
+        }
+    }
+}
+
+fn detach(mount: &Arc<Mount>, file: Arc<FileState>) {
+    if !mount.detach(&file) && file.inner.lock().opens == 0 {
+        let mount = Arc::clone(mount);
+        tokio::spawn(async move { mount.finish(&file).await });
+    }
+}
+
+/// Runs to its end even if the caller goes away.
+async fn detached<T: Send + 'static>(work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
+    tokio::spawn(work)
+        .await
+        .unwrap_or_else(|error| Err(Error::new(ErrorCode::Internal, format!("a task died: {error}"))))
+}
+
+/// Any free port; on loopback when all servers are there, so that nothing listens to the outside needlessly.
+pub(crate) fn local_address(servers: impl IntoIterator<Item = SocketAddr>) -> SocketAddr {
+    let servers: Vec<_> = servers.into_iter().collect();
+    let ip = if servers.iter().all(|server| server.ip().is_loopback()) {
+        IpAddr::V4(Ipv4Addr::LOCALHOST)
+    } else if servers.iter().any(SocketAddr::is_ipv6) {
+        IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED)
+    } else {
+        IpAddr::V4(Ipv4Addr::UNSPECIFIED)
+    };
+    SocketAddr::new(ip, 0)
+}
+
 impl Client {
+    /// Opens a session and learns who stores what.
     pub async fn connect(options: ClientOptions) -> Result<Self> {
-        Ok(Self {})
+        let deadline = Instant::now() + options.deadline;
+        let cluster = options.config.cluster_id()?;
+        let listen = options
+            .listen
+            .unwrap_or_else(|| local_address(options.config.meta_addresses().map(|(_, address)| address)));
+        let endpoint = Endpoint::bind(&options.credentials, listen).await.map_err(Error::from)?;
+        let network = Network::new(endpoint);
+        let search = LeaderSearch::new(options.config.meta_addresses());
+        let leader = Arc::new(Leader::new(network.clone(), search));
+        let routing = Arc::new(RoutingCache::new());
+        let session = Session::open(Arc::clone(&leader), Arc::clone(&routing), options.label, deadline).await?;
+        routing.fetch(&leader, 0, deadline).await?;
+        let mount = Arc::new(Mount::new(
+            Arc::clone(&session),
+            Chunks::new(network.clone(), Arc::clone(&routing)),
+            Keys::new(cluster, options.root_key),
+            NonceSource::new().map_err(Error::from)?,
+            Bounds {
+                deadline: options.deadline,
+                file_in_flight_bytes: options.file_in_flight_bytes,
+                file_dirty_bytes: options.file_dirty_bytes,
+                read_level: options.read_level,
+                write_level: options.write_level,
+            },
+            (options.in_flight_bytes, options.dirty_bytes, options.read_ahead_bytes),
+        ));
+        let stop = CancellationToken::new();
+        tokio::spawn(session.keep_alive(stop.clone()));
+        tokio::spawn(routing.watch(Arc::clone(&leader), stop.clone()));
+        tokio::spawn(tend(Arc::clone(&mount), stop.clone()));
+        Ok(Self {
+            shared: Arc::new(Shared {
+                mount,
+                leader,
+                network,
+                stopped: stop.clone(),
+                stop: stop.drop_guard(),
+            }),
+        })
     }
+
+    fn mount(&self) -> &Arc<Mount> {
+        &self.shared.mount
+    }
+
+    async fn ask(&self, read: NamespaceRead) -> Result<NamespaceAnswer> {
+        self.mount().session.ask(read, self.mount().deadline()).await
+    }
+
+    async fn change(&self, caller: Caller, op: NamespaceOp) -> Result<NamespaceChange> {
+        self.mount().session.change(caller, op, self.mount().deadline()).await
+    }
+
+    async fn entry(&self, caller: Caller, op: NamespaceOp) -> Result<Attributes> {
+        match self.change(caller, op).await? {
+            NamespaceChange::Entry { attributes, .. } => Ok(self.mount().view(attributes)),
+            _ => Err(mismatch()),
+        }
+    }
+
     pub async fn lookup(&self, parent: InodeId, name: &ValidName) -> Result<Attributes> {
-        soon()
+        let name = name.clone();
+        match self.ask(NamespaceRead::Lookup { parent, name }).await? {
+            NamespaceAnswer::Attributes(attributes) => Ok(self.mount().view(attributes)),
+            _ => Err(mismatch()),
+        }
     }
+
     pub async fn attributes(&self, inode: InodeId) -> Result<Attributes> {
-        soon()
+        let attributes = self.mount().fetch_attributes(inode, self.mount().deadline()).await?;
+        Ok(self.mount().view(attributes))
     }
-    /// `length` truncates or extends; `handle` is the open file it came through, if any.
+
+    /// Changes what `set` names; `length` truncates or extends. `handle` is the open file it came through, if any.
     pub async fn set_attributes(
         &self,
         caller: Caller,
@@ -32,9 +188,63 @@ impl Client {
         length: Option<u64>,
         handle: Option<FileHandleId>,
     ) -> Result<Attributes> {
-        soon()
+        let mount = self.mount();
+        let deadline = mount.deadline();
+        let mut changed = None;
+        if let Some(length) = length {
+            changed = Some(self.set_length(caller, inode, length, handle, deadline).await?);
+        }
+        match changed {
+            Some(attributes) if set == SetAttributes::default() => return Ok(attributes),
+            _ => {}
+        }
+        let Some(file) = mount.open_file(inode) else {
+            let op = NamespaceOp::SetAttributes {
+                inode,
+                set,
+                commit: None,
+            };
+            return self.entry(caller, op).await;
+        };
+        let mount = Arc::clone(mount);
+        detached(async move {
+            // A commit after this must not undo the times that are set now.
+            mount.drain(&file, deadline).await?;
+            mount
+                .commit(&file, Some((caller, set)), deadline)
+                .await?
+                .ok_or_else(mismatch)
+        })
+        .await
     }
-    /// A regular file, opened for reading and writing. Without `exclusive` an existing file is opened.
+
+    async fn set_length(
+        &self,
+        caller: Caller,
+        inode: InodeId,
+        length: u64,
+        handle: Option<FileHandleId>,
+        deadline: Instant,
+    ) -> Result<Attributes> {
+        let mount = Arc::clone(self.mount());
+        if let Some(handle) = handle {
+            let handle = mount.handle(handle)?;
+            if handle.file.inode == inode {
+                let file = Arc::clone(&handle.file);
+                return detached(async move { mount.set_length(&file, caller, length, deadline).await }).await;
+            }
+        }
+        detached(async move {
+            let (opening, _, _) = start_opening(&mount, inode, deadline).await?;
+            match &opening.file {
+                Some(file) => mount.set_length(file, caller, length, deadline).await,
+                None => Err(mismatch()),
+            }
+        })
+        .await
+    }
+
+    /// A regular file, opened for reading and writing. Without `exclusive` an existing file is opened as it is.
     pub async fn create(
         &self,
         caller: Caller,
@@ -43,11 +253,41 @@ impl Client {
         mode: u32,
         exclusive: bool,
     ) -> Result<(Attributes, FileHandleId)> {
-        soon()
+        let mount = self.mount();
+        let op = NamespaceOp::Create {
+            parent,
+            name: name.clone(),
+            mode,
+            exclusive,
+            key: mount.keys.fresh()?,
+        };
+        let NamespaceChange::Entry { attributes, .. } = self.change(caller, op).await? else {
+            return Err(mismatch());
+        };
+        mount.session.hold_new(attributes.inode);
+        let mut opening = Opening {
+            mount: Arc::clone(mount),
+            inode: attributes.inode,
+            file: None,
+            armed: true,
+        };
+        let (file, _) = mount.attach(&attributes)?;
+        opening.armed = false;
+        let view = file.inner.lock().view(&attributes);
+        let both = OpenMode {
+            read: true,
+            write: true,
+            ..OpenMode::default()
+        };
+        Ok((view, mount.add_handle(file, both)))
     }
+
     pub async fn mkdir(&self, caller: Caller, parent: InodeId, name: &ValidName, mode: u32) -> Result<Attributes> {
-        soon()
+        let name = name.clone();
+        self.entry(caller, NamespaceOp::Mkdir { parent, name, mode }).await
     }
+
+    /// Fifo, socket, device or empty regular file.
     pub async fn mknod(
         &self,
         caller: Caller,
@@ -57,8 +297,21 @@ impl Client {
         mode: u32,
         rdev: u32,
     ) -> Result<Attributes> {
-        soon()
+        let key = match kind {
+            FileKind::Regular => Some(self.mount().keys.fresh()?),
+            _ => None,
+        };
+        let op = NamespaceOp::Mknod {
+            parent,
+            name: name.clone(),
+            kind,
+            mode,
+            rdev,
+            key,
+        };
+        self.entry(caller, op).await
     }
+
     pub async fn symlink(
         &self,
         caller: Caller,
@@ -66,17 +319,35 @@ impl Client {
         name: &ValidName,
         target: &[u8],
     ) -> Result<Attributes> {
-        soon()
+        let op = NamespaceOp::Symlink {
+            parent,
+            name: name.clone(),
+            target: target.to_vec(),
+        };
+        self.entry(caller, op).await
     }
-    pub async fn link(&self, caller: Caller, inode: InodeId, parent: InodeId, name: &ValidName) -> Result<Attributes> {
-        soon()
+
+    pub async fn link(
+        &self,
+        caller: Caller,
+        inode: InodeId,
+        parent: InodeId,
+        name: &ValidName,
+    ) -> Result<Attributes> {
+        let name = name.clone();
+        self.entry(caller, NamespaceOp::Link { inode, parent, name }).await
     }
+
     pub async fn unlink(&self, caller: Caller, parent: InodeId, name: &ValidName) -> Result<()> {
-        soon()
+        let name = name.clone();
+        self.change(caller, NamespaceOp::Unlink { parent, name }).await.map(|_| ())
     }
+
     pub async fn rmdir(&self, caller: Caller, parent: InodeId, name: &ValidName) -> Result<()> {
-        soon()
+        let name = name.clone();
+        self.change(caller, NamespaceOp::Rmdir { parent, name }).await.map(|_| ())
     }
+
     pub async fn rename(
         &self,
         caller: Caller,
@@ -86,21 +357,60 @@ impl Client {
         new_name: &ValidName,
         mode: RenameMode,
     ) -> Result<()> {
-        soon()
+        let op = NamespaceOp::Rename {
+            parent,
+            name: name.clone(),
+            new_parent,
+            new_name: new_name.clone(),
+            mode,
+        };
+        self.change(caller, op).await.map(|_| ())
     }
+
     pub async fn readlink(&self, inode: InodeId) -> Result<Vec<u8>> {
-        soon()
+        match self.ask(NamespaceRead::ReadLink { inode }).await? {
+            NamespaceAnswer::Link(target) => Ok(target),
+            _ => Err(mismatch()),
+        }
     }
-    /// Entries after `cookie`, at most `limit`; `true` when there are no more. `.` and `..` are left to the caller.
-    pub async fn read_directory(&self, inode: InodeId, cookie: u64, limit: u32) -> Result<(Vec<DirectoryEntry>, bool)> {
-        soon()
+
+    /// Entries after `cookie` (0: from the start), at most `limit`; `true` when there are no more. `.` and `..` are left to
+    /// the caller.
+    pub async fn read_directory(
+        &self,
+        inode: InodeId,
+        cookie: u64,
+        limit: u32,
+    ) -> Result<(Vec<DirectoryEntry>, bool)> {
+        let read = NamespaceRead::ReadDirectory { inode, cookie, limit };
+        match self.ask(read).await? {
+            NamespaceAnswer::Directory { mut entries, end } => {
+                for entry in &mut entries {
+                    if entry.attributes.kind == FileKind::Regular {
+                        entry.attributes = self.mount().view(entry.attributes.clone());
+                    }
+                }
+                Ok((entries, end))
+            }
+            _ => Err(mismatch()),
+        }
     }
+
     pub async fn parent(&self, inode: InodeId) -> Result<InodeId> {
-        soon()
+        match self.ask(NamespaceRead::Parent { inode }).await? {
+            NamespaceAnswer::Parent(parent) => Ok(parent),
+            _ => Err(mismatch()),
+        }
     }
+
     pub async fn get_xattr(&self, inode: InodeId, name: &[u8]) -> Result<Vec<u8>> {
-        soon()
+        let name = name.to_vec();
+        match self.ask(NamespaceRead::GetXattr { inode, name }).await? {
+            NamespaceAnswer::Xattr(value) => Ok(value),
+            _ => Err(mismatch()),
+        }
     }
+
     pub async fn set_xattr(
         &self,
         caller: Caller,
@@ -109,48 +419,174 @@ impl Client {
         value: &[u8],
         mode: XattrMode,
     ) -> Result<()> {
-        soon()
+        let op = NamespaceOp::SetXattr {
+            inode,
+            name: name.to_vec(),
+            value: value.to_vec(),
+            mode,
+        };
+        self.change(caller, op).await.map(|_| ())
     }
+
     pub async fn list_xattr(&self, inode: InodeId) -> Result<Vec<Vec<u8>>> {
-        soon()
+        match self.ask(NamespaceRead::ListXattr { inode }).await? {
+            NamespaceAnswer::XattrNames(names) => Ok(names),
+            _ => Err(mismatch()),
+        }
     }
+
     pub async fn remove_xattr(&self, caller: Caller, inode: InodeId, name: &[u8]) -> Result<()> {
-        soon()
+        let name = name.to_vec();
+        self.change(caller, NamespaceOp::RemoveXattr { inode, name }).await.map(|_| ())
     }
+
+    /// Levels of a file, for those who open it from now on.
     pub async fn set_policy(&self, caller: Caller, inode: InodeId, policy: Policy) -> Result<()> {
-        soon()
+        self.change(caller, NamespaceOp::SetPolicy { inode, policy }).await.map(|_| ())
     }
+
     pub async fn stat_fs(&self) -> Result<StatFs> {
-        soon()
+        match self.ask(NamespaceRead::StatFs).await? {
+            NamespaceAnswer::StatFs(usage) => Ok(usage),
+            _ => Err(mismatch()),
+        }
     }
-    /// The `bool`: the kernel may keep what it cached of this file.
+
+    /// Opens a regular file. The `bool`: the kernel may keep what it cached of this file, since nobody else changed it since
+    /// this mount last knew it.
     pub async fn open(&self, inode: InodeId, mode: OpenMode) -> Result<(Attributes, FileHandleId, bool)> {
-        soon()
+        let mount = self.mount();
+        let deadline = mount.deadline();
+        let (mut opening, mut attributes, mut keep) = start_opening(mount, inode, deadline).await?;
+        let Some(file) = opening.file.clone() else { return Err(mismatch()) };
+        attributes = file.inner.lock().view(&attributes);
+        if mode.truncate && attributes.length_bytes > 0 {
+            let (mount, file) = (Arc::clone(mount), Arc::clone(&file));
+            attributes = detached(async move { mount.set_length(&file, SYSTEM, 0, deadline).await }).await?;
+            keep = false;
+        }
+        opening.armed = false;
+        Ok((attributes, mount.add_handle(file, mode), keep))
     }
+
+    /// At most `size` bytes; fewer only at the end of the file.
     pub async fn read(&self, handle: FileHandleId, offset: u64, size: u32) -> Result<Bytes> {
-        soon()
+        let handle = self.mount().handle(handle)?;
+        self.mount().read(&handle, offset, size, self.mount().deadline()).await
     }
+
+    /// All of `data`; with an appending handle at the end of the file, wherever `offset` is.
     pub async fn write(&self, handle: FileHandleId, offset: u64, data: Bytes) -> Result<u32> {
-        soon()
+        let handle = self.mount().handle(handle)?;
+        self.mount().write(&handle, offset, &data, self.mount().deadline()).await
     }
+
+    /// For every close of a descriptor: what was written is then seen by whoever opens the file anywhere.
+    ///
+    /// # Errors
+    /// Also those of earlier, late writes that this handle has not been told of.
     pub async fn flush(&self, handle: FileHandleId) -> Result<()> {
-        soon()
+        let handle = self.mount().handle(handle)?;
+        let mount = Arc::clone(self.mount());
+        let file = Arc::clone(&handle.file);
+        let settled = file.inner.lock().is_settled();
+        let outcome = if settled {
+            Ok(())
+        } else {
+            detached(async move { mount.flush(&file, mount.deadline()).await }).await
+        };
+        late_error(&handle).and(outcome)
     }
+
+    /// What was written survives power loss of every node within the level's bound.
+    ///
+    /// # Errors
+    /// As for [`Client::flush`].
     pub async fn fsync(&self, handle: FileHandleId, data_only: bool) -> Result<()> {
-        soon()
+        let handle = self.mount().handle(handle)?;
+        let mount = Arc::clone(self.mount());
+        let file = Arc::clone(&handle.file);
+        let outcome = detached(async move { mount.fsync(&file, data_only, mount.deadline()).await }).await;
+        late_error(&handle).and(outcome)
     }
+
+    /// The last descriptor is gone. Comes back at once; what is still owed is settled in the background.
     pub async fn release(&self, handle: FileHandleId) -> Result<()> {
-        soon()
+        let removed = self.mount().files.lock().handles.remove(&handle);
+        let handle = removed
+            .ok_or_else(|| Error::new(ErrorCode::BadHandle, format!("file handle {handle} is not open")))?;
+        handle.ahead.lock().clear();
+        detach(self.mount(), Arc::clone(&handle.file));
+        Ok(())
     }
+
     pub async fn status(&self) -> Result<ClusterStatus> {
-        soon()
+        status(&self.shared.leader, self.mount().deadline()).await
     }
-    /// Drains every file, ends the session.
+
+    /// Settles every file and ends the session. Calls after it fail.
     pub async fn close(&self) -> Result<()> {
-        soon()
+        let mount = self.mount();
+        let deadline = mount.deadline();
+        let mut outcome = Ok(());
+        for file in mount.unsettled() {
+            outcome = outcome.and(mount.flush(&file, deadline).await);
+        }
+        self.shared.stopped.cancel();
+        mount.session.end(deadline.min(Instant::now() + Duration::from_secs(2))).await;
+        self.shared.network.close().await;
+        outcome
     }
 }
 
-fn soon<T>() -> Result<T> {
-    Err(Error::new(ErrorCode::NotSupported, "not wired yet"))
+impl Shared {
+    #[allow(dead_code, reason = "held for its drop: the tasks end with the last clone")]
+    fn guard(&self) -> &DropGuard {
+        &self.stop
+    }
+}
+
+/// Registers, fetches attributes, and attaches, in this order.
+async fn start_opening(mount: &Arc<Mount>, inode: InodeId, deadline: Instant) -> Result<(Opening, Attributes, bool)> {
+    mount.session.hold(inode, deadline).await?;
+    let mut opening = Opening {
+        mount: Arc::clone(mount),
+        inode,
+        file: None,
+        armed: true,
+    };
+    let attributes = mount.fetch_attributes(inode, deadline).await?;
+    let (file, keep) = mount.attach(&attributes)?;
+    opening.file = Some(file);
+    Ok((opening, attributes, keep))
+}
+
+fn late_error(handle: &crate::mount::Handle) -> Result<()> {
+    handle.file.inner.lock().errors.check(&mut handle.seen.lock())
+}
+
+pub(crate) async fn status(leader: &Leader, deadline: Instant) -> Result<ClusterStatus> {
+    let what = || "status of the cluster".to_owned();
+    match leader.ask(&MetaRequest::Status, deadline, Duration::ZERO, &what).await? {
+        MetaResponse::Status(status) => Ok(*status),
+        _ => Err(mismatch()),
+    }
+}
+
+fn mismatch() -> Error {
+    Error::new(
+        ErrorCode::BadMessage,
+        "a metadata server answered with something else than was asked; are all programs of one version?",
+    )
+}
+
+async fn tend(mount: Arc<Mount>, stop: CancellationToken) {
+    let mut ticker = tokio::time::interval(Duration::from_millis(TEND_MS));
+    ticker.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = ticker.tick() => mount.tend(),
+        }
+    }
 }

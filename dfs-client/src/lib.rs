@@ -1,8 +1,27 @@
 //! dfs client library: metadata session, chunk I/O, write-behind and read-ahead, file handles.
+//!
+//! What a caller may rely on: after [`Client::flush`] (close) whoever opens the file anywhere sees what was written; after
+//! [`Client::fsync`] it is durable on every in-sync replica; `read` on this mount always sees this mount's own writes;
+//! two mounts that write different bytes of one block both succeed; every call ends by the deadline.
+//!
+//! Limits: two mounts that append to one file at the same time may choose the same place (an append takes it from the
+//! length that this mount knows, which is fresh at open, after every close and fsync, and after every stat). Bytes that a
+//! dying mount had on the chains beyond the committed length may show when the file later grows over them.
+//!
+//! The code: `meta` (leader, session), `routing` and `chunks` (who stores what, requests to chains), `data` (pure buffers
+//! and plans; reader, writer, truncate), `mount` (what files share), `client` (the calls), `admin` (for tools).
 
 pub mod admin;
+mod chunks;
 mod client;
+mod data;
+mod keys;
+mod meta;
+mod mount;
+mod network;
 pub mod options;
+mod retry;
+mod routing;
 
 pub use admin::AdminClient;
 pub use client::Client;

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use dfs_common::Level;
 use dfs_common::config::ClusterConfig;
+use dfs_crypto::certificate::Credentials;
+use dfs_crypto::key::RootKey;
 
 /// Longest that one public call waits before it fails with a reason: long enough for a failover and a resync's start,
 /// short enough that nobody takes a dead cluster for a slow one.
@@ -29,6 +31,8 @@ pub const DEFAULT_READ_AHEAD_BYTES: usize = 64 << 20;
 #[derive(Debug)]
 pub struct ClientOptions {
     pub config: ClusterConfig,
+    pub credentials: Credentials,
+    pub root_key: RootKey,
     /// For people: host and mount point, shown by `dfs status`.
     pub label: String,
     /// Local address; `None` picks an ephemeral port, on loopback when every metadata server is there.
@@ -45,9 +49,16 @@ pub struct ClientOptions {
 }
 
 impl ClientOptions {
-    pub fn new(config: ClusterConfig, label: impl Into<String>) -> Self {
+    pub fn new(
+        config: ClusterConfig,
+        credentials: Credentials,
+        root_key: RootKey,
+        label: impl Into<String>,
+    ) -> Self {
         Self {
             config,
+            credentials,
+            root_key,
             label: label.into(),
             listen: None,
             deadline: DEFAULT_DEADLINE,

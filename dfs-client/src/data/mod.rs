@@ -1,0 +1,10 @@
+//! The data of files: pure buffers and plans, and the shells that move them.
+
+pub(crate) mod blocks;
+pub(crate) mod dirty;
+pub(crate) mod errseq;
+pub(crate) mod window;
+pub(crate) mod reader;
+pub(crate) mod state;
+pub(crate) mod truncate;
+pub(crate) mod writer;

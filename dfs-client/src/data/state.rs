@@ -1,0 +1,264 @@
+//! What this mount knows of one file that it has open: its attributes, the bytes on their way, and what it still owes.
+//!
+//! One state per inode, shared by all handles of the mount. The lock is never held over an await; shells take a
+//! snapshot, do I/O, and come back with the result. The length that callers see is the greatest of: what metadata
+//! says, the end of what is on the chains but not committed, and the end of what is dirty.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use dfs_common::wire::namespace::{Attributes, WriteCommit};
+use dfs_common::{
+    BlockIndex, ChainId, ChunkIndex, ChunkVersion, Error, ErrorCode, InodeId, Layout, Level, Result, RoutingTable,
+    SessionId, Timestamp,
+};
+use dfs_crypto::block::BlockCipher;
+use parking_lot::Mutex;
+use tokio::sync::{RwLock, Semaphore, watch};
+
+use super::dirty::DirtyBuffer;
+use super::errseq::LateErrors;
+
+/// The short block at a file's end as this mount last wrote it: the base of the next append, without a read.
+#[derive(Clone, Debug)]
+pub(crate) struct Tail {
+    pub(crate) chunk: ChunkIndex,
+    pub(crate) block: BlockIndex,
+    pub(crate) version: ChunkVersion,
+    pub(crate) content: Vec<u8>,
+}
+
+/// What metadata must still be told of data that is on the chains.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Owed {
+    pub(crate) end: u64,
+    pub(crate) mtime: Timestamp,
+    /// Tells a debt from the one that a commit under way already covers.
+    pub(crate) number: u64,
+    pub(crate) since_ms: u64,
+}
+
+#[derive(Debug)]
+pub(crate) struct Inner {
+    pub(crate) attributes: Attributes,
+    pub(crate) dirty: DirtyBuffer,
+    /// A drain wants everything up to this write out now.
+    pub(crate) drain_to: u64,
+    pub(crate) owed: Option<Owed>,
+    pub(crate) debts: u64,
+    pub(crate) last_write: Timestamp,
+    /// Chains that acknowledged, or may have, writes that no Sync covers; the number of the last such write.
+    pub(crate) unsynced: BTreeMap<ChainId, u64>,
+    pub(crate) unsynced_writes: u64,
+    pub(crate) errors: LateErrors,
+    pub(crate) tail: Option<Tail>,
+    /// Newest `change` up to which every change was this mount's own, if that is known.
+    pub(crate) own_change: Option<u64>,
+    pub(crate) opens: u32,
+    /// Raised by every local write and truncate: what was read ahead before is void.
+    pub(crate) generation: u64,
+}
+
+pub(crate) struct FileState {
+    pub(crate) inode: InodeId,
+    pub(crate) layout: Layout,
+    pub(crate) read_level: Level,
+    pub(crate) write_level: Level,
+    pub(crate) cipher: Arc<BlockCipher>,
+    /// The session it was opened in; its handles end with it.
+    pub(crate) session: SessionId,
+    pub(crate) inner: Mutex<Inner>,
+    /// Ticks when a slab is done.
+    pub(crate) progress: watch::Sender<u64>,
+    /// Writers share it, truncate has it alone: not a lock on state, but the order of two kinds of system calls.
+    pub(crate) gate: RwLock<()>,
+    /// One commit at a time.
+    pub(crate) commit_turn: tokio::sync::Mutex<()>,
+    pub(crate) in_flight: Semaphore,
+    pub(crate) dirty_room: Semaphore,
+}
+
+impl Inner {
+    pub(crate) fn new(attributes: Attributes, layout: &Layout, own_change: Option<u64>) -> Self {
+        Self {
+            dirty: DirtyBuffer::new(layout.chunk_size_bytes),
+            drain_to: 0,
+            owed: None,
+            debts: 0,
+            last_write: attributes.mtime,
+            unsynced: BTreeMap::new(),
+            unsynced_writes: 0,
+            errors: LateErrors::default(),
+            tail: None,
+            own_change,
+            opens: 0,
+            generation: 0,
+            attributes,
+        }
+    }
+
+    pub(crate) fn length(&self) -> u64 {
+        self.stable_length().max(self.dirty.end())
+    }
+
+    /// Length without what is dirty: no block at or after it was ever acknowledged, as far as this mount knows.
+    pub(crate) fn stable_length(&self) -> u64 {
+        self.attributes.length_bytes.max(self.owed.map_or(0, |owed| owed.end))
+    }
+
+    pub(crate) fn is_settled(&self) -> bool {
+        self.dirty.is_empty() && self.owed.is_none()
+    }
+
+    /// Takes in attributes from metadata; late answers do not turn the clock back.
+    pub(crate) fn learn(&mut self, attributes: &Attributes) {
+        if attributes.change >= self.attributes.change {
+            self.attributes = attributes.clone();
+        }
+    }
+
+    /// The same after a change by this mount: if it was the only one since, the kernel's cache is still right.
+    pub(crate) fn learn_own(&mut self, attributes: &Attributes) {
+        self.own_change = self
+            .own_change
+            .filter(|&own| attributes.change <= own + 1)
+            .map(|own| own.max(attributes.change));
+        self.learn(attributes);
+    }
+
+    /// Metadata's attributes with what only this mount knows yet laid over them.
+    pub(crate) fn view(&self, attributes: &Attributes) -> Attributes {
+        let mut view = attributes.clone();
+        if !self.is_settled() {
+            view.length_bytes = view.length_bytes.max(self.length());
+            view.mtime = self.last_write;
+            view.ctime = view.ctime.max(self.last_write);
+        }
+        view
+    }
+
+    pub(crate) fn owe(&mut self, end: u64, now_ms: u64) {
+        self.debts += 1;
+        let before = self.owed;
+        self.owed = Some(Owed {
+            end: before.map_or(0, |owed| owed.end).max(end),
+            mtime: self.last_write,
+            number: self.debts,
+            since_ms: before.map_or(now_ms, |owed| owed.since_ms),
+        });
+    }
+
+    /// The command's part that pays the debt.
+    pub(crate) fn commit(&self) -> Option<(WriteCommit, u64)> {
+        let owed = self.owed?;
+        let commit = WriteCommit {
+            extend_to_bytes: (owed.end > self.attributes.length_bytes).then_some(owed.end),
+            mtime: Some(owed.mtime),
+            clear_suid: false,
+        };
+        Some((commit, owed.number))
+    }
+
+    pub(crate) fn paid(&mut self, number: u64) {
+        if self.owed.is_some_and(|owed| owed.number == number) {
+            self.owed = None;
+        }
+    }
+}
+
+impl FileState {
+    pub(crate) fn chain_of(&self, table: &RoutingTable, index: ChunkIndex) -> Result<ChainId> {
+        table
+            .tables
+            .get(&self.layout.table)
+            .and_then(|chains| self.layout.chain_of(chains, index))
+            .ok_or_else(|| {
+                Error::new(
+                    ErrorCode::TooFewReplicas,
+                    format!(
+                        "inode {}: chain table {} is not in the routing table (version {})",
+                        self.inode, self.layout.table, table.version
+                    ),
+                )
+            })
+    }
+
+    pub(crate) fn tick(&self) {
+        self.progress.send_modify(|count| *count += 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use dfs_common::wire::namespace::FileKind;
+    use dfs_common::{ChainTableId, Policy};
+
+    use super::*;
+
+    fn inner() -> Inner {
+        let zero = Timestamp::default();
+        let attributes = Attributes {
+            inode: InodeId(9),
+            kind: FileKind::Regular,
+            mode: 0o644,
+            nlink: 1,
+            uid: 0,
+            gid: 0,
+            rdev: 0,
+            length_bytes: 100,
+            atime: zero,
+            mtime: zero,
+            ctime: zero,
+            crtime: zero,
+            change: 5,
+            file: None,
+            policy: Policy::default(),
+        };
+        Inner::new(attributes, &Layout::new(ChainTableId(1), 0), Some(5))
+    }
+
+    #[test]
+    fn the_view_is_the_longest_of_what_is_known() {
+        let mut inner = inner();
+        assert_eq!(inner.length(), 100);
+        inner.dirty.write(200, &[1; 50], 0);
+        inner.last_write = Timestamp::from_nanos(77);
+        let fresh = inner.attributes.clone();
+        assert_eq!(inner.view(&fresh).length_bytes, 250);
+        assert_eq!(inner.view(&fresh).mtime.nanos, 77);
+        assert_eq!(inner.stable_length(), 100);
+        inner.owe(180, 0);
+        assert_eq!(inner.stable_length(), 180);
+    }
+
+    #[test]
+    fn a_debt_made_during_a_commit_stays() {
+        let mut inner = inner();
+        inner.owe(150, 0);
+        let (commit, number) = inner.commit().unwrap();
+        assert_eq!(commit.extend_to_bytes, Some(150));
+        inner.owe(120, 0);
+        inner.paid(number);
+        let (commit, number) = inner.commit().unwrap();
+        assert_eq!(commit.extend_to_bytes, Some(150));
+        inner.paid(number);
+        assert!(inner.commit().is_none());
+    }
+
+    #[test]
+    fn foreign_changes_void_the_kernels_cache_and_late_answers_are_ignored() {
+        let mut inner = inner();
+        let mut fresh = inner.attributes.clone();
+        fresh.change = 6;
+        inner.learn_own(&fresh);
+        assert_eq!(inner.own_change, Some(6));
+        fresh.change = 8;
+        fresh.length_bytes = 300;
+        inner.learn_own(&fresh);
+        assert_eq!(inner.own_change, None);
+        fresh.change = 7;
+        fresh.length_bytes = 1;
+        inner.learn(&fresh);
+        assert_eq!(inner.attributes.length_bytes, 300);
+    }
+}

@@ -1,0 +1,11 @@
+//! The metadata group as a client sees it: one leader to find, one session to keep.
+
+mod leader;
+mod opens;
+mod search;
+mod sequence;
+mod session;
+
+pub(crate) use leader::Leader;
+pub(crate) use search::LeaderSearch;
+pub(crate) use session::Session;

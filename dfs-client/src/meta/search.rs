@@ -1,0 +1,114 @@
+//! Which metadata server to ask next. Pure.
+//!
+//! Invariant: a server that just failed is not asked again on another's hint until a while has passed, so that the hints of
+//! followers that still believe in a dead leader cost no timeouts.
+
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
+use std::net::SocketAddr;
+
+use dfs_common::MetaId;
+
+/// How long hints to a server that failed are not believed.
+const SUSPECT_MS: u64 = 600;
+
+/// Between two rounds without a leader; an election takes half a second or more.
+const NO_LEADER_PAUSE_MS: u64 = 25;
+
+#[derive(Debug)]
+pub(crate) struct LeaderSearch {
+    /// Address and the time until which it is suspect.
+    servers: Vec<(MetaId, SocketAddr, u64)>,
+    guess: usize,
+}
+
+impl LeaderSearch {
+    pub(crate) fn new(servers: impl IntoIterator<Item = (MetaId, SocketAddr)>) -> Self {
+        Self {
+            servers: servers.into_iter().map(|(id, address)| (id, address, 0)).collect(),
+            guess: 0,
+        }
+    }
+
+    pub(crate) fn current(&self) -> Option<(MetaId, SocketAddr)> {
+        self.servers.get(self.guess).map(|server| (server.0, server.1))
+    }
+
+    /// `asked` is not the leader. Returns the pause before the next attempt.
+    pub(crate) fn not_leader(&mut self, asked: MetaId, hint: Option<(MetaId, SocketAddr)>, now_ms: u64) -> u64 {
+        if self.current().is_none_or(|(id, _)| id != asked) {
+            return 0;
+        }
+        let hinted = hint
+            .filter(|(id, _)| *id != asked)
+            .and_then(|(id, _)| self.servers.iter().position(|server| server.0 == id))
+            .filter(|&at| self.servers[at].2 <= now_ms);
+        if let Some(at) = hinted {
+            self.guess = at;
+            return 0;
+        }
+        self.rotate(now_ms);
+        NO_LEADER_PAUSE_MS
+    }
+
+    /// `asked` did not answer. Returns the pause before the next attempt.
+    pub(crate) fn failed(&mut self, asked: MetaId, now_ms: u64) -> u64 {
+        if let Some(server) = self.servers.iter_mut().find(|server| server.0 == asked) {
+            server.2 = now_ms + SUSPECT_MS;
+        }
+        if self.current().is_some_and(|(id, _)| id == asked) {
+            self.rotate(now_ms);
+        }
+        if self.servers.iter().all(|server| server.2 > now_ms) { NO_LEADER_PAUSE_MS } else { 0 }
+    }
+
+    fn rotate(&mut self, now_ms: u64) {
+        let count = self.servers.len().max(1);
+        let next = (1..count)
+            .map(|step| (self.guess + step) % count)
+            .find(|&at| self.servers[at].2 <= now_ms);
+        self.guess = next.unwrap_or((self.guess + 1) % count);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(port: u16) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], port))
+    }
+
+    fn three() -> LeaderSearch {
+        LeaderSearch::new((1..=3_u16).map(|n| (MetaId(u64::from(n)), address(n))))
+    }
+
+    #[test]
+    fn hints_are_followed() {
+        let mut search = three();
+        assert_eq!(search.not_leader(MetaId(1), Some((MetaId(3), address(3))), 0), 0);
+        assert_eq!(search.current(), Some((MetaId(3), address(3))));
+    }
+
+    #[test]
+    fn a_dead_leader_is_not_asked_again_on_a_hint() {
+        let mut search = three();
+        search.failed(MetaId(1), 1000);
+        assert_eq!(search.current().map(|server| server.0), Some(MetaId(2)));
+        assert!(search.not_leader(MetaId(2), Some((MetaId(1), address(1))), 1010) > 0);
+        assert_eq!(search.current().map(|server| server.0), Some(MetaId(3)));
+        assert!(search.not_leader(MetaId(3), Some((MetaId(1), address(1))), 1030) > 0);
+        assert_eq!(search.current().map(|server| server.0), Some(MetaId(2)));
+        search.not_leader(MetaId(2), Some((MetaId(1), address(1))), 1000 + SUSPECT_MS);
+        assert_eq!(search.current().map(|server| server.0), Some(MetaId(1)));
+    }
+
+    #[test]
+    fn late_news_about_another_server_changes_nothing() {
+        let mut search = three();
+        search.failed(MetaId(2), 0);
+        assert_eq!(search.current().map(|server| server.0), Some(MetaId(1)));
+        assert_eq!(search.not_leader(MetaId(3), None, 0), 0);
+        assert_eq!(search.current().map(|server| server.0), Some(MetaId(1)));
+    }
+}

@@ -1,0 +1,337 @@
+//! This mount's session with the metadata group.
+//!
+//! One task keeps it alive and is the only one that opens a new session when the old one has expired; everybody else asks
+//! that task and waits. A change keeps its sequence number over all attempts. When a session expired under a change of
+//! which an attempt went unanswered, the change is not sent again in the new one: whether it took effect is unknown.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use dfs_common::wire::meta::{ChangeRequest, KEEP_ALIVE_MS, KeepAlive, MetaRequest, MetaResponse};
+use dfs_common::wire::namespace::{Caller, NamespaceAnswer, NamespaceChange, NamespaceOp, NamespaceRead};
+use dfs_common::{Error, ErrorCode, InodeId, Result, SequenceNumber, SessionId};
+use parking_lot::Mutex;
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::leader::Leader;
+use super::opens::OpenSet;
+use super::sequence::SequenceWindow;
+use crate::routing::RoutingCache;
+
+/// One session's life.
+struct Life {
+    id: SessionId,
+    window: Mutex<SequenceWindow>,
+    room: Notify,
+}
+
+/// The session and who keeps it.
+pub(crate) struct Session {
+    leader: Arc<Leader>,
+    routing: Arc<RoutingCache>,
+    label: String,
+    life: watch::Sender<Arc<Life>>,
+    expired: Notify,
+    opens: Mutex<OpenSet>,
+    /// A report is under way: an open that happens now is not in it.
+    reporting: watch::Sender<bool>,
+}
+
+/// Answers a sequence number when the caller is done with it, or was killed.
+struct Turn {
+    life: Arc<Life>,
+    number: SequenceNumber,
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.life.window.lock().finish(self.number);
+        self.life.room.notify_waiters();
+    }
+}
+
+impl Session {
+    pub(crate) async fn open(
+        leader: Arc<Leader>,
+        routing: Arc<RoutingCache>,
+        label: String,
+        deadline: Instant,
+    ) -> Result<Arc<Self>> {
+        let id = open_session(&leader, &label, deadline).await?;
+        Ok(Arc::new(Self {
+            leader,
+            routing,
+            label,
+            life: watch::Sender::new(new_life(id)),
+            expired: Notify::new(),
+            opens: Mutex::new(OpenSet::new()),
+            reporting: watch::Sender::new(false),
+        }))
+    }
+
+    pub(crate) fn id(&self) -> SessionId {
+        self.life.borrow().id
+    }
+
+    /// Registers an inode as open. To be done before its attributes are read: whoever unlinks it later waits for a report
+    /// of this session made after that, and it will have the inode in it.
+    pub(crate) async fn hold(&self, inode: InodeId, deadline: Instant) -> Result<()> {
+        if !self.opens.lock().open(inode) {
+            return Err(Error::new(
+                ErrorCode::Overloaded,
+                format!("inode {inode} can not be opened: this mount holds {} open", super::opens::MAX_OPEN_INODES),
+            ));
+        }
+        let mut reporting = self.reporting.subscribe();
+        // A report under way was made without it and could overtake the read of the attributes.
+        let _ = tokio::time::timeout_at(deadline, reporting.wait_for(|busy| !busy)).await;
+        Ok(())
+    }
+
+    /// Registers without waiting, for an inode that was just created.
+    pub(crate) fn hold_new(&self, inode: InodeId) {
+        self.opens.lock().open(inode);
+    }
+
+    pub(crate) fn let_go(&self, inode: InodeId) {
+        self.opens.lock().close(inode);
+    }
+
+    async fn renewed(&self, old: SessionId, deadline: Instant) -> Result<()> {
+        let mut life = self.life.subscribe();
+        self.expired.notify_one();
+        match tokio::time::timeout_at(deadline, life.wait_for(|life| life.id != old)).await {
+            Ok(Ok(_)) => Ok(()),
+            _ => Err(Error::new(
+                ErrorCode::Timeout,
+                format!("session {old} expired and no new one could be opened in time"),
+            )),
+        }
+    }
+
+    async fn turn(&self, deadline: Instant) -> Result<Turn> {
+        loop {
+            let life = self.life.borrow().clone();
+            let room = life.room.notified();
+            tokio::pin!(room);
+            room.as_mut().enable();
+            if let Some(number) = life.window.lock().begin() {
+                return Ok(Turn {
+                    life: Arc::clone(&life),
+                    number,
+                });
+            }
+            if tokio::time::timeout_at(deadline, room).await.is_err() {
+                return Err(Error::new(
+                    ErrorCode::Timeout,
+                    "too many changes of this mount are unanswered; the metadata group is slow or away",
+                ));
+            }
+        }
+    }
+
+    /// One change, exactly once.
+    pub(crate) async fn change(&self, caller: Caller, op: NamespaceOp, deadline: Instant) -> Result<NamespaceChange> {
+        loop {
+            let turn = self.turn(deadline).await?;
+            let session = turn.life.id;
+            let answered_below = turn.life.window.lock().answered_below();
+            let request = MetaRequest::Change(ChangeRequest {
+                session,
+                sequence: turn.number,
+                answered_below,
+                caller,
+                op: op.clone(),
+            });
+            let what = || describe(&op);
+            let answer = self
+                .leader
+                .ask_noting_repeats(&request, deadline, Duration::ZERO, &what)
+                .await?;
+            drop(turn);
+            let outcome = match answer.response {
+                MetaResponse::Change(outcome) => outcome,
+                MetaResponse::Failed(error) => Err(error),
+                _ => return Err(unexpected("a change")),
+            };
+            match outcome {
+                Err(error) if error.code == ErrorCode::SessionExpired => {
+                    self.renewed(session, deadline).await?;
+                    if answer.repeated {
+                        return Err(error.context(format!("{}: may or may not have taken effect", describe(&op))));
+                    }
+                }
+                other => return other,
+            }
+        }
+    }
+
+    /// Questions answered from one state, in order.
+    pub(crate) async fn read(
+        &self,
+        reads: Vec<NamespaceRead>,
+        deadline: Instant,
+    ) -> Result<Vec<Result<NamespaceAnswer>>> {
+        let count = reads.len();
+        loop {
+            let session = self.id();
+            let request = MetaRequest::Read {
+                session,
+                reads: reads.clone(),
+            };
+            let what = || format!("{:?}", reads.first());
+            match self.leader.ask(&request, deadline, Duration::ZERO, &what).await {
+                Ok(MetaResponse::Read(answers)) if answers.len() == count => {
+                    let expired = answers
+                        .iter()
+                        .any(|answer| matches!(answer, Err(error) if error.code == ErrorCode::SessionExpired));
+                    if !expired {
+                        return Ok(answers);
+                    }
+                    self.renewed(session, deadline).await?;
+                }
+                Ok(_) => return Err(unexpected("a read")),
+                Err(error) if error.code == ErrorCode::SessionExpired => self.renewed(session, deadline).await?,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// One question.
+    pub(crate) async fn ask(&self, read: NamespaceRead, deadline: Instant) -> Result<NamespaceAnswer> {
+        self.read(vec![read], deadline)
+            .await?
+            .pop()
+            .unwrap_or_else(|| Err(unexpected("a read")))
+    }
+
+    /// Keeps the session until told to stop.
+    pub(crate) async fn keep_alive(self: Arc<Self>, stop: CancellationToken) {
+        let mut ticker = tokio::time::interval(Duration::from_millis(KEEP_ALIVE_MS));
+        ticker.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = self.expired.notified() => {}
+                _ = ticker.tick() => {}
+            }
+            // A whole list follows at once when the leader asks for it, so that a delete need not wait a second more.
+            for _ in 0..2 {
+                match self.report().await {
+                    Ok(true) => {}
+                    Ok(false) => break,
+                    Err(error) if error.code == ErrorCode::SessionExpired => {
+                        self.start_anew().await;
+                        break;
+                    }
+                    Err(error) => {
+                        tracing::debug!(%error, "a keep-alive was not answered");
+                        break;
+                    }
+                }
+            }
+        }
+    }
+
+    /// `true`: the leader wants the whole list.
+    async fn report(&self) -> Result<bool> {
+        self.reporting.send_replace(true);
+        let report = self.opens.lock().next_report();
+        let request = MetaRequest::KeepAlive(KeepAlive {
+            session: self.id(),
+            routing: self.routing.current().version,
+            all: report.all,
+            opened: report.opened,
+            closed: report.closed,
+            report: report.report,
+        });
+        let deadline = Instant::now() + Duration::from_millis(2 * KEEP_ALIVE_MS);
+        let what = || "keep-alive".to_owned();
+        let answer = self.leader.ask(&request, deadline, Duration::ZERO, &what).await;
+        self.reporting.send_replace(false);
+        match answer {
+            Ok(MetaResponse::KeepAlive(answer)) => {
+                self.opens.lock().reported(Some(answer.send_all));
+                if let Some(table) = answer.routing {
+                    self.routing.learn(table);
+                }
+                Ok(answer.send_all)
+            }
+            other => {
+                self.opens.lock().reported(None);
+                other.and_then(|_| Err(unexpected("a keep-alive")))
+            }
+        }
+    }
+
+    async fn start_anew(&self) {
+        let old = self.id();
+        let deadline = Instant::now() + Duration::from_millis(10 * KEEP_ALIVE_MS);
+        match open_session(&self.leader, &self.label, deadline).await {
+            Ok(id) => {
+                tracing::warn!("session {old} of this mount expired; files that were open must be opened again (session {id})");
+                self.opens.lock().reported(None);
+                self.life.send_replace(new_life(id));
+            }
+            Err(error) => tracing::warn!(%error, "session {old} expired and no new one could be opened"),
+        }
+    }
+
+    /// Says good-bye; the group would find out by itself after the lease.
+    pub(crate) async fn end(&self, deadline: Instant) {
+        let request = MetaRequest::CloseSession { session: self.id() };
+        let what = || "end of the session".to_owned();
+        if let Err(error) = self.leader.ask(&request, deadline, Duration::ZERO, &what).await {
+            tracing::debug!(%error, "the session was not closed");
+        }
+    }
+}
+
+fn new_life(id: SessionId) -> Arc<Life> {
+    Arc::new(Life {
+        id,
+        window: Mutex::new(SequenceWindow::new()),
+        room: Notify::new(),
+    })
+}
+
+async fn open_session(leader: &Leader, label: &str, deadline: Instant) -> Result<SessionId> {
+    let request = MetaRequest::OpenSession {
+        label: label.to_owned(),
+    };
+    let what = || "opening a session".to_owned();
+    match leader.ask(&request, deadline, Duration::from_secs(1), &what).await? {
+        MetaResponse::SessionOpened { session, .. } => Ok(session),
+        _ => Err(unexpected("the opening of a session")),
+    }
+}
+
+pub(crate) fn unexpected(to: &str) -> Error {
+    Error::new(
+        ErrorCode::BadMessage,
+        format!("a metadata server answered {to} with something else; are all programs of one version?"),
+    )
+}
+
+/// For people: what a change was about.
+fn describe(op: &NamespaceOp) -> String {
+    match op {
+        NamespaceOp::Create { parent, name, .. } => format!("create of {name:?} in inode {parent}"),
+        NamespaceOp::Mkdir { parent, name, .. } => format!("mkdir of {name:?} in inode {parent}"),
+        NamespaceOp::Mknod { parent, name, .. } => format!("mknod of {name:?} in inode {parent}"),
+        NamespaceOp::Symlink { parent, name, .. } => format!("symlink {name:?} in inode {parent}"),
+        NamespaceOp::Link { inode, parent, name } => format!("link of inode {inode} as {name:?} in inode {parent}"),
+        NamespaceOp::Unlink { parent, name } => format!("unlink of {name:?} in inode {parent}"),
+        NamespaceOp::Rmdir { parent, name } => format!("rmdir of {name:?} in inode {parent}"),
+        NamespaceOp::Rename { parent, name, .. } => format!("rename of {name:?} in inode {parent}"),
+        NamespaceOp::SetAttributes { inode, .. } => format!("set attributes of inode {inode}"),
+        NamespaceOp::SetLength { inode, length_bytes, .. } => format!("set length of inode {inode} to {length_bytes}"),
+        NamespaceOp::CommitWrite { inode, .. } => format!("commit of writes to inode {inode}"),
+        NamespaceOp::SetXattr { inode, .. } | NamespaceOp::RemoveXattr { inode, .. } => {
+            format!("change of an xattr of inode {inode}")
+        }
+        NamespaceOp::SetPolicy { inode, .. } => format!("change of the policy of inode {inode}"),
+    }
+}

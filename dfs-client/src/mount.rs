@@ -1,0 +1,265 @@
+//! What all files of one mount share: session, chains, keys, budgets, and the table of what is open.
+
+use std::collections::{BTreeMap, HashMap};
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use dfs_common::wire::namespace::{Attributes, FileKind, NamespaceAnswer, NamespaceRead};
+use dfs_common::{ChainId, Error, ErrorCode, FileHandleId, InodeId, Level, Result, Timestamp};
+use dfs_crypto::block::NonceSource;
+use lru::LruCache;
+use parking_lot::Mutex;
+use tokio::sync::{RwLock, Semaphore, watch};
+use tokio::time::Instant;
+
+use crate::chunks::Chunks;
+use crate::data::errseq::Seen;
+use crate::data::reader::Ahead;
+use crate::data::state::{FileState, Inner};
+use crate::keys::Keys;
+use crate::meta::Session;
+use crate::options::OpenMode;
+
+/// Files remembered after their last close: what the kernel may keep, and which chains lack a Sync.
+const REMEMBERED: NonZeroUsize = NonZeroUsize::new(65_536).unwrap();
+
+pub(crate) struct Bounds {
+    pub(crate) deadline: Duration,
+    pub(crate) file_in_flight_bytes: usize,
+    pub(crate) file_dirty_bytes: usize,
+    pub(crate) read_level: Option<Level>,
+    pub(crate) write_level: Option<Level>,
+}
+
+pub(crate) struct Mount {
+    pub(crate) session: Arc<Session>,
+    pub(crate) chunks: Chunks,
+    pub(crate) keys: Keys,
+    pub(crate) nonces: NonceSource,
+    pub(crate) bounds: Bounds,
+    pub(crate) in_flight: Semaphore,
+    pub(crate) dirty_room: Semaphore,
+    pub(crate) ahead_room: Arc<Semaphore>,
+    pub(crate) files: Mutex<Files>,
+    started: Instant,
+}
+
+pub(crate) struct Files {
+    pub(crate) open: HashMap<InodeId, Arc<FileState>>,
+    pub(crate) handles: HashMap<FileHandleId, Arc<Handle>>,
+    closed: LruCache<InodeId, Closed>,
+    next_handle: u64,
+}
+
+/// What is remembered of a file that nobody has open.
+struct Closed {
+    own_change: Option<u64>,
+    unsynced: BTreeMap<ChainId, u64>,
+}
+
+/// One open file of the mount.
+pub(crate) struct Handle {
+    pub(crate) file: Arc<FileState>,
+    pub(crate) mode: OpenMode,
+    pub(crate) seen: Mutex<Seen>,
+    pub(crate) ahead: Mutex<Ahead>,
+}
+
+impl Mount {
+    pub(crate) fn new(
+        session: Arc<Session>,
+        chunks: Chunks,
+        keys: Keys,
+        nonces: NonceSource,
+        bounds: Bounds,
+        (in_flight_bytes, dirty_bytes, ahead_bytes): (usize, usize, usize),
+    ) -> Self {
+        Self {
+            session,
+            chunks,
+            keys,
+            nonces,
+            bounds,
+            in_flight: Semaphore::new(in_flight_bytes),
+            dirty_room: Semaphore::new(dirty_bytes),
+            ahead_room: Arc::new(Semaphore::new(ahead_bytes)),
+            files: Mutex::new(Files {
+                open: HashMap::new(),
+                handles: HashMap::new(),
+                closed: LruCache::new(REMEMBERED),
+                next_handle: 1,
+            }),
+            started: Instant::now(),
+        }
+    }
+
+    pub(crate) fn deadline(&self) -> Instant {
+        Instant::now() + self.bounds.deadline
+    }
+
+    pub(crate) fn now_ms(&self) -> u64 {
+        self.started.elapsed().as_millis() as u64
+    }
+
+    pub(crate) async fn fetch_attributes(&self, inode: InodeId, deadline: Instant) -> Result<Attributes> {
+        match self.session.ask(NamespaceRead::GetAttributes { inode }, deadline).await? {
+            NamespaceAnswer::Attributes(attributes) => Ok(attributes),
+            _ => Err(Error::new(ErrorCode::BadMessage, "attributes were asked for, something else came")),
+        }
+    }
+
+    /// The state of an inode that is open here.
+    pub(crate) fn open_file(&self, inode: InodeId) -> Option<Arc<FileState>> {
+        self.files.lock().open.get(&inode).cloned()
+    }
+
+    /// Lays over metadata's answer what only this mount knows, and remembers the answer.
+    pub(crate) fn view(&self, attributes: Attributes) -> Attributes {
+        if attributes.kind != FileKind::Regular {
+            return attributes;
+        }
+        match self.open_file(attributes.inode) {
+            Some(file) => {
+                let mut inner = file.inner.lock();
+                inner.learn(&attributes);
+                inner.view(&attributes)
+            }
+            None => attributes,
+        }
+    }
+
+    /// Opens an inode whose attributes are fresh; `session.hold` was called before they were fetched. The `bool`: the
+    /// kernel may keep what it has of it.
+    pub(crate) fn attach(&self, attributes: &Attributes) -> Result<(Arc<FileState>, bool)> {
+        let inode = attributes.inode;
+        let data = attributes.file.as_ref().ok_or_else(|| {
+            let code = match attributes.kind {
+                FileKind::Directory => ErrorCode::IsDirectory,
+                _ => ErrorCode::InvalidArgument,
+            };
+            Error::new(code, format!("inode {inode} is not a regular file"))
+        })?;
+        data.layout.check()?;
+        let cipher = self.keys.cipher(inode, &data.key)?;
+        let session = self.session.id();
+        let mut files = self.files.lock();
+        let known = files.open.get(&inode).filter(|file| file.session == session).cloned();
+        let file = if let Some(file) = known {
+            file
+        } else {
+            let closed = files.closed.pop(&inode);
+            let own_change = closed.as_ref().and_then(|closed| closed.own_change);
+            let mut inner = Inner::new(attributes.clone(), &data.layout, own_change);
+            inner.unsynced_writes = 1;
+            inner.unsynced = closed.map(|closed| closed.unsynced).unwrap_or_default();
+            let file = Arc::new(FileState {
+                inode,
+                layout: data.layout,
+                read_level: self.bounds.read_level.unwrap_or(attributes.policy.read),
+                write_level: self.bounds.write_level.unwrap_or(attributes.policy.write),
+                cipher,
+                session,
+                inner: Mutex::new(inner),
+                progress: watch::Sender::new(0),
+                gate: RwLock::new(()),
+                commit_turn: tokio::sync::Mutex::new(()),
+                in_flight: Semaphore::new(self.bounds.file_in_flight_bytes),
+                dirty_room: Semaphore::new(self.bounds.file_dirty_bytes),
+            });
+            files.open.insert(inode, Arc::clone(&file));
+            file
+        };
+        let mut inner = file.inner.lock();
+        inner.opens += 1;
+        inner.learn(attributes);
+        let keep = inner.own_change == Some(attributes.change);
+        inner.own_change = Some(attributes.change);
+        drop(inner);
+        Ok((file, keep))
+    }
+
+    /// One opener less. `true`: it was the last, and nothing is left to do, so the state is gone.
+    pub(crate) fn detach(&self, file: &Arc<FileState>) -> bool {
+        let last = {
+            let mut inner = file.inner.lock();
+            inner.opens = inner.opens.saturating_sub(1);
+            inner.opens == 0
+        };
+        self.session.let_go(file.inode);
+        last && self.forget_if_idle(file)
+    }
+
+    /// Drops the state of a file that nobody has open and that owes nothing.
+    pub(crate) fn forget_if_idle(&self, file: &Arc<FileState>) -> bool {
+        let mut files = self.files.lock();
+        let inner = file.inner.lock();
+        if inner.opens > 0 || !inner.is_settled() {
+            return false;
+        }
+        if files.open.get(&file.inode).is_some_and(|known| Arc::ptr_eq(known, file)) {
+            files.open.remove(&file.inode);
+            let closed = Closed {
+                own_change: inner.own_change,
+                unsynced: inner.unsynced.clone(),
+            };
+            files.closed.put(file.inode, closed);
+        }
+        true
+    }
+
+    pub(crate) fn add_handle(&self, file: Arc<FileState>, mode: OpenMode) -> FileHandleId {
+        let seen = file.inner.lock().errors.sample();
+        let handle = Arc::new(Handle {
+            file,
+            mode,
+            seen: Mutex::new(seen),
+            ahead: Mutex::new(Ahead::default()),
+        });
+        let mut files = self.files.lock();
+        let id = FileHandleId(files.next_handle);
+        files.next_handle += 1;
+        files.handles.insert(id, handle);
+        id
+    }
+
+    pub(crate) fn handle(&self, id: FileHandleId) -> Result<Arc<Handle>> {
+        let handle = self
+            .files
+            .lock()
+            .handles
+            .get(&id)
+            .cloned()
+            .ok_or_else(|| Error::new(ErrorCode::BadHandle, format!("file handle {id} is not open")))?;
+        self.check_session(&handle.file)?;
+        Ok(handle)
+    }
+
+    pub(crate) fn check_session(&self, file: &FileState) -> Result<()> {
+        if file.session == self.session.id() {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorCode::SessionExpired,
+            format!(
+                "inode {} was opened in session {}, which expired: close it and open it again",
+                file.inode, file.session
+            ),
+        ))
+    }
+
+    /// Files with something on its way.
+    pub(crate) fn unsettled(&self) -> Vec<Arc<FileState>> {
+        let files = self.files.lock();
+        let busy = files.open.values().filter(|file| !file.inner.lock().is_settled());
+        busy.cloned().collect()
+    }
+}
+
+/// The wall clock, for mtimes.
+pub(crate) fn wall_clock() -> Timestamp {
+    let nanos = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_nanos());
+    Timestamp::from_nanos(i64::try_from(nanos).unwrap_or(i64::MAX))
+}

@@ -1,0 +1,113 @@
+//! Who is in which chain, as far as this mount knows.
+//!
+//! One task keeps a question for newer routing parked at the leader, so news arrive when they are made. Whoever meets a
+//! stale epoch pokes that task (which asks anew, at most every [`POKE_MS`], however many poke) and waits for a newer
+//! table. The table only ever moves forward.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use dfs_common::wire::meta::{MetaRequest, MetaResponse};
+use dfs_common::{ChainId, Epoch, RoutingTable, RoutingVersion};
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::meta::Leader;
+
+/// How long a question stays parked before it is asked anew.
+const PARK_MS: u32 = 5_000;
+
+/// Least time between two questions.
+const POKE_MS: u64 = 50;
+
+pub(crate) struct RoutingCache {
+    table: watch::Sender<Arc<RoutingTable>>,
+    poked: Notify,
+}
+
+impl RoutingCache {
+    pub(crate) fn new() -> Self {
+        Self {
+            table: watch::Sender::new(Arc::new(RoutingTable::default())),
+            poked: Notify::new(),
+        }
+    }
+
+    pub(crate) fn current(&self) -> Arc<RoutingTable> {
+        Arc::clone(&self.table.borrow())
+    }
+
+    pub(crate) fn subscribe(&self) -> watch::Receiver<Arc<RoutingTable>> {
+        self.table.subscribe()
+    }
+
+    pub(crate) fn learn(&self, table: RoutingTable) {
+        self.table.send_if_modified(|known| {
+            let newer = table.version > known.version;
+            if newer {
+                *known = Arc::new(table);
+            }
+            newer
+        });
+    }
+
+    /// Waits up to `at_most` for a table newer than `known`.
+    pub(crate) async fn newer_than(&self, known: RoutingVersion, at_most: Duration) {
+        let mut updates = self.subscribe();
+        if updates.borrow().version > known {
+            return;
+        }
+        self.poked.notify_one();
+        let _ = tokio::time::timeout(at_most, updates.wait_for(|table| table.version > known)).await;
+    }
+
+    /// Asks the leader for a newer table; `wait_ms` lets it wait for one.
+    pub(crate) async fn fetch(&self, leader: &Leader, wait_ms: u32, deadline: Instant) -> dfs_common::Result<()> {
+        let request = MetaRequest::Routing {
+            known: self.current().version,
+            wait_ms,
+        };
+        let what = || "routing".to_owned();
+        let patience = Duration::from_millis(u64::from(wait_ms));
+        if let MetaResponse::Routing(Some(table)) = leader.ask(&request, deadline, patience, &what).await? {
+            self.learn(table);
+        }
+        Ok(())
+    }
+
+    /// Keeps a question parked until told to stop.
+    pub(crate) async fn watch(self: Arc<Self>, leader: Arc<Leader>, stop: CancellationToken) {
+        let mut wait_ms = PARK_MS;
+        loop {
+            let asked = Instant::now();
+            let deadline = asked + Duration::from_millis(2 * u64::from(PARK_MS));
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = self.poked.notified() => wait_ms = 0,
+                answer = self.fetch(&leader, wait_ms, deadline) => {
+                    wait_ms = PARK_MS;
+                    if let Err(error) = answer {
+                        tracing::debug!(%error, "no routing");
+                    }
+                }
+            }
+            let next = asked + Duration::from_millis(POKE_MS);
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep_until(next) => {}
+            }
+        }
+    }
+}
+
+/// Ends when the chain has another epoch than this one.
+pub(crate) async fn epoch_changed(mut updates: watch::Receiver<Arc<RoutingTable>>, chain: ChainId, epoch: Epoch) {
+    let changed = updates
+        .wait_for(|table| table.chain(chain).is_none_or(|info| info.epoch != epoch))
+        .await
+        .is_ok();
+    if !changed {
+        std::future::pending::<()>().await;
+    }
+}

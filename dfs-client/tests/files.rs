@@ -1,0 +1,379 @@
+//! Files through the client, end to end over the real network, against a cluster in memory.
+
+mod fake;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use dfs_client::{Client, OpenMode};
+use dfs_common::wire::namespace::{Caller, SetAttributes, SetTime};
+use dfs_common::{Error, ErrorCode, FileHandleId, InodeId, Timestamp, ValidName};
+use fake::Cluster;
+
+const ROOT: Caller = Caller { uid: 0, gid: 0 };
+const READ: OpenMode = OpenMode {
+    read: true,
+    write: false,
+    append: false,
+    truncate: false,
+};
+
+struct Setup {
+    cluster: Cluster,
+    root: Arc<PathBuf>,
+    _directory: tempfile::TempDir,
+}
+
+async fn setup() -> Setup {
+    let directory = tempfile::tempdir().unwrap();
+    Setup {
+        cluster: Cluster::start().await,
+        root: Arc::new(directory.path().join("root.key")),
+        _directory: directory,
+    }
+}
+
+impl Setup {
+    async fn client(&mut self) -> Client {
+        self.cluster.client(&self.root).await
+    }
+}
+
+fn name(text: &str) -> ValidName {
+    ValidName::new(text).unwrap()
+}
+
+async fn create(client: &Client, text: &str) -> (InodeId, FileHandleId) {
+    let (attributes, handle) = client
+        .create(ROOT, InodeId::ROOT, &name(text), 0o644, true)
+        .await
+        .unwrap();
+    (attributes.inode, handle)
+}
+
+async fn whole(client: &Client, inode: InodeId) -> Vec<u8> {
+    let (attributes, handle, _) = client.open(inode, READ).await.unwrap();
+    let mut out = Vec::new();
+    while out.len() < attributes.length_bytes as usize {
+        let bytes = client.read(handle, out.len() as u64, 50_000).await.unwrap();
+        assert!(!bytes.is_empty(), "short read at {}", out.len());
+        out.extend_from_slice(&bytes);
+    }
+    assert!(client.read(handle, out.len() as u64, 10).await.unwrap().is_empty());
+    client.release(handle).await.unwrap();
+    out
+}
+
+/// A small generator: tests must be the same every time.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, below: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % below.max(1)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn random_operations_match_an_array() {
+    for seed in 0..6_u64 {
+        let mut setup = setup().await;
+        let client = setup.client().await;
+        let other = setup.client().await;
+        let (inode, handle) = create(&client, "file").await;
+        let mut dice = Dice(seed * 7919 + 1);
+        let mut oracle: Vec<u8> = Vec::new();
+        for step in 0..150 {
+            match dice.roll(12) {
+                0..=4 => {
+                    let offset = dice.roll(300_000) as usize;
+                    let length = [1, 100, 4096, 5000, 70_000, 200_000][dice.roll(6) as usize];
+                    let data: Vec<u8> = (0..length).map(|i| (i as u64 + dice.0) as u8 | 1).collect();
+                    if oracle.len() < offset + length {
+                        oracle.resize(offset + length, 0);
+                    }
+                    oracle[offset..offset + length].copy_from_slice(&data);
+                    let written = client.write(handle, offset as u64, Bytes::from(data)).await.unwrap();
+                    assert_eq!(written as usize, length);
+                }
+                5..=7 => {
+                    let offset = dice.roll(350_000) as usize;
+                    let size = dice.roll(150_000) as usize;
+                    let bytes = client.read(handle, offset as u64, size as u32).await.unwrap();
+                    let expected = oracle.get(offset..(offset + size).min(oracle.len())).unwrap_or(&[]);
+                    assert!(bytes[..] == *expected, "seed {seed} step {step}: read {offset}+{size} differs");
+                }
+                8 => {
+                    let length = dice.roll(300_000);
+                    let attributes = client
+                        .set_attributes(ROOT, inode, SetAttributes::default(), Some(length), Some(handle))
+                        .await
+                        .unwrap();
+                    oracle.resize(length as usize, 0);
+                    assert_eq!(attributes.length_bytes, length);
+                }
+                9 => client.fsync(handle, dice.roll(2) == 0).await.unwrap(),
+                10 => {
+                    client.flush(handle).await.unwrap();
+                    assert!(whole(&other, inode).await == oracle, "seed {seed} step {step}: another mount differs");
+                }
+                _ if dice.roll(3) == 0 => setup.cluster.bump_epochs(),
+                _ => {
+                    let attributes = client.attributes(inode).await.unwrap();
+                    assert_eq!(attributes.length_bytes, oracle.len() as u64);
+                }
+            }
+        }
+        client.flush(handle).await.unwrap();
+        client.release(handle).await.unwrap();
+        assert!(whole(&other, inode).await == oracle);
+        assert!(whole(&client, inode).await == oracle);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_mounts_write_different_bytes_of_one_block() {
+    let mut setup = setup().await;
+    let (a, b) = (setup.client().await, setup.client().await);
+    let (inode, ha) = create(&a, "shared").await;
+    a.write(ha, 0, Bytes::from(vec![0; 4096])).await.unwrap();
+    a.flush(ha).await.unwrap();
+    let mode = OpenMode {
+        read: true,
+        write: true,
+        ..OpenMode::default()
+    };
+    let (_, hb, _) = b.open(inode, mode).await.unwrap();
+    let one = async {
+        for i in 0..100_u64 {
+            a.write(ha, i * 2, Bytes::from_static(&[1])).await.unwrap();
+            a.fsync(ha, false).await.unwrap();
+        }
+    };
+    let two = async {
+        for i in 0..100_u64 {
+            b.write(hb, i * 2 + 1, Bytes::from_static(&[2])).await.unwrap();
+            b.fsync(hb, false).await.unwrap();
+        }
+    };
+    tokio::join!(one, two);
+    let data = whole(&a, inode).await;
+    for i in 0..100 {
+        assert_eq!(&data[i * 2..i * 2 + 2], &[1, 2], "pair {i}");
+    }
+    assert!(setup.cluster.counts().condition_failures > 0, "the test met no conflict");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_late_write_error_is_reported_at_fsync_and_close_of_every_handle() {
+    let mut setup = setup().await;
+    let client = setup.client().await;
+    let (inode, first) = create(&client, "doomed").await;
+    let (_, second, _) = client.open(inode, OpenMode { write: true, ..READ }).await.unwrap();
+    setup.cluster.world.lock().refuse = Some(Error::new(ErrorCode::NoSpace, "the disk is full"));
+    client.write(first, 0, Bytes::from(vec![1; 100])).await.unwrap();
+    let error = client.fsync(first, false).await.unwrap_err();
+    assert_eq!(error.code, ErrorCode::NoSpace, "{error}");
+    client.fsync(first, false).await.unwrap();
+    let error = client.flush(second).await.unwrap_err();
+    assert_eq!(error.code, ErrorCode::NoSpace, "{error}");
+    client.flush(second).await.unwrap();
+    setup.cluster.world.lock().refuse = None;
+    assert_eq!(client.attributes(inode).await.unwrap().length_bytes, 0);
+    client.write(first, 0, Bytes::from_static(b"again")).await.unwrap();
+    client.flush(first).await.unwrap();
+    assert_eq!(whole(&client, inode).await, b"again");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_answer_is_asked_for_again_under_the_same_name() {
+    let mut setup = setup().await;
+    let client = setup.client().await;
+    let (inode, handle) = create(&client, "once").await;
+    setup.cluster.world.lock().lose_answers = 3;
+    client.write(handle, 0, Bytes::from(vec![7; 10_000])).await.unwrap();
+    client.fsync(handle, false).await.unwrap();
+    assert_eq!(setup.cluster.counts().repeats, 3);
+    assert_eq!(whole(&client, inode).await, vec![7; 10_000]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn small_append_and_fsync_takes_one_trip_to_the_chain_and_one_to_metadata() {
+    let mut setup = setup().await;
+    let client = setup.client().await;
+    let (_, handle) = create(&client, "log").await;
+    for i in 0..20_u64 {
+        let before = setup.cluster.counts();
+        client.write(handle, i * 1000, Bytes::from(vec![i as u8; 1000])).await.unwrap();
+        client.fsync(handle, false).await.unwrap();
+        let after = setup.cluster.counts();
+        assert_eq!(after.synced_mutations - before.synced_mutations, 1);
+        assert_eq!(after.mutations - before.mutations, 1);
+        assert_eq!(after.commits - before.commits, 1);
+        assert_eq!((after.reads, after.syncs), (0, 0), "no read and no sync besides");
+    }
+    // A write that went out unsynced needs a sync of its chain.
+    client.write(handle, 20_000, Bytes::from(vec![1; 10])).await.unwrap();
+    client.flush(handle).await.unwrap();
+    client.fsync(handle, false).await.unwrap();
+    assert_eq!(setup.cluster.counts().syncs, 1);
+    let idle = setup.cluster.counts();
+    client.flush(handle).await.unwrap();
+    client.fsync(handle, false).await.unwrap();
+    assert_eq!(setup.cluster.counts(), idle, "nothing dirty costs nothing");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dead_head_costs_no_timeout_once_routing_says_so() {
+    let mut setup = setup().await;
+    let client = setup.client().await;
+    let (inode, handle) = create(&client, "failover").await;
+    client.write(handle, 0, Bytes::from(vec![3; 200_000])).await.unwrap();
+    client.flush(handle).await.unwrap();
+    let dead = dfs_common::StorageId(1);
+    setup.cluster.world.lock().dead.insert(dead);
+    client.write(handle, 0, Bytes::from(vec![4; 200_000])).await.unwrap();
+    let flush = {
+        let client = client.clone();
+        tokio::spawn(async move { client.flush(handle).await })
+    };
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let started = Instant::now();
+    setup.cluster.routing.send_modify(|table| {
+        table.version = table.version.next();
+        for chain in table.chains.values_mut() {
+            chain.epoch = chain.epoch.next();
+            for member in &mut chain.members {
+                if member.node == dead {
+                    member.state = dfs_common::MemberState::Offline;
+                }
+            }
+        }
+    });
+    flush.await.unwrap().unwrap();
+    assert!(started.elapsed() < Duration::from_millis(500), "{:?}", started.elapsed());
+    assert_eq!(whole(&client, inode).await, vec![4; 200_000]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn below_quorum_writes_wait_and_then_fail_with_a_reason() {
+    let mut setup = setup().await;
+    let mut options = setup.cluster.options(&setup.root);
+    options.deadline = Duration::from_millis(1500);
+    let client = Client::connect(options).await.unwrap();
+    let (inode, handle) = create(&client, "waiting").await;
+    client.write(handle, 0, Bytes::from_static(b"old")).await.unwrap();
+    client.flush(handle).await.unwrap();
+    setup.cluster.keep_serving(1);
+    client.write(handle, 0, Bytes::from_static(b"new")).await.unwrap();
+    let started = Instant::now();
+    let error = client.fsync(handle, false).await.unwrap_err();
+    assert!(started.elapsed() < Duration::from_secs(3));
+    assert!(error.detail.contains("1 of 3 replicas in sync, QUORUM needs 2"), "{error}");
+    assert_eq!(whole(&client, inode).await, b"old", "reads that are safe are answered");
+    client.write(handle, 0, Bytes::from_static(b"new")).await.unwrap();
+    let flush = {
+        let client = client.clone();
+        tokio::spawn(async move { client.flush(handle).await })
+    };
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    setup.cluster.keep_serving(3);
+    let _ = flush.await.unwrap();
+    assert_eq!(whole(&client, inode).await, b"new");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn times_set_after_writes_stay_and_the_commit_rides_along() {
+    let mut setup = setup().await;
+    let client = setup.client().await;
+    let (inode, handle) = create(&client, "copied").await;
+    client.write(handle, 0, Bytes::from(vec![1; 5000])).await.unwrap();
+    let then = Timestamp::from_nanos(1_000_000_000);
+    let set = SetAttributes {
+        mtime: Some(SetTime::To(then)),
+        mode: Some(0o600),
+        ..SetAttributes::default()
+    };
+    let attributes = client.set_attributes(ROOT, inode, set, None, None).await.unwrap();
+    assert_eq!((attributes.mtime, attributes.length_bytes), (then, 5000));
+    client.flush(handle).await.unwrap();
+    client.release(handle).await.unwrap();
+    let attributes = client.attributes(inode).await.unwrap();
+    assert_eq!((attributes.mtime, attributes.length_bytes, attributes.mode), (then, 5000, 0o600));
+    assert_eq!(setup.cluster.counts().commits, 0, "the commit rode along");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_expired_session_ends_its_handles_and_a_new_one_goes_on() {
+    let mut setup = setup().await;
+    let client = setup.client().await;
+    let (inode, handle) = create(&client, "outlived").await;
+    client.write(handle, 0, Bytes::from_static(b"kept")).await.unwrap();
+    client.flush(handle).await.unwrap();
+    setup.cluster.world.lock().sessions.clear();
+    assert_eq!(client.attributes(inode).await.unwrap().length_bytes, 4);
+    let error = client.read(handle, 0, 4).await.unwrap_err();
+    assert_eq!(error.code, ErrorCode::SessionExpired, "{error}");
+    assert!(error.detail.contains("open it again"), "{error}");
+    client.release(handle).await.unwrap();
+    assert_eq!(whole(&client, inode).await, b"kept");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn appends_go_to_the_end_and_open_truncates() {
+    let mut setup = setup().await;
+    let (a, b) = (setup.client().await, setup.client().await);
+    let (inode, first) = create(&a, "list").await;
+    a.write(first, 0, Bytes::from_static(b"one ")).await.unwrap();
+    a.flush(first).await.unwrap();
+    let append = OpenMode {
+        write: true,
+        append: true,
+        ..OpenMode::default()
+    };
+    let (_, handle, _) = b.open(inode, append).await.unwrap();
+    b.write(handle, 0, Bytes::from_static(b"two ")).await.unwrap();
+    b.write(handle, 0, Bytes::from_static(b"three")).await.unwrap();
+    b.flush(handle).await.unwrap();
+    assert_eq!(whole(&a, inode).await, b"one two three");
+    let truncate = OpenMode {
+        write: true,
+        truncate: true,
+        ..OpenMode::default()
+    };
+    let (attributes, handle, _) = a.open(inode, truncate).await.unwrap();
+    assert_eq!(attributes.length_bytes, 0);
+    a.write(handle, 5000, Bytes::from_static(b"x")).await.unwrap();
+    a.flush(handle).await.unwrap();
+    let data = whole(&b, inode).await;
+    assert_eq!(data.len(), 5001);
+    assert!(data[..5000].iter().all(|&byte| byte == 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn opens_are_reported_and_the_kernel_keeps_only_what_nobody_else_changed() {
+    let mut setup = setup().await;
+    let (a, b) = (setup.client().await, setup.client().await);
+    let (inode, handle) = create(&a, "cached").await;
+    a.write(handle, 0, Bytes::from_static(b"abc")).await.unwrap();
+    a.flush(handle).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(1300)).await;
+    let reported = |cluster: &Cluster| cluster.world.lock().opened.values().any(|set| set.contains(&inode));
+    assert!(reported(&setup.cluster));
+    a.release(handle).await.unwrap();
+    let (_, handle, keep) = a.open(inode, READ).await.unwrap();
+    assert!(keep, "only this mount changed it");
+    a.release(handle).await.unwrap();
+    let (_, other, _) = b.open(inode, OpenMode { write: true, ..READ }).await.unwrap();
+    b.write(other, 0, Bytes::from_static(b"xyz")).await.unwrap();
+    b.flush(other).await.unwrap();
+    b.release(other).await.unwrap();
+    let (_, handle, keep) = a.open(inode, READ).await.unwrap();
+    assert!(!keep, "another mount wrote");
+    assert_eq!(&a.read(handle, 0, 10).await.unwrap()[..], b"xyz");
+    a.release(handle).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(1300)).await;
+    assert!(!reported(&setup.cluster));
+}
