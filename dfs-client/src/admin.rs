@@ -110,7 +110,12 @@ impl AdminClient {
         })
     }
 
-    async fn storage(&self, table: &RoutingTable, node: StorageId, request: &StorageRequest) -> Result<StorageResponse> {
+    async fn storage(
+        &self,
+        table: &RoutingTable,
+        node: StorageId,
+        request: &StorageRequest,
+    ) -> Result<StorageResponse> {
         let address = table
             .address(node)
             .ok_or_else(|| Error::new(ErrorCode::NotFound, format!("storage-{node} is not in the cluster")))?;
@@ -230,13 +235,16 @@ impl AdminClient {
         };
         let walk = async {
             let mut read = NamespaceRead::GetAttributes { inode: InodeId::ROOT };
-            let mut names = path.split(|&byte| byte == b'/').filter(|name| !name.is_empty() && *name != b".");
+            let mut names = path
+                .split(|&byte| byte == b'/')
+                .filter(|name| !name.is_empty() && *name != b".");
             loop {
                 let request = MetaRequest::Read {
                     session,
                     reads: vec![read],
                 };
-                let MetaResponse::Read(mut answers) = self.leader.ask(&request, deadline, Duration::ZERO, &what).await?
+                let MetaResponse::Read(mut answers) =
+                    self.leader.ask(&request, deadline, Duration::ZERO, &what).await?
                 else {
                     return Err(mismatch("metadata server"));
                 };
@@ -345,11 +353,20 @@ mod tests {
         let mut rotten = summary(3, 1);
         rotten.rotten = Some(dfs_common::BlockIndex(0));
         let have = BTreeMap::from([
-            (StorageId(1), by_chunk(vec![summary(0, 1), summary(1, 1), summary(3, 1)])),
-            (StorageId(2), by_chunk(vec![summary(0, 1), summary(1, 2), summary(2, 1), rotten])),
+            (
+                StorageId(1),
+                by_chunk(vec![summary(0, 1), summary(1, 1), summary(3, 1)]),
+            ),
+            (
+                StorageId(2),
+                by_chunk(vec![summary(0, 1), summary(1, 2), summary(2, 1), rotten]),
+            ),
         ]);
         let (count, differing) = compare(&have);
         assert_eq!(count, 4);
-        assert_eq!(differing.iter().map(|d| d.chunk.index.0).collect::<Vec<_>>(), vec![1, 2, 3]);
+        assert_eq!(
+            differing.iter().map(|d| d.chunk.index.0).collect::<Vec<_>>(),
+            vec![1, 2, 3]
+        );
     }
 }

@@ -37,7 +37,9 @@ const REPAIR_POLL: Duration = Duration::from_millis(200);
 enum Target {
     Head,
     /// Any serving member but these; the number spreads load.
-    Any { turn: usize },
+    Any {
+        turn: usize,
+    },
 }
 
 pub(crate) struct Chunks {
@@ -64,7 +66,10 @@ fn members(table: &RoutingTable, ask: &Ask<'_>) -> std::result::Result<(Epoch, V
     let chain = table.chain(ask.chain).ok_or_else(|| {
         Error::new(
             ErrorCode::TooFewReplicas,
-            format!("chain {} is not in the routing table (version {})", ask.chain, table.version),
+            format!(
+                "chain {} is not in the routing table (version {})",
+                ask.chain, table.version
+            ),
         )
     })?;
     let serving: Vec<Member> = chain
@@ -207,7 +212,10 @@ impl Chunks {
             avoid: &[],
             what: &what,
         };
-        match self.drive(&ask, |epoch| StorageRequest::Sync { chain, epoch }, &[]).await? {
+        match self
+            .drive(&ask, |epoch| StorageRequest::Sync { chain, epoch }, &[])
+            .await?
+        {
             (_, StorageResponse::Synced, _) => Ok(()),
             _ => Err(unexpected("a sync")),
         }
@@ -290,7 +298,11 @@ impl Chunks {
                 }
             };
             let repair = error.code == ErrorCode::TooFewReplicas;
-            let step = if remaining.is_zero() { Step::Fail } else { retry::after_replica(error.code, attempt, untried) };
+            let step = if remaining.is_zero() {
+                Step::Fail
+            } else {
+                retry::after_replica(error.code, attempt, untried)
+            };
             let remaining = ask.deadline.saturating_duration_since(Instant::now());
             match step {
                 Step::Fail if error.code.retry_class() == dfs_common::RetryClass::Fatal => {
@@ -318,7 +330,10 @@ impl Chunks {
         time: Duration,
     ) -> Result<(StorageId, StorageResponse, Bytes)> {
         let Some(&first) = order.first() else {
-            return Err(Error::new(ErrorCode::Unreachable, format!("chain {} has nobody to ask", ask.chain)));
+            return Err(Error::new(
+                ErrorCode::Unreachable,
+                format!("chain {} has nobody to ask", ask.chain),
+            ));
         };
         let call = async |member: Member| {
             let answer = self.network.storage(member, ask.lane, request, payload, time).await;

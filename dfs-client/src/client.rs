@@ -14,7 +14,7 @@ use dfs_common::wire::namespace::{
     RenameMode, SetAttributes, StatFs, XattrMode,
 };
 use dfs_common::{Error, ErrorCode, FileHandleId, InodeId, Policy, Result, ValidName};
-use dfs_crypto::block::NonceSource;
+use dfs_crypto::nonce::NonceSource;
 use dfs_net::Endpoint;
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -111,7 +111,9 @@ impl Client {
         let listen = options
             .listen
             .unwrap_or_else(|| local_address(options.config.meta_addresses().map(|(_, address)| address)));
-        let endpoint = Endpoint::bind(&options.credentials, listen).await.map_err(Error::from)?;
+        let endpoint = Endpoint::bind(&options.credentials, listen)
+            .await
+            .map_err(Error::from)?;
         let network = Network::new(endpoint);
         let search = LeaderSearch::new(options.config.meta_addresses());
         let leader = Arc::new(Leader::new(network.clone(), search));
@@ -327,25 +329,23 @@ impl Client {
         self.entry(caller, op).await
     }
 
-    pub async fn link(
-        &self,
-        caller: Caller,
-        inode: InodeId,
-        parent: InodeId,
-        name: &ValidName,
-    ) -> Result<Attributes> {
+    pub async fn link(&self, caller: Caller, inode: InodeId, parent: InodeId, name: &ValidName) -> Result<Attributes> {
         let name = name.clone();
         self.entry(caller, NamespaceOp::Link { inode, parent, name }).await
     }
 
     pub async fn unlink(&self, caller: Caller, parent: InodeId, name: &ValidName) -> Result<()> {
         let name = name.clone();
-        self.change(caller, NamespaceOp::Unlink { parent, name }).await.map(|_| ())
+        self.change(caller, NamespaceOp::Unlink { parent, name })
+            .await
+            .map(|_| ())
     }
 
     pub async fn rmdir(&self, caller: Caller, parent: InodeId, name: &ValidName) -> Result<()> {
         let name = name.clone();
-        self.change(caller, NamespaceOp::Rmdir { parent, name }).await.map(|_| ())
+        self.change(caller, NamespaceOp::Rmdir { parent, name })
+            .await
+            .map(|_| ())
     }
 
     pub async fn rename(
@@ -376,12 +376,7 @@ impl Client {
 
     /// Entries after `cookie` (0: from the start), at most `limit`; `true` when there are no more. `.` and `..` are left to
     /// the caller.
-    pub async fn read_directory(
-        &self,
-        inode: InodeId,
-        cookie: u64,
-        limit: u32,
-    ) -> Result<(Vec<DirectoryEntry>, bool)> {
+    pub async fn read_directory(&self, inode: InodeId, cookie: u64, limit: u32) -> Result<(Vec<DirectoryEntry>, bool)> {
         let read = NamespaceRead::ReadDirectory { inode, cookie, limit };
         match self.ask(read).await? {
             NamespaceAnswer::Directory { mut entries, end } => {
@@ -437,12 +432,16 @@ impl Client {
 
     pub async fn remove_xattr(&self, caller: Caller, inode: InodeId, name: &[u8]) -> Result<()> {
         let name = name.to_vec();
-        self.change(caller, NamespaceOp::RemoveXattr { inode, name }).await.map(|_| ())
+        self.change(caller, NamespaceOp::RemoveXattr { inode, name })
+            .await
+            .map(|_| ())
     }
 
     /// Levels of a file, for those who open it from now on.
     pub async fn set_policy(&self, caller: Caller, inode: InodeId, policy: Policy) -> Result<()> {
-        self.change(caller, NamespaceOp::SetPolicy { inode, policy }).await.map(|_| ())
+        self.change(caller, NamespaceOp::SetPolicy { inode, policy })
+            .await
+            .map(|_| ())
     }
 
     pub async fn stat_fs(&self) -> Result<StatFs> {
@@ -458,7 +457,9 @@ impl Client {
         let mount = self.mount();
         let deadline = mount.deadline();
         let (mut opening, mut attributes, mut keep) = start_opening(mount, inode, deadline).await?;
-        let Some(file) = opening.file.clone() else { return Err(mismatch()) };
+        let Some(file) = opening.file.clone() else {
+            return Err(mismatch());
+        };
         attributes = file.inner.lock().view(&attributes);
         if mode.truncate && attributes.length_bytes > 0 {
             let (mount, file) = (Arc::clone(mount), Arc::clone(&file));
@@ -478,7 +479,9 @@ impl Client {
     /// All of `data`; with an appending handle at the end of the file, wherever `offset` is.
     pub async fn write(&self, handle: FileHandleId, offset: u64, data: Bytes) -> Result<u32> {
         let handle = self.mount().handle(handle)?;
-        self.mount().write(&handle, offset, &data, self.mount().deadline()).await
+        self.mount()
+            .write(&handle, offset, &data, self.mount().deadline())
+            .await
     }
 
     /// For every close of a descriptor: what was written is then seen by whoever opens the file anywhere.
@@ -513,8 +516,8 @@ impl Client {
     /// The last descriptor is gone. Comes back at once; what is still owed is settled in the background.
     pub async fn release(&self, handle: FileHandleId) -> Result<()> {
         let removed = self.mount().files.lock().handles.remove(&handle);
-        let handle = removed
-            .ok_or_else(|| Error::new(ErrorCode::BadHandle, format!("file handle {handle} is not open")))?;
+        let handle =
+            removed.ok_or_else(|| Error::new(ErrorCode::BadHandle, format!("file handle {handle} is not open")))?;
         handle.ahead.lock().clear();
         detach(self.mount(), Arc::clone(&handle.file));
         Ok(())
@@ -533,7 +536,10 @@ impl Client {
             outcome = outcome.and(mount.flush(&file, deadline).await);
         }
         self.shared.stopped.cancel();
-        mount.session.end(deadline.min(Instant::now() + Duration::from_secs(2))).await;
+        mount
+            .session
+            .end(deadline.min(Instant::now() + Duration::from_secs(2)))
+            .await;
         self.shared.network.close().await;
         outcome
     }
@@ -567,7 +573,10 @@ fn late_error(handle: &crate::mount::Handle) -> Result<()> {
 
 pub(crate) async fn status(leader: &Leader, deadline: Instant) -> Result<ClusterStatus> {
     let what = || "status of the cluster".to_owned();
-    match leader.ask(&MetaRequest::Status, deadline, Duration::ZERO, &what).await? {
+    match leader
+        .ask(&MetaRequest::Status, deadline, Duration::ZERO, &what)
+        .await?
+    {
         MetaResponse::Status(status) => Ok(*status),
         _ => Err(mismatch()),
     }

@@ -39,7 +39,7 @@ impl Keys {
         let key = FileKey::generate().map_err(Error::from)?;
         self.root
             .kek(KEK_VERSION)
-            .wrap(self.cluster, &key)
+            .wrap(self.cluster, KEK_VERSION, &key)
             .map_err(Error::from)
     }
 
@@ -58,7 +58,8 @@ impl Keys {
                     "the key of inode {inode} does not open; is root.key that of this cluster?"
                 ))
             })?;
-        let cipher = Arc::new(BlockCipher::new(self.cluster, inode, &key, KEY_EPOCH));
+        let cipher = BlockCipher::new(self.cluster, inode, &key, KEY_EPOCH).map_err(Error::from)?;
+        let cipher = Arc::new(cipher);
         self.ciphers.lock().put(inode, (wrapped.clone(), Arc::clone(&cipher)));
         Ok(cipher)
     }

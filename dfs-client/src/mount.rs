@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use dfs_common::wire::namespace::{Attributes, FileKind, NamespaceAnswer, NamespaceRead};
 use dfs_common::{ChainId, Error, ErrorCode, FileHandleId, InodeId, Level, Result, Timestamp};
-use dfs_crypto::block::NonceSource;
+use dfs_crypto::nonce::NonceSource;
 use lru::LruCache;
 use parking_lot::Mutex;
 use tokio::sync::{RwLock, Semaphore, watch};
@@ -103,9 +103,16 @@ impl Mount {
     }
 
     pub(crate) async fn fetch_attributes(&self, inode: InodeId, deadline: Instant) -> Result<Attributes> {
-        match self.session.ask(NamespaceRead::GetAttributes { inode }, deadline).await? {
+        match self
+            .session
+            .ask(NamespaceRead::GetAttributes { inode }, deadline)
+            .await?
+        {
             NamespaceAnswer::Attributes(attributes) => Ok(attributes),
-            _ => Err(Error::new(ErrorCode::BadMessage, "attributes were asked for, something else came")),
+            _ => Err(Error::new(
+                ErrorCode::BadMessage,
+                "attributes were asked for, something else came",
+            )),
         }
     }
 
@@ -197,7 +204,11 @@ impl Mount {
         if inner.opens > 0 || !inner.is_settled() {
             return false;
         }
-        if files.open.get(&file.inode).is_some_and(|known| Arc::ptr_eq(known, file)) {
+        if files
+            .open
+            .get(&file.inode)
+            .is_some_and(|known| Arc::ptr_eq(known, file))
+        {
             files.open.remove(&file.inode);
             let closed = Closed {
                 own_change: inner.own_change,

@@ -49,12 +49,7 @@ pub struct ClientOptions {
 }
 
 impl ClientOptions {
-    pub fn new(
-        config: ClusterConfig,
-        credentials: Credentials,
-        root_key: RootKey,
-        label: impl Into<String>,
-    ) -> Self {
+    pub fn new(config: ClusterConfig, credentials: Credentials, root_key: RootKey, label: impl Into<String>) -> Self {
         Self {
             config,
             credentials,

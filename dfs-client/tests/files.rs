@@ -71,7 +71,10 @@ struct Dice(u64);
 
 impl Dice {
     fn roll(&mut self, below: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) % below.max(1)
     }
 }
@@ -103,7 +106,10 @@ async fn random_operations_match_an_array() {
                     let size = dice.roll(150_000) as usize;
                     let bytes = client.read(handle, offset as u64, size as u32).await.unwrap();
                     let expected = oracle.get(offset..(offset + size).min(oracle.len())).unwrap_or(&[]);
-                    assert!(bytes[..] == *expected, "seed {seed} step {step}: read {offset}+{size} differs");
+                    assert!(
+                        bytes[..] == *expected,
+                        "seed {seed} step {step}: read {offset}+{size} differs"
+                    );
                 }
                 8 => {
                     let length = dice.roll(300_000);
@@ -117,7 +123,10 @@ async fn random_operations_match_an_array() {
                 9 => client.fsync(handle, dice.roll(2) == 0).await.unwrap(),
                 10 => {
                     client.flush(handle).await.unwrap();
-                    assert!(whole(&other, inode).await == oracle, "seed {seed} step {step}: another mount differs");
+                    assert!(
+                        whole(&other, inode).await == oracle,
+                        "seed {seed} step {step}: another mount differs"
+                    );
                 }
                 _ if dice.roll(3) == 0 => setup.cluster.bump_epochs(),
                 _ => {
@@ -163,7 +172,10 @@ async fn two_mounts_write_different_bytes_of_one_block() {
     for i in 0..100 {
         assert_eq!(&data[i * 2..i * 2 + 2], &[1, 2], "pair {i}");
     }
-    assert!(setup.cluster.counts().condition_failures > 0, "the test met no conflict");
+    assert!(
+        setup.cluster.counts().condition_failures > 0,
+        "the test met no conflict"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -206,7 +218,10 @@ async fn small_append_and_fsync_takes_one_trip_to_the_chain_and_one_to_metadata(
     let (_, handle) = create(&client, "log").await;
     for i in 0..20_u64 {
         let before = setup.cluster.counts();
-        client.write(handle, i * 1000, Bytes::from(vec![i as u8; 1000])).await.unwrap();
+        client
+            .write(handle, i * 1000, Bytes::from(vec![i as u8; 1000]))
+            .await
+            .unwrap();
         client.fsync(handle, false).await.unwrap();
         let after = setup.cluster.counts();
         assert_eq!(after.synced_mutations - before.synced_mutations, 1);
@@ -253,7 +268,11 @@ async fn a_dead_head_costs_no_timeout_once_routing_says_so() {
         }
     });
     flush.await.unwrap().unwrap();
-    assert!(started.elapsed() < Duration::from_millis(500), "{:?}", started.elapsed());
+    assert!(
+        started.elapsed() < Duration::from_millis(500),
+        "{:?}",
+        started.elapsed()
+    );
     assert_eq!(whole(&client, inode).await, vec![4; 200_000]);
 }
 
@@ -271,7 +290,10 @@ async fn below_quorum_writes_wait_and_then_fail_with_a_reason() {
     let started = Instant::now();
     let error = client.fsync(handle, false).await.unwrap_err();
     assert!(started.elapsed() < Duration::from_secs(3));
-    assert!(error.detail.contains("1 of 3 replicas in sync, QUORUM needs 2"), "{error}");
+    assert!(
+        error.detail.contains("1 of 3 replicas in sync, QUORUM needs 2"),
+        "{error}"
+    );
     assert_eq!(whole(&client, inode).await, b"old", "reads that are safe are answered");
     client.write(handle, 0, Bytes::from_static(b"new")).await.unwrap();
     let flush = {
@@ -301,7 +323,10 @@ async fn times_set_after_writes_stay_and_the_commit_rides_along() {
     client.flush(handle).await.unwrap();
     client.release(handle).await.unwrap();
     let attributes = client.attributes(inode).await.unwrap();
-    assert_eq!((attributes.mtime, attributes.length_bytes, attributes.mode), (then, 5000, 0o600));
+    assert_eq!(
+        (attributes.mtime, attributes.length_bytes, attributes.mode),
+        (then, 5000, 0o600)
+    );
     assert_eq!(setup.cluster.counts().commits, 0, "the commit rode along");
 }
 

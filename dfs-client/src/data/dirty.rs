@@ -186,14 +186,6 @@ impl DirtyBuffer {
         self.flying.remove(&index);
     }
 
-    /// Drops what waits (not what is under way) and returns how many bytes that was.
-    pub(crate) fn discard(&mut self) -> usize {
-        std::mem::take(&mut self.waiting)
-            .values()
-            .map(|slab| slab.size_bytes)
-            .sum()
-    }
-
     /// Dirty pieces of a range, to be laid over what the chain has, in this order.
     pub(crate) fn pieces(&self, offset: u64, length: u64) -> Vec<(u64, Vec<u8>)> {
         let mut out = Vec::new();

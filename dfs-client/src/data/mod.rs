@@ -3,8 +3,8 @@
 pub(crate) mod blocks;
 pub(crate) mod dirty;
 pub(crate) mod errseq;
-pub(crate) mod window;
 pub(crate) mod reader;
 pub(crate) mod state;
 pub(crate) mod truncate;
+pub(crate) mod window;
 pub(crate) mod writer;

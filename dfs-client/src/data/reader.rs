@@ -254,7 +254,13 @@ impl Mount {
         let table = self.chunks.routing().current();
         let chain = file.chain_of(&table, part.chunk.index)?;
         let (_, mut plain) = self
-            .open_blocks(file, chain, part.chunk, (BlockIndex(first as u32), blocks as u32), deadline)
+            .open_blocks(
+                file,
+                chain,
+                part.chunk,
+                (BlockIndex(first as u32), blocks as u32),
+                deadline,
+            )
             .await?;
         let from = part.offset - first * BLOCK_SIZE_BYTES;
         plain.truncate(from + part.length);
@@ -334,7 +340,14 @@ fn open(
         let start = (run.first.0 - first.0) as usize * BLOCK_SIZE_BYTES;
         let target = plain.get_mut(start..start + run.data_size_bytes()).ok_or_else(bad)?;
         file.cipher
-            .open(chunk.index, run.first, run.last_length_bytes, run.blocks, sealed, target)
+            .open(
+                chunk.index,
+                run.first,
+                run.last_length_bytes,
+                run.blocks,
+                sealed,
+                target,
+            )
             .map_err(Error::from)?;
     }
     if at == payload.len() { Ok(plain) } else { Err(bad()) }
@@ -350,6 +363,9 @@ fn overlay(mut base: Vec<u8>, offset: u64, pieces: &[(u64, Vec<u8>)]) -> Bytes {
 
 /// A segment's bytes when they are there; an error sends the caller to the chain itself.
 async fn ahead(mut data: Fetched, deadline: Instant) -> Option<Bytes> {
-    let ready = tokio::time::timeout_at(deadline, data.wait_for(Option::is_some)).await.ok()?.ok()?;
+    let ready = tokio::time::timeout_at(deadline, data.wait_for(Option::is_some))
+        .await
+        .ok()?
+        .ok()?;
     ready.as_ref()?.as_ref().ok().cloned()
 }

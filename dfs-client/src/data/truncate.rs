@@ -89,16 +89,27 @@ impl Mount {
             for index in first_whole.0..first_whole.0 + whole {
                 let (mount, file) = (Arc::clone(self), Arc::clone(file));
                 let index = ChunkIndex(index);
-                tasks.spawn(async move { mount.mutate_chunk(&file, index, &Mutation::Remove, Bytes::new(), deadline).await });
+                tasks.spawn(async move {
+                    mount
+                        .mutate_chunk(&file, index, &Mutation::Remove, Bytes::new(), deadline)
+                        .await
+                });
             }
         } else {
-            let chains = table.tables.get(&layout.table).map(|table| table.chains.clone()).unwrap_or_default();
+            let chains = table
+                .tables
+                .get(&layout.table)
+                .map(|table| table.chains.clone())
+                .unwrap_or_default();
             for chain in chains.into_iter().collect::<BTreeSet<_>>() {
                 let (mount, file) = (Arc::clone(self), Arc::clone(file));
                 self.note_unsynced(&file, chain);
                 tasks.spawn(async move {
                     let (level, inode) = (file.write_level, file.inode);
-                    mount.chunks.remove_range(chain, level, inode, first_whole, deadline).await
+                    mount
+                        .chunks
+                        .remove_range(chain, level, inode, first_whole, deadline)
+                        .await
                 });
             }
         }
@@ -115,7 +126,8 @@ impl Mount {
         }
         if blocks < file.layout.blocks_per_chunk() as usize {
             let mutation = Mutation::Truncate { blocks: blocks as u32 };
-            self.mutate_chunk(file, index, &mutation, Bytes::new(), deadline).await?;
+            self.mutate_chunk(file, index, &mutation, Bytes::new(), deadline)
+                .await?;
         }
         Ok(())
     }
@@ -147,7 +159,10 @@ impl Mount {
                 last_length_bytes: keep as u32,
                 conditions: vec![BlockCondition { block, version }],
             };
-            match self.mutate_chunk(file, index, &mutation, Bytes::from(sealed), deadline).await {
+            match self
+                .mutate_chunk(file, index, &mutation, Bytes::from(sealed), deadline)
+                .await
+            {
                 Err(error) if error.code == ErrorCode::ConditionFailed && Instant::now() < deadline => {}
                 other => return other,
             }

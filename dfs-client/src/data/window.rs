@@ -91,7 +91,9 @@ mod tests {
         let mut window = ReadWindow::default();
         let mut at = 7_u64;
         for _ in 0..1000 {
-            at = at.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            at = at
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             let offset = (at >> 20) % (1 << 40);
             assert_eq!(window.on_read(offset, 4096, 1 << 40), None);
         }

@@ -111,7 +111,10 @@ impl Mount {
                 self.kick(file, 0);
             }
             let waited = timeout(deadline, room.acquire_many(permits), || {
-                format!("write to inode {}: too much is dirty and the chains do not take it", file.inode)
+                format!(
+                    "write to inode {}: too much is dirty and the chains do not take it",
+                    file.inode
+                )
             })
             .await;
             match waited {
@@ -169,7 +172,10 @@ impl Mount {
                 inner.generation += 1;
                 match outcome {
                     Ok(()) => {
-                        let end = slab.extents.last_key_value().map_or(0, |(at, bytes)| at + bytes.len() as u64);
+                        let end = slab
+                            .extents
+                            .last_key_value()
+                            .map_or(0, |(at, bytes)| at + bytes.len() as u64);
                         inner.owe(end, now_ms);
                     }
                     Err(error) => {
@@ -248,7 +254,15 @@ impl Mount {
             let how = (file.write_level, sync);
             let sent = self
                 .chunks
-                .mutate(chain, chunk, file.session, how, &mutation, Bytes::from(sealed), deadline)
+                .mutate(
+                    chain,
+                    chunk,
+                    file.session,
+                    how,
+                    &mutation,
+                    Bytes::from(sealed),
+                    deadline,
+                )
                 .await;
             match sent {
                 Ok(version) => {
@@ -285,8 +299,8 @@ impl Mount {
             {
                 return Ok((tail.version, tail.content.clone()));
             }
-            let start = file.layout.chunk_start(chunk.index)
-                + u64::from(block.0) * dfs_common::units::BLOCK_SIZE_BYTES as u64;
+            let start =
+                file.layout.chunk_start(chunk.index) + u64::from(block.0) * dfs_common::units::BLOCK_SIZE_BYTES as u64;
             if start >= inner.stable_length() {
                 return Ok((ChunkVersion::NONE, Vec::new()));
             }
@@ -309,11 +323,20 @@ impl Mount {
     async fn arrived(&self, file: &FileState, target: u64, deadline: Instant) -> Result<()> {
         let mut progress = file.progress.subscribe();
         loop {
-            if file.inner.lock().dirty.oldest_write().is_none_or(|oldest| oldest > target) {
+            if file
+                .inner
+                .lock()
+                .dirty
+                .oldest_write()
+                .is_none_or(|oldest| oldest > target)
+            {
                 return Ok(());
             }
             let waited = timeout(deadline, progress.changed(), || {
-                format!("inode {}: its last writes are still on their way to the chains", file.inode)
+                format!(
+                    "inode {}: its last writes are still on their way to the chains",
+                    file.inode
+                )
             })
             .await?;
             if waited.is_err() {
@@ -539,7 +562,8 @@ pub(crate) fn too_big(file: &FileState, end: u64) -> Error {
 pub(crate) async fn join_all(mut tasks: JoinSet<Result<()>>) -> Result<()> {
     let mut first = Ok(());
     while let Some(done) = tasks.join_next().await {
-        let outcome = done.unwrap_or_else(|error| Err(Error::new(ErrorCode::Internal, format!("a task died: {error}"))));
+        let outcome =
+            done.unwrap_or_else(|error| Err(Error::new(ErrorCode::Internal, format!("a task died: {error}"))));
         if first.is_ok() {
             first = outcome;
         }

@@ -51,7 +51,11 @@ impl Leader {
         patience: Duration,
         what: &(dyn Fn() -> String + Sync),
     ) -> Result<MetaResponse> {
-        match self.ask_noting_repeats(request, deadline, patience, what).await?.response {
+        match self
+            .ask_noting_repeats(request, deadline, patience, what)
+            .await?
+            .response
+        {
             MetaResponse::Failed(error) => Err(error),
             response => Ok(response),
         }
@@ -102,7 +106,11 @@ impl Leader {
                     let overloaded = error.code == ErrorCode::Overloaded;
                     last = Some((server.0, error));
                     let now_ms = self.now_ms();
-                    if overloaded { 50 } else { self.search.lock().failed(server.0, now_ms) }
+                    if overloaded {
+                        50
+                    } else {
+                        self.search.lock().failed(server.0, now_ms)
+                    }
                 }
             };
             if pause_ms > 0 {
@@ -121,7 +129,10 @@ fn give_up(what: &(dyn Fn() -> String + Sync), last: Option<(MetaId, Error)>) ->
         || "no metadata server was asked in time".to_owned(),
         |(server, error)| format!("{}: {error}", name(server)),
     );
-    let detail = format!("{}: no leader of the metadata group answered in time; last: {cause}", what());
+    let detail = format!(
+        "{}: no leader of the metadata group answered in time; last: {cause}",
+        what()
+    );
     tracing::warn!("{detail}");
     Error::new(ErrorCode::Timeout, detail)
 }

@@ -59,7 +59,11 @@ impl LeaderSearch {
         if self.current().is_some_and(|(id, _)| id == asked) {
             self.rotate(now_ms);
         }
-        if self.servers.iter().all(|server| server.2 > now_ms) { NO_LEADER_PAUSE_MS } else { 0 }
+        if self.servers.iter().all(|server| server.2 > now_ms) {
+            NO_LEADER_PAUSE_MS
+        } else {
+            0
+        }
     }
 
     fn rotate(&mut self, now_ms: u64) {

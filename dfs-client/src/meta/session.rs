@@ -81,7 +81,10 @@ impl Session {
         if !self.opens.lock().open(inode) {
             return Err(Error::new(
                 ErrorCode::Overloaded,
-                format!("inode {inode} can not be opened: this mount holds {} open", super::opens::MAX_OPEN_INODES),
+                format!(
+                    "inode {inode} can not be opened: this mount holds {} open",
+                    super::opens::MAX_OPEN_INODES
+                ),
             ));
         }
         let mut reporting = self.reporting.subscribe();
@@ -271,7 +274,9 @@ impl Session {
         let deadline = Instant::now() + Duration::from_millis(10 * KEEP_ALIVE_MS);
         match open_session(&self.leader, &self.label, deadline).await {
             Ok(id) => {
-                tracing::warn!("session {old} of this mount expired; files that were open must be opened again (session {id})");
+                tracing::warn!(
+                    "session {old} of this mount expired; files that were open must be opened again (session {id})"
+                );
                 self.opens.lock().reported(None);
                 self.life.send_replace(new_life(id));
             }
@@ -327,7 +332,9 @@ fn describe(op: &NamespaceOp) -> String {
         NamespaceOp::Rmdir { parent, name } => format!("rmdir of {name:?} in inode {parent}"),
         NamespaceOp::Rename { parent, name, .. } => format!("rename of {name:?} in inode {parent}"),
         NamespaceOp::SetAttributes { inode, .. } => format!("set attributes of inode {inode}"),
-        NamespaceOp::SetLength { inode, length_bytes, .. } => format!("set length of inode {inode} to {length_bytes}"),
+        NamespaceOp::SetLength {
+            inode, length_bytes, ..
+        } => format!("set length of inode {inode} to {length_bytes}"),
         NamespaceOp::CommitWrite { inode, .. } => format!("commit of writes to inode {inode}"),
         NamespaceOp::SetXattr { inode, .. } | NamespaceOp::RemoveXattr { inode, .. } => {
             format!("change of an xattr of inode {inode}")

@@ -123,7 +123,9 @@ impl Cluster {
         let routing = Arc::new(watch::Sender::new(RoutingTable::default()));
         for n in 1..=3 {
             let me = StorageId(n);
-            let endpoint = Endpoint::bind(&authority.issue(me.into()).unwrap(), loopback()).await.unwrap();
+            let endpoint = Endpoint::bind(&authority.issue(me.into()).unwrap(), loopback())
+                .await
+                .unwrap();
             let info = NodeInfo {
                 id: me,
                 address: endpoint.local_address(),
@@ -214,7 +216,11 @@ impl Cluster {
             for chain in table.chains.values_mut() {
                 chain.epoch = chain.epoch.next();
                 for (at, member) in chain.members.iter_mut().enumerate() {
-                    member.state = if at < keep { MemberState::Serving } else { MemberState::Offline };
+                    member.state = if at < keep {
+                        MemberState::Serving
+                    } else {
+                        MemberState::Offline
+                    };
                 }
             }
         });
@@ -395,7 +401,10 @@ impl World {
 
     fn meta(&mut self, request: MetaRequest, table: &RoutingTable) -> MetaResponse {
         let expired = |session: SessionId| {
-            MetaResponse::Failed(Error::new(ErrorCode::SessionExpired, format!("session {session} expired")))
+            MetaResponse::Failed(Error::new(
+                ErrorCode::SessionExpired,
+                format!("session {session} expired"),
+            ))
         };
         match request {
             MetaRequest::OpenSession { .. } => {
