@@ -1,1 +1,308 @@
-//! See lib.rs.
+//! One member's part in one replication chain, as a pure state machine.
+//!
+//! A mutation enters at the head, gets its version there, is staged, and goes to the local store and to the successor
+//! at the same time; each member does the same. It commits at a member when its store has it (durably, if asked) and
+//! every member after it that counts has it; commits of one chunk are in version order. What is committed at the head is
+//! on every serving member, so any one of them is complete and any of them may answer a read.
+//!
+//! Everything that decides is here: epochs, roles, leases, conditions, order, dedupe, when to answer, and what a
+//! returning member still lacks. Store, network and clock are the shell's: it calls [`ReplicaCore::step`] with what
+//! happened and carries out the effects, in any order, reporting each end.
+//!
+//! Why one state machine a chain: every rule above compares the epoch with something, so all of it changes together.
+
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
+mod admission;
+mod intake;
+mod pending;
+mod range;
+mod read;
+mod reconfigure;
+mod session;
+#[cfg(test)]
+mod simulation;
+mod sync;
+mod types;
+mod write;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use dfs_common::wire::meta::ResyncProgress;
+use dfs_common::wire::storage::StorageResponse;
+use dfs_common::{ChainId, ChainInfo, ChunkId, ChunkVersion, Epoch, Error, ErrorCode, StorageId};
+
+pub use types::{Answer, CopyReport, Effect, Input, Now, StoreView, Ticket, WaiterId, ack_point};
+
+use intake::Intake;
+use pending::ChunkQueue;
+use range::RangeJob;
+use read::WaitingRead;
+use session::Session;
+use sync::SyncJob;
+use write::Early;
+
+/// Uncommitted mutations of one chunk. Below what a chunk remembers of requests, so that every retry finds itself.
+pub const MAX_PENDING_PER_CHUNK: usize = 48;
+
+/// Uncommitted mutations of one chain: bounds the work that a new configuration sends again.
+pub const MAX_PENDING: usize = 4096;
+
+/// Their payload: what one chain may hold in memory.
+pub const MAX_PENDING_BYTES: usize = 64 << 20;
+
+/// How long a forward that came before its predecessor waits for it. Messages of one sender overtake each other by
+/// milliseconds; what takes longer was lost and is sent again.
+pub const EARLY_WAIT_MS: u64 = 300;
+
+/// Forwards that came too early, per chain.
+pub const MAX_EARLY: usize = 512;
+
+/// Where this node stands in the chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    Outside,
+    Serving {
+        predecessor: Option<StorageId>,
+        successor: Successor,
+    },
+    Syncing {
+        predecessor: Option<StorageId>,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Successor {
+    Nobody,
+    Serving(StorageId),
+    Syncing(StorageId),
+}
+
+/// What an effect under way is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Purpose {
+    Apply(ChunkId, ChunkVersion),
+    SyncMutation(ChunkId, ChunkVersion),
+    Forward(ChunkId, ChunkVersion),
+    SyncJob(u64),
+    ForwardSyncJob(u64),
+    Install(WaiterId, ChunkId, ChunkVersion, bool),
+    DropForPredecessor(WaiterId),
+    FetchInventory,
+    Copy(ChunkId),
+    DropAtSuccessor,
+    FlushSuccessor,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct ReplicaCore {
+    chain: ChainId,
+    node: StorageId,
+    config: Option<ChainInfo>,
+    role: Role,
+    queues: BTreeMap<ChunkId, ChunkQueue>,
+    pending_count: usize,
+    pending_bytes: usize,
+    under_way: BTreeMap<Ticket, Purpose>,
+    /// Store work of an earlier role that has not ended; until it has, nothing new is admitted.
+    orphans: BTreeSet<Ticket>,
+    next_id: u64,
+    early: Vec<Early>,
+    reads: BTreeMap<ChunkId, Vec<WaitingRead>>,
+    syncs: BTreeMap<u64, SyncJob>,
+    ranges: BTreeMap<u64, RangeJob>,
+    session: Option<Session>,
+    intake: Intake,
+    fault: Option<String>,
+    effects: Vec<Effect>,
+}
+
+impl ReplicaCore {
+    #[must_use]
+    pub fn new(chain: ChainId, node: StorageId) -> Self {
+        Self {
+            chain,
+            node,
+            config: None,
+            role: Role::Outside,
+            queues: BTreeMap::new(),
+            pending_count: 0,
+            pending_bytes: 0,
+            under_way: BTreeMap::new(),
+            orphans: BTreeSet::new(),
+            next_id: 1,
+            early: Vec::new(),
+            reads: BTreeMap::new(),
+            syncs: BTreeMap::new(),
+            ranges: BTreeMap::new(),
+            session: None,
+            intake: Intake::default(),
+            fault: None,
+            effects: Vec::new(),
+        }
+    }
+
+    /// Epoch of the newest configuration heard.
+    #[must_use]
+    pub fn epoch(&self) -> Epoch {
+        self.config.as_ref().map_or(Epoch(0), |config| config.epoch)
+    }
+
+    /// How far the copy to a syncing successor has come, if one is under way.
+    #[must_use]
+    pub fn progress(&self) -> Option<ResyncProgress> {
+        self.session
+            .as_ref()
+            .map(|session| session.progress(self.chain, self.epoch()))
+    }
+
+    /// Whether a `Tick` could do anything.
+    #[must_use]
+    pub fn wants_tick(&self) -> bool {
+        !self.early.is_empty() || !self.reads.is_empty() || self.session.is_some()
+    }
+
+    /// Whether nothing waits to be committed.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.queues.is_empty() && self.syncs.is_empty()
+    }
+
+    /// Takes one event and returns what is to be done about it.
+    pub fn step(&mut self, now: Now, input: Input, store: &dyn StoreView) -> Vec<Effect> {
+        match input {
+            Input::Configure(config) => self.configure(now, config, store),
+            Input::Tick => {
+                self.expire_early(now);
+                self.expire_reads(now);
+                self.schedule_session(now, store);
+            }
+            Input::Mutate {
+                waiter,
+                request,
+                payload,
+            } => self.mutate(now, waiter, request, payload, store),
+            Input::AdmitRead { epoch, waiter } => self.admit_read(now, epoch, waiter),
+            Input::ReadDone {
+                epoch,
+                waiter,
+                chunk,
+                first,
+                blocks,
+                version,
+            } => self.read_done(now, epoch, waiter, chunk, (first, blocks), version),
+            Input::Sync { epoch, waiter } => self.client_sync(now, epoch, waiter),
+            Input::RemoveRange {
+                epoch,
+                waiter,
+                inodes,
+                from,
+            } => self.remove_range(now, epoch, waiter, &inodes, from, store),
+            Input::Forward {
+                from,
+                waiter,
+                request,
+                payload,
+            } => self.forwarded(now, from, waiter, request, payload, store),
+            Input::ForwardSync { from, epoch, waiter } => self.forwarded_sync(from, epoch, waiter),
+            Input::Inventory {
+                from,
+                epoch,
+                waiter,
+                after,
+                limit,
+            } => self.inventory(from, epoch, waiter, after, limit),
+            Input::Install {
+                from,
+                epoch,
+                waiter,
+                chunk,
+                version,
+                part,
+                payload,
+            } => self.install(from, epoch, waiter, chunk, version, part, payload),
+            Input::Drop {
+                from,
+                epoch,
+                waiter,
+                chunks,
+            } => self.drop_chunks(from, epoch, waiter, chunks),
+            Input::Applied { ticket, result }
+            | Input::Synced { ticket, result }
+            | Input::ForwardDone { ticket, result }
+            | Input::InstallDone { ticket, result }
+            | Input::ChunksDropped { ticket, result } => self.ended(now, ticket, result, store),
+            Input::InventoryFetched { ticket, result } => {
+                if self.under_way.remove(&ticket) == Some(Purpose::FetchInventory) {
+                    self.inventory_fetched(now, result, store);
+                }
+            }
+            Input::Copied { ticket, result } => {
+                if let Some(Purpose::Copy(chunk)) = self.under_way.remove(&ticket) {
+                    self.copied(now, chunk, result, store);
+                }
+            }
+        }
+        std::mem::take(&mut self.effects)
+    }
+
+    /// The end of an effect that has no value. A ticket nobody knows belongs to an earlier configuration.
+    fn ended(&mut self, now: Now, ticket: Ticket, result: Result<(), Error>, store: &dyn StoreView) {
+        if self.orphans.remove(&ticket) {
+            if let Err(error) = result
+                && error.code == ErrorCode::Poisoned
+            {
+                self.fail(error.detail);
+            }
+            return;
+        }
+        match self.under_way.remove(&ticket) {
+            None | Some(Purpose::FetchInventory | Purpose::Copy(_)) => {}
+            Some(Purpose::Apply(chunk, version)) => self.applied(now, chunk, version, result, store),
+            Some(Purpose::SyncMutation(chunk, version)) => self.mutation_synced(now, chunk, version, result, store),
+            Some(Purpose::Forward(chunk, version)) => self.forward_done(now, chunk, version, result, store),
+            Some(Purpose::SyncJob(job)) => self.job_synced(now, job, result),
+            Some(Purpose::ForwardSyncJob(job)) => self.job_forwarded(now, job, result),
+            Some(Purpose::Install(waiter, chunk, version, done)) => {
+                self.install_done(waiter, chunk, version, done, result);
+            }
+            Some(Purpose::DropForPredecessor(waiter)) => {
+                self.answer(waiter, result.map(|()| Answer::Response(StorageResponse::Dropped)));
+            }
+            Some(Purpose::DropAtSuccessor) => self.dropped(now, ticket, result, store),
+            Some(Purpose::FlushSuccessor) => self.flushed(now, result, store),
+        }
+    }
+
+    fn id(&mut self) -> u64 {
+        let id = self.next_id;
+        self.next_id += 1;
+        id
+    }
+
+    fn ticket(&mut self, purpose: Purpose) -> Ticket {
+        let ticket = Ticket(self.id());
+        self.under_way.insert(ticket, purpose);
+        ticket
+    }
+
+    fn answer(&mut self, waiter: WaiterId, answer: Result<Answer, Error>) {
+        self.effects.push(Effect::Answer { waiter, answer });
+    }
+
+    fn refuse(&mut self, waiter: WaiterId, error: Error) {
+        self.answer(waiter, Err(error));
+    }
+
+    /// Stops believing in this replica: nothing is acknowledged any more, by anybody's request.
+    fn fail(&mut self, reason: String) {
+        if self.fault.is_some() {
+            return;
+        }
+        let error = Error::new(ErrorCode::Poisoned, reason.clone());
+        self.fault = Some(reason.clone());
+        self.effects.push(Effect::Fault(reason));
+        self.forget_all(&error);
+    }
+}

@@ -1,0 +1,152 @@
+//! A syncing member's side of the copy.
+//!
+//! Messages that were given up by their sender may still arrive. A chunk that was brought in sync in this epoch is
+//! therefore never dropped, nor replaced by an older copy, in the same epoch.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use dfs_common::wire::storage::{InstallPart, StorageResponse};
+use dfs_common::{ChunkId, ChunkVersion, Epoch, Error, ErrorCode, StorageId};
+
+use super::types::{Answer, Effect, WaiterId};
+use super::{Purpose, ReplicaCore};
+
+/// Most chunks in one answer; keeps it within a message's header.
+const MAX_INVENTORY: u32 = 8_192;
+
+#[derive(Clone, Debug, Default)]
+pub(super) struct Intake {
+    /// Chunks in sync since this epoch began, with their version then or later.
+    settled: BTreeMap<ChunkId, ChunkVersion>,
+    installing: BTreeMap<ChunkId, ChunkVersion>,
+    active: bool,
+}
+
+impl Intake {
+    pub(super) fn clear(&mut self) {
+        self.settled.clear();
+        self.installing.clear();
+        self.active = false;
+    }
+
+    pub(super) fn is_installing(&self, chunk: ChunkId) -> bool {
+        self.installing.contains_key(&chunk)
+    }
+
+    pub(super) fn is_settled(&self, chunk: ChunkId) -> bool {
+        self.settled.contains_key(&chunk)
+    }
+
+    /// A mutation was applied; only a syncing member keeps count.
+    pub(super) fn settle(&mut self, chunk: ChunkId, version: ChunkVersion) {
+        if self.active {
+            self.settled.insert(chunk, version);
+        }
+    }
+}
+
+impl ReplicaCore {
+    pub(super) fn inventory(
+        &mut self,
+        from: StorageId,
+        epoch: Epoch,
+        waiter: WaiterId,
+        after: Option<ChunkId>,
+        limit: u32,
+    ) {
+        if let Err(error) = self.admit_resync(from, epoch) {
+            return self.refuse(waiter, error);
+        }
+        self.intake.active = true;
+        self.effects.push(Effect::List {
+            waiter,
+            after,
+            limit: limit.min(MAX_INVENTORY),
+        });
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the fields of one message")]
+    pub(super) fn install(
+        &mut self,
+        from: StorageId,
+        epoch: Epoch,
+        waiter: WaiterId,
+        chunk: ChunkId,
+        version: ChunkVersion,
+        part: InstallPart,
+        payload: Bytes,
+    ) {
+        if let Err(error) = self.admit_resync(from, epoch).and_then(|()| {
+            if self.queues.contains_key(&chunk) {
+                return Err(Error::new(
+                    ErrorCode::OutOfOrder,
+                    format!("chunk {chunk} is being written here: try again"),
+                ));
+            }
+            if self.intake.settled.get(&chunk).is_some_and(|&settled| settled > version) {
+                return Err(Error::new(
+                    ErrorCode::OutOfOrder,
+                    format!("chunk {chunk} is newer than {version} here already"),
+                ));
+            }
+            if !part.begin && self.intake.installing.get(&chunk) != Some(&version) {
+                return Err(Error::new(
+                    ErrorCode::OutOfOrder,
+                    format!("chunk {chunk}: a part of a copy of {version} that was not begun"),
+                ));
+            }
+            Ok(())
+        }) {
+            return self.refuse(waiter, error);
+        }
+        self.intake.active = true;
+        self.intake.installing.insert(chunk, version);
+        let ticket = self.ticket(Purpose::Install(waiter, chunk, version, part.done));
+        self.effects.push(Effect::Install {
+            ticket,
+            chunk,
+            version,
+            part,
+            payload,
+        });
+    }
+
+    pub(super) fn install_done(
+        &mut self,
+        waiter: WaiterId,
+        chunk: ChunkId,
+        version: ChunkVersion,
+        done: bool,
+        result: Result<(), Error>,
+    ) {
+        match result {
+            Ok(()) => {
+                if done {
+                    self.intake.installing.remove(&chunk);
+                    self.intake.settled.insert(chunk, version);
+                }
+                self.answer(waiter, Ok(Answer::Response(StorageResponse::Installed)));
+            }
+            Err(error) => {
+                self.intake.installing.remove(&chunk);
+                if error.code == ErrorCode::Poisoned {
+                    self.fail(error.detail.clone());
+                }
+                self.refuse(waiter, error);
+            }
+        }
+    }
+
+    pub(super) fn drop_chunks(&mut self, from: StorageId, epoch: Epoch, waiter: WaiterId, chunks: Vec<ChunkId>) {
+        if let Err(error) = self.admit_resync(from, epoch) {
+            return self.refuse(waiter, error);
+        }
+        let chunks: Vec<_> = chunks
+            .into_iter()
+            .filter(|&chunk| !self.intake.is_settled(chunk) && !self.queues.contains_key(&chunk))
+            .collect();
+        let ticket = self.ticket(Purpose::DropForPredecessor(waiter));
+        self.effects.push(Effect::Drop { ticket, chunks });
+    }
+}

@@ -1,0 +1,141 @@
+//! Mutations of one chunk that are staged but not committed, in version order.
+//!
+//! Invariant: versions rise, each entry's `before` is its neighbour's `version`, and applied ones come first. So the
+//! chunk's latest state is the store's with the unapplied entries laid over it, and commits leave at the front.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use dfs_common::wire::storage::{MutateRequest, Mutation};
+use dfs_common::{BlockIndex, ChunkId, ChunkVersion, Error, RequestId};
+
+use super::types::{StoreView, Ticket, WaiterId};
+
+/// Who is told when an entry commits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Waiter {
+    Client(WaiterId),
+    Predecessor(WaiterId),
+    /// A range removal in progress.
+    Range(u64),
+}
+
+/// How far the store has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Local {
+    Staged,
+    Applying(Ticket),
+    Applied,
+    Syncing(Ticket),
+    Done,
+}
+
+/// How far the members after this one have it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Downstream {
+    /// Nobody after this member counts for it.
+    NotNeeded,
+    /// Waits for the copy of its chunk to a syncing successor.
+    Held,
+    Sent { ticket: Ticket, attempt: u32 },
+    Acknowledged,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Entry {
+    pub(super) request: MutateRequest,
+    pub(super) payload: Bytes,
+    pub(super) before: ChunkVersion,
+    pub(super) version: ChunkVersion,
+    pub(super) local: Local,
+    pub(super) downstream: Downstream,
+    pub(super) waiters: Vec<Waiter>,
+    /// Why it does not get on (a full disk here or further down).
+    pub(super) blocked: Option<Error>,
+}
+
+impl Entry {
+    pub(super) fn is_applied(&self) -> bool {
+        !matches!(self.local, Local::Staged | Local::Applying(_))
+    }
+
+    pub(super) fn is_done(&self) -> bool {
+        self.local == Local::Done && matches!(self.downstream, Downstream::NotNeeded | Downstream::Acknowledged)
+    }
+
+    /// Whether it changes any of these blocks.
+    fn touches(&self, first: BlockIndex, blocks: u32) -> bool {
+        let (from, to) = (u64::from(first.0), u64::from(first.0) + u64::from(blocks));
+        match &self.request.mutation {
+            Mutation::Write {
+                first: start,
+                blocks: count,
+                ..
+            } => u64::from(start.0) < to && from < u64::from(start.0) + u64::from(*count),
+            Mutation::Truncate { blocks } => u64::from(*blocks) < to,
+            Mutation::Remove => true,
+        }
+    }
+
+    /// The version that this entry leaves `block` at, if it changes it.
+    fn block_version(&self, block: BlockIndex) -> Option<ChunkVersion> {
+        self.touches(block, 1).then(|| match &self.request.mutation {
+            Mutation::Write { .. } => self.version,
+            Mutation::Truncate { .. } | Mutation::Remove => ChunkVersion::NONE,
+        })
+    }
+}
+
+/// The queue of one chunk.
+#[derive(Clone, Debug, Default)]
+pub(super) struct ChunkQueue {
+    pub(super) entries: VecDeque<Entry>,
+}
+
+impl ChunkQueue {
+    /// The latest version, staged ones included.
+    pub(super) fn latest(&self, chunk: ChunkId, store: &dyn StoreView) -> ChunkVersion {
+        self.entries
+            .back()
+            .map_or_else(|| store.version(chunk), |entry| entry.version)
+    }
+
+    /// The latest version of a block, staged ones included.
+    pub(super) fn block_version(&self, chunk: ChunkId, block: BlockIndex, store: &dyn StoreView) -> ChunkVersion {
+        self.entries
+            .iter()
+            .rev()
+            .find_map(|entry| entry.block_version(block))
+            .unwrap_or_else(|| store.block_version(chunk, block))
+    }
+
+    pub(super) fn by_request(&mut self, id: RequestId) -> Option<&mut Entry> {
+        if id.is_system() {
+            return None;
+        }
+        self.entries.iter_mut().find(|entry| entry.request.id == id)
+    }
+
+    pub(super) fn by_version(&mut self, version: ChunkVersion) -> Option<&mut Entry> {
+        self.entries.iter_mut().find(|entry| entry.version == version)
+    }
+
+    /// The newest uncommitted version, at most `up_to`, that changes these blocks.
+    pub(super) fn uncommitted(&self, first: BlockIndex, blocks: u32, up_to: ChunkVersion) -> Option<ChunkVersion> {
+        self.entries
+            .iter()
+            .rev()
+            .find(|entry| entry.version <= up_to && entry.touches(first, blocks))
+            .map(|entry| entry.version)
+    }
+
+    pub(super) fn is_applying(&self) -> bool {
+        self.entries
+            .iter()
+            .any(|entry| matches!(entry.local, Local::Applying(_)))
+    }
+
+    pub(super) fn payload_size_bytes(&self) -> usize {
+        self.entries.iter().map(|entry| entry.payload.len()).sum()
+    }
+}

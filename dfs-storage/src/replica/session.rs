@@ -1,0 +1,389 @@
+//! Bringing a syncing successor up to date: this member's side.
+//!
+//! One rule covers writes, truncations and removals. For each chunk the successor is
+//! *absent* (unknown, or waiting for its copy): mutations pass it by, and the copy that follows has them;
+//! *held* (being copied): mutations wait, so that the copy is of one version;
+//! *in sync*: mutations are forwarded and its answer is waited for.
+//! When every chunk is in sync it is flushed, and from then on counts like a serving member; only then is the metadata
+//! group told. Until then its failure costs a copy, never an acknowledgement.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use dfs_common::wire::meta::ResyncProgress;
+use dfs_common::{ChainId, ChunkId, ChunkVersion, Epoch, Error, StorageId};
+
+use super::pending::{Downstream, Local};
+use super::types::{CopyReport, Effect, Now, StoreView, Ticket};
+use super::{Purpose, ReplicaCore};
+
+/// Chunks that are copied at a time: enough to keep link and disks busy, few enough to leave room for clients.
+const MAX_COPIES: usize = 4;
+
+/// Chunks named in one drop message.
+const MAX_DROPS: usize = 256;
+
+/// Pause after a failed message to the successor.
+const PAUSE_MS: u64 = 100;
+
+/// How a successor stands to the mutations of one chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    Absent,
+    Held,
+    Counts,
+}
+
+#[derive(Clone, Debug)]
+enum Phase {
+    /// Learning what the successor has.
+    Inventory(BTreeMap<ChunkId, ChunkVersion>),
+    Copying,
+    Flushing,
+    Done,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Work {
+    Queued,
+    /// Chosen, and waits for the store to finish a mutation of it.
+    Starting,
+    Copying,
+    Dropping(Ticket),
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Session {
+    to: StorageId,
+    phase: Phase,
+    work: BTreeMap<ChunkId, Work>,
+    queue: VecDeque<ChunkId>,
+    copies: usize,
+    pause_until_ms: u64,
+    chunks_done: u64,
+    bytes_done: u64,
+}
+
+impl Session {
+    pub(super) fn new(to: StorageId) -> Self {
+        Self {
+            to,
+            phase: Phase::Inventory(BTreeMap::new()),
+            work: BTreeMap::new(),
+            queue: VecDeque::new(),
+            copies: 0,
+            pause_until_ms: 0,
+            chunks_done: 0,
+            bytes_done: 0,
+        }
+    }
+
+    pub(super) const fn is_done(&self) -> bool {
+        matches!(self.phase, Phase::Done)
+    }
+
+    pub(super) const fn wants_syncs(&self) -> bool {
+        matches!(self.phase, Phase::Flushing | Phase::Done)
+    }
+
+    /// A sync did not reach the successor: what it covered must be flushed before it counts.
+    pub(super) fn flush_again(&mut self) {
+        if matches!(self.phase, Phase::Flushing) {
+            self.phase = Phase::Copying;
+        }
+    }
+
+    /// Standing of a chunk that is about to change.
+    pub(super) fn touch(&mut self, chunk: ChunkId) -> Standing {
+        match (&self.phase, self.work.get(&chunk)) {
+            (Phase::Inventory(_), _) | (_, Some(Work::Queued)) => Standing::Absent,
+            (_, Some(_)) => Standing::Held,
+            (_, None) => Standing::Counts,
+        }
+    }
+
+    /// Whether the chunk must not change in the store now.
+    pub(super) fn holds(&self, chunk: ChunkId) -> bool {
+        self.work.get(&chunk).is_some_and(|&work| work != Work::Queued)
+    }
+
+    fn enqueue(&mut self, chunk: ChunkId) {
+        self.work.insert(chunk, Work::Queued);
+        self.queue.push_back(chunk);
+        if matches!(self.phase, Phase::Flushing) {
+            self.phase = Phase::Copying;
+        }
+    }
+
+    pub(super) fn progress(&self, chain: ChainId, epoch: Epoch) -> ResyncProgress {
+        let left = self.work.len() as u64;
+        // Sizes are known when a chunk is copied; the rest is taken for average.
+        let average = self.bytes_done.checked_div(self.chunks_done).unwrap_or(0);
+        ResyncProgress {
+            chain,
+            epoch,
+            to: self.to,
+            chunks_done: self.chunks_done,
+            chunks_total: self.chunks_done + left,
+            bytes_done: self.bytes_done,
+            bytes_total: self.bytes_done + left * average,
+        }
+    }
+}
+
+impl ReplicaCore {
+    pub(super) fn fetch_inventory(&mut self, after: Option<ChunkId>, after_ms: u64) {
+        let Some(to) = self.session.as_ref().map(|session| session.to) else {
+            return;
+        };
+        let epoch = self.epoch();
+        let ticket = self.ticket(Purpose::FetchInventory);
+        self.effects.push(Effect::FetchInventory {
+            ticket,
+            to,
+            epoch,
+            after,
+            after_ms,
+        });
+    }
+
+    pub(super) fn inventory_fetched(
+        &mut self,
+        now: Now,
+        result: Result<(Vec<(ChunkId, ChunkVersion)>, bool), Error>,
+        store: &dyn StoreView,
+    ) {
+        let Some(session) = self.session.as_mut() else {
+            return;
+        };
+        let Phase::Inventory(found) = &mut session.phase else {
+            return;
+        };
+        let last = found.last_key_value().map(|(&chunk, _)| chunk);
+        match result {
+            Err(_) => return self.fetch_inventory(last, PAUSE_MS),
+            Ok((chunks, end)) => {
+                // An answer that does not advance ends the listing, whatever it says: no endless loop.
+                let advanced = chunks.last().is_some_and(|&(chunk, _)| Some(chunk) > last);
+                found.extend(chunks);
+                let last = found.last_key_value().map(|(&chunk, _)| chunk);
+                if !end && advanced {
+                    return self.fetch_inventory(last, 0);
+                }
+            }
+        }
+        let theirs = std::mem::take(found);
+        session.phase = Phase::Copying;
+        let mut ours = BTreeSet::new();
+        for (chunk, version) in store.list(self.chain) {
+            ours.insert(chunk);
+            if theirs.get(&chunk) == Some(&version) && !self.queues.contains_key(&chunk) {
+                continue;
+            }
+            session.enqueue(chunk);
+        }
+        // What only they have, and what is staged here but not in the store yet.
+        for &chunk in theirs.keys().filter(|chunk| !ours.contains(chunk)) {
+            session.enqueue(chunk);
+        }
+        for &chunk in self.queues.keys().filter(|chunk| !ours.contains(chunk)) {
+            if !theirs.contains_key(&chunk) {
+                session.enqueue(chunk);
+            }
+        }
+        self.schedule_session(now, store);
+    }
+
+    /// Starts what can be started.
+    pub(super) fn schedule_session(&mut self, now: Now, store: &dyn StoreView) {
+        let mut drops = Vec::new();
+        loop {
+            let Some(session) = self.session.as_mut() else {
+                return;
+            };
+            if !matches!(session.phase, Phase::Copying) || now.ms < session.pause_until_ms {
+                break;
+            }
+            if session.copies >= MAX_COPIES || drops.len() >= MAX_DROPS {
+                break;
+            }
+            let Some(chunk) = session.queue.pop_front() else {
+                break;
+            };
+            if session.work.get(&chunk) != Some(&Work::Queued) {
+                continue;
+            }
+            if store.version(chunk).is_none() && !self.queues.contains_key(&chunk) {
+                drops.push(chunk);
+                continue;
+            }
+            session.copies += 1;
+            session.work.insert(chunk, Work::Starting);
+            self.copy_if_ready(chunk);
+        }
+        let epoch = self.epoch();
+        if !drops.is_empty()
+            && let Some(to) = self.session.as_ref().map(|session| session.to)
+        {
+            let ticket = self.ticket(Purpose::DropAtSuccessor);
+            if let Some(session) = self.session.as_mut() {
+                for &chunk in &drops {
+                    session.work.insert(chunk, Work::Dropping(ticket));
+                }
+            }
+            self.effects.push(Effect::DropChunks {
+                ticket,
+                to,
+                epoch,
+                chunks: drops,
+                after_ms: 0,
+            });
+        }
+        let Some(session) = self.session.as_mut() else {
+            return;
+        };
+        if matches!(session.phase, Phase::Copying) && session.work.is_empty() && now.ms >= session.pause_until_ms {
+            session.phase = Phase::Flushing;
+            let to = session.to;
+            let ticket = self.ticket(Purpose::FlushSuccessor);
+            self.effects.push(Effect::ForwardSync {
+                ticket,
+                to,
+                epoch,
+                after_ms: 0,
+            });
+        }
+    }
+
+    /// Starts the copy of a chosen chunk once the store is not changing it.
+    pub(super) fn copy_if_ready(&mut self, chunk: ChunkId) {
+        let Some(session) = self.session.as_mut() else {
+            return;
+        };
+        if session.work.get(&chunk) != Some(&Work::Starting)
+            || self.queues.get(&chunk).is_some_and(super::ChunkQueue::is_applying)
+        {
+            return;
+        }
+        session.work.insert(chunk, Work::Copying);
+        let to = session.to;
+        let epoch = self.epoch();
+        let ticket = self.ticket(Purpose::Copy(chunk));
+        self.effects.push(Effect::CopyChunk {
+            ticket,
+            to,
+            epoch,
+            chunk,
+            after_ms: 0,
+        });
+    }
+
+    pub(super) fn copied(
+        &mut self,
+        now: Now,
+        chunk: ChunkId,
+        result: Result<CopyReport, Error>,
+        store: &dyn StoreView,
+    ) {
+        let Some(session) = self.session.as_mut() else {
+            return;
+        };
+        session.copies = session.copies.saturating_sub(1);
+        match result {
+            Ok(report) => {
+                session.work.remove(&chunk);
+                session.chunks_done += 1;
+                session.bytes_done += report.size_bytes;
+                self.release(now, chunk, Some(report.version), store);
+            }
+            Err(_) => {
+                session.pause_until_ms = now.ms + PAUSE_MS;
+                session.enqueue(chunk);
+                self.release(now, chunk, None, store);
+            }
+        }
+        self.schedule_session(now, store);
+    }
+
+    pub(super) fn dropped(&mut self, now: Now, ticket: Ticket, result: Result<(), Error>, store: &dyn StoreView) {
+        let Some(session) = self.session.as_mut() else {
+            return;
+        };
+        let chunks: Vec<_> = session
+            .work
+            .iter()
+            .filter(|&(_, &work)| work == Work::Dropping(ticket))
+            .map(|(&chunk, _)| chunk)
+            .collect();
+        for &chunk in &chunks {
+            if result.is_ok() {
+                session.work.remove(&chunk);
+                session.chunks_done += 1;
+            } else {
+                session.pause_until_ms = now.ms + PAUSE_MS;
+                session.enqueue(chunk);
+            }
+        }
+        for chunk in chunks {
+            let copied = result.is_ok().then_some(ChunkVersion::NONE);
+            self.release(now, chunk, copied, store);
+        }
+        self.schedule_session(now, store);
+    }
+
+    /// A copy ended: at `copied` the successor is in sync and gets what came since; else it is passed by again.
+    fn release(&mut self, now: Now, chunk: ChunkId, copied: Option<ChunkVersion>, store: &dyn StoreView) {
+        let mut send = Vec::new();
+        if let Some(queue) = self.queues.get_mut(&chunk) {
+            for entry in &mut queue.entries {
+                match copied {
+                    Some(version) if entry.version > version => send.push(entry.version),
+                    _ if entry.downstream == Downstream::Held => entry.downstream = Downstream::NotNeeded,
+                    _ => {}
+                }
+            }
+        }
+        for version in send {
+            self.send(chunk, version, 0);
+        }
+        self.pump(chunk);
+        self.commit(now, chunk, store);
+    }
+
+    /// The successor failed a mutation of a chunk that was in sync: without it, and copy anew.
+    pub(super) fn demote(&mut self, now: Now, chunk: ChunkId, store: &dyn StoreView) {
+        if let Some(queue) = self.queues.get_mut(&chunk) {
+            for entry in &mut queue.entries {
+                if let Downstream::Sent { ticket, .. } = entry.downstream {
+                    self.under_way.remove(&ticket);
+                    entry.downstream = Downstream::NotNeeded;
+                }
+                debug_assert!(entry.local != Local::Done || entry.is_applied());
+            }
+        }
+        if let Some(session) = self.session.as_mut() {
+            session.pause_until_ms = now.ms + PAUSE_MS;
+            if !session.work.contains_key(&chunk) {
+                session.enqueue(chunk);
+            }
+        }
+        self.commit(now, chunk, store);
+    }
+
+    pub(super) fn flushed(&mut self, now: Now, result: Result<(), Error>, store: &dyn StoreView) {
+        let epoch = self.epoch();
+        let Some(session) = self.session.as_mut() else {
+            return;
+        };
+        if !matches!(session.phase, Phase::Flushing) {
+            return self.schedule_session(now, store);
+        }
+        if result.is_err() {
+            session.phase = Phase::Copying;
+            session.pause_until_ms = now.ms + PAUSE_MS;
+            return;
+        }
+        session.phase = Phase::Done;
+        let to = session.to;
+        self.effects.push(Effect::ReportResyncDone { to, epoch });
+    }
+}

@@ -1,0 +1,1 @@
+//! Seeded runs of whole chains.
