@@ -1,0 +1,300 @@
+//! Requests from outside: who may ask, then to the chain they name.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use dfs_common::units::{BLOCK_SIZE_BYTES, MAX_IO_SIZE_BYTES};
+use dfs_common::wire::storage::{NodeStatus, StorageRequest, StorageResponse};
+use dfs_common::{BlockIndex, ChainId, ChunkId, Epoch, Error, ErrorCode, NodeName, Result, Role, StorageId};
+
+use super::chain::{Chain, blocking};
+use super::node::Node;
+use crate::replica::{Answer, Input};
+
+/// How long a request of an epoch that this node has not heard of waits for it.
+const EPOCH_WAIT: Duration = Duration::from_millis(500);
+
+/// No request is kept longer than this, whatever its sender allows.
+const MAX_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Chunks in one listing: with their digests well within a header.
+const MAX_LISTED_CHUNKS: u32 = 4_096;
+
+/// Inodes in one removal.
+const MAX_REMOVED_INODES: usize = 4_096;
+
+const MAX_READ_BLOCKS: u32 = (MAX_IO_SIZE_BYTES / BLOCK_SIZE_BYTES) as u32 + 1;
+
+/// Which of a peer's roles a request needs.
+fn authorize(peer: NodeName, request: &StorageRequest) -> Result<()> {
+    let allowed = match request {
+        StorageRequest::Mutate(_) | StorageRequest::Read { .. } | StorageRequest::Sync { .. } => {
+            matches!(peer.role, Role::Client | Role::Admin)
+        }
+        StorageRequest::RemoveRange { .. } => matches!(peer.role, Role::Client | Role::Meta | Role::Admin),
+        StorageRequest::Forward(_)
+        | StorageRequest::ForwardSync { .. }
+        | StorageRequest::Inventory { .. }
+        | StorageRequest::InstallChunk { .. }
+        | StorageRequest::DropChunks { .. } => peer.role == Role::Storage,
+        StorageRequest::ListChunks { .. } | StorageRequest::NodeStatus => {
+            matches!(peer.role, Role::Client | Role::Admin | Role::Meta)
+        }
+    };
+    if allowed {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorCode::Unauthorized,
+        format!("{peer} may not ask this of a storage node: its certificate is for another role"),
+    ))
+}
+
+/// The chain, once it has heard of `epoch` or the wait for that is over.
+async fn chain_at(node: &Arc<Node>, id: ChainId, epoch: Epoch) -> Result<Arc<Chain>> {
+    let ready = |node: &Node| node.chain(id).filter(|chain| chain.epoch() >= epoch);
+    if let Some(chain) = ready(node) {
+        return Ok(chain);
+    }
+    let mut table = node.table.subscribe();
+    node.refresh.notify_one();
+    let _ = tokio::time::timeout(EPOCH_WAIT, async {
+        while ready(node).is_none() {
+            if table.changed().await.is_err() {
+                return;
+            }
+        }
+    })
+    .await;
+    node.chain(id).ok_or_else(|| {
+        Error::new(
+            ErrorCode::NotInChain,
+            format!("storage-{} is in no chain {id}: refresh the routing table", node.id),
+        )
+    })
+}
+
+fn neighbour(peer: NodeName) -> StorageId {
+    StorageId(u32::try_from(peer.number).unwrap_or(u32::MAX))
+}
+
+/// Answers one request.
+pub(crate) async fn handle(
+    node: &Arc<Node>,
+    peer: NodeName,
+    request: StorageRequest,
+    payload: Bytes,
+    deadline: Duration,
+) -> Result<(StorageResponse, Bytes)> {
+    authorize(peer, &request)?;
+    if node.stopping.is_cancelled() {
+        return Err(Error::new(
+            ErrorCode::Unreachable,
+            format!("storage-{} is shutting down", node.id),
+        ));
+    }
+    let deadline = deadline.min(MAX_DEADLINE);
+    let from = neighbour(peer);
+    let (chain, epoch) = match &request {
+        StorageRequest::Mutate(request) => (request.chain, request.epoch),
+        StorageRequest::Forward(forward) => (forward.request.chain, forward.request.epoch),
+        StorageRequest::Read { chain, epoch, .. }
+        | StorageRequest::Sync { chain, epoch }
+        | StorageRequest::RemoveRange { chain, epoch, .. }
+        | StorageRequest::ForwardSync { chain, epoch }
+        | StorageRequest::Inventory { chain, epoch, .. }
+        | StorageRequest::InstallChunk { chain, epoch, .. }
+        | StorageRequest::DropChunks { chain, epoch, .. } => (*chain, *epoch),
+        StorageRequest::ListChunks {
+            chain,
+            after,
+            limit,
+            deep,
+        } => return list_chunks(node, *chain, *after, *limit, *deep),
+        StorageRequest::NodeStatus => return Ok((status(node), Bytes::new())),
+    };
+    let at = chain_at(node, chain, epoch).await?;
+    let answer = match request {
+        StorageRequest::Read {
+            chunk, first, blocks, ..
+        } => return read(node, &at, epoch, chunk, (first, blocks), deadline).await,
+        StorageRequest::Mutate(request) => {
+            at.ask(node, deadline, |waiter| Input::Mutate {
+                waiter,
+                request,
+                payload,
+            })
+            .await?
+        }
+        StorageRequest::Sync { .. } => at.ask(node, deadline, |waiter| Input::Sync { epoch, waiter }).await?,
+        StorageRequest::RemoveRange { inodes, from, .. } => {
+            if inodes.len() > MAX_REMOVED_INODES {
+                return Err(Error::new(
+                    ErrorCode::BadMessage,
+                    format!("{} inodes in one removal; the limit is {MAX_REMOVED_INODES}", inodes.len()),
+                ));
+            }
+            at.ask(node, deadline, |waiter| Input::RemoveRange {
+                epoch,
+                waiter,
+                inodes,
+                from,
+            })
+            .await?
+        }
+        StorageRequest::Forward(request) => {
+            at.ask(node, deadline, |waiter| Input::Forward {
+                from,
+                waiter,
+                request,
+                payload,
+            })
+            .await?
+        }
+        StorageRequest::ForwardSync { .. } => {
+            at.ask(node, deadline, |waiter| Input::ForwardSync { from, epoch, waiter })
+                .await?
+        }
+        StorageRequest::Inventory { after, limit, .. } => {
+            at.ask(node, deadline, |waiter| Input::Inventory {
+                from,
+                epoch,
+                waiter,
+                after,
+                limit,
+            })
+            .await?
+        }
+        StorageRequest::InstallChunk {
+            chunk, version, part, ..
+        } => {
+            at.ask(node, deadline, |waiter| Input::Install {
+                from,
+                epoch,
+                waiter,
+                chunk,
+                version,
+                part,
+                payload,
+            })
+            .await?
+        }
+        StorageRequest::DropChunks { chunks, .. } => {
+            at.ask(node, deadline, |waiter| Input::Drop {
+                from,
+                epoch,
+                waiter,
+                chunks,
+            })
+            .await?
+        }
+        StorageRequest::ListChunks { .. } | StorageRequest::NodeStatus => return Ok((status(node), Bytes::new())),
+    };
+    match answer {
+        Answer::Response(response) => Ok((response, Bytes::new())),
+        Answer::Proceed => Err(Error::new(ErrorCode::Internal, "an answer without a response")),
+    }
+}
+
+async fn read(
+    node: &Arc<Node>,
+    chain: &Arc<Chain>,
+    epoch: Epoch,
+    chunk: ChunkId,
+    (first, blocks): (BlockIndex, u32),
+    deadline: Duration,
+) -> Result<(StorageResponse, Bytes)> {
+    if blocks > MAX_READ_BLOCKS {
+        return Err(Error::new(
+            ErrorCode::BadMessage,
+            format!("a read of {blocks} blocks; the limit is {MAX_READ_BLOCKS}"),
+        ));
+    }
+    chain
+        .ask(node, deadline, |waiter| Input::AdmitRead { epoch, waiter })
+        .await?;
+    // It may have to wait for the disk.
+    let data = blocking(usize::MAX, || node.store.read(chunk, first, blocks))
+        .inspect_err(|error| node.note_damage(chunk, error))?;
+    let version = data.version;
+    chain
+        .ask(node, deadline, |waiter| Input::ReadDone {
+            epoch,
+            waiter,
+            chunk,
+            first,
+            blocks,
+            version,
+        })
+        .await?;
+    Ok((
+        StorageResponse::Read {
+            version,
+            runs: data.runs,
+        },
+        data.payload,
+    ))
+}
+
+fn list_chunks(
+    node: &Node,
+    chain: ChainId,
+    after: Option<ChunkId>,
+    limit: u32,
+    deep: bool,
+) -> Result<(StorageResponse, Bytes)> {
+    let limit = limit.clamp(1, MAX_LISTED_CHUNKS) as usize;
+    let listed = node.store.list(chain, after, limit);
+    let end = listed.len() < limit;
+    let chunks = blocking(usize::MAX, || {
+        listed
+            .iter()
+            .map(|&(chunk, _)| node.store.summarize(chunk, deep))
+            .collect()
+    })?;
+    Ok((StorageResponse::Chunks { chunks, end }, Bytes::new()))
+}
+
+fn status(node: &Node) -> StorageResponse {
+    let usage = node.store.usage();
+    StorageResponse::NodeStatus(NodeStatus {
+        node: node.id,
+        lease: node.has_lease(node.lease.now_ms()),
+        chunks: usage.chunks,
+        total_bytes: usage.total_bytes,
+        used_bytes: usage.used_bytes,
+        fault: node.current_fault(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_neighbours_forward_and_only_clients_write() {
+        let forward = StorageRequest::ForwardSync {
+            chain: ChainId(1),
+            epoch: Epoch(1),
+        };
+        let read = StorageRequest::Read {
+            chain: ChainId(1),
+            epoch: Epoch(1),
+            chunk: ChunkId::default(),
+            first: BlockIndex(0),
+            blocks: 1,
+            level: dfs_common::Level::Quorum,
+        };
+        for (role, forwards, reads) in [
+            (Role::Storage, true, false),
+            (Role::Client, false, true),
+            (Role::Meta, false, false),
+            (Role::Admin, false, true),
+        ] {
+            let peer = NodeName::new(role, 1);
+            assert_eq!(authorize(peer, &forward).is_ok(), forwards, "{role}");
+            assert_eq!(authorize(peer, &read).is_ok(), reads, "{role}");
+        }
+    }
+}
