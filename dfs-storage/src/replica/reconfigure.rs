@@ -48,12 +48,14 @@ impl ReplicaCore {
             }
             _ => false,
         });
-        match (old, self.role) {
-            (Role::Serving { .. } | Role::Syncing { .. }, Role::Serving { .. }) => {}
-            // Out, or a copy that is compared anew: what was pending is settled by those who serve.
-            _ => return self.forget_all(&stale),
+        if old == Role::Outside || !matches!(self.role, Role::Serving { .. }) {
+            // Out, or a copy that is compared anew: what was pending is settled by those who serve. Who comes back to
+            // serve from outside is the last server: what it has counts as committed.
+            self.forget_all(&stale);
         }
-        self.keep_going(now, &stale, store);
+        if matches!(self.role, Role::Serving { .. }) {
+            self.keep_going(now, &stale, store);
+        }
     }
 
     /// A serving member carries its uncommitted mutations into the new configuration.
