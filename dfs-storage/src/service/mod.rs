@@ -12,6 +12,7 @@ mod lease;
 mod membership;
 mod network;
 pub(crate) mod node;
+mod quic;
 mod syncer;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,6 +24,8 @@ use std::time::Duration;
 
 use dfs_common::config::ClusterConfig;
 use dfs_common::{ClusterId, Error, ErrorCode, Incarnation, NodeName, Result, Role, RoutingTable, StorageId};
+use dfs_crypto::certificate::Credentials;
+use dfs_net::Endpoint;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
@@ -35,6 +38,7 @@ use directory::DataDirectory;
 use lease::Lease;
 use network::{Network, Transport};
 use node::Node;
+use quic::{QuicTransport, StorageService};
 use syncer::Syncer;
 
 /// How often waiting requests are looked through for those that waited too long.
@@ -230,10 +234,20 @@ async fn upkeep(node: Arc<Node>) {
 }
 
 /// A running storage server.
-#[derive(Debug)]
 pub struct StorageServer {
     running: Running,
     address: SocketAddr,
+    endpoint: Endpoint,
+    closing: CancellationToken,
+    serving: tokio::task::JoinHandle<()>,
+}
+
+impl std::fmt::Debug for StorageServer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("StorageServer")
+            .field("address", &self.address)
+            .finish_non_exhaustive()
+    }
 }
 
 impl StorageServer {
@@ -242,9 +256,50 @@ impl StorageServer {
     /// # Errors
     /// One clear line: data directory in use or of another cluster, node or format; port in use; wrong credentials.
     pub async fn start(options: StorageOptions) -> Result<Self> {
-        tokio::task::yield_now().await;
-        let _ = options;
-        Err(Error::new(ErrorCode::NotSupported, "needs an endpoint"))
+        let credentials = Credentials::load(&options.credentials).map_err(|e| {
+            Error::new(ErrorCode::Unauthorized, e.to_string()).context(options.credentials.display())
+        })?;
+        let cluster = options.config.cluster_id()?;
+        if credentials.cluster() != cluster {
+            return Err(Error::new(
+                ErrorCode::Incompatible,
+                format!(
+                    "the certificate in {} is of cluster {}, the configuration of {cluster}",
+                    options.credentials.display(),
+                    credentials.cluster()
+                ),
+            ));
+        }
+        let name = credentials.name();
+        let id = storage_id(name)?;
+        // Recovery reads the log: not on an async worker.
+        let for_store = options.clone();
+        let opened = tokio::task::spawn_blocking(move || open_store(&for_store, cluster, name, id))
+            .await
+            .map_err(|e| Error::new(ErrorCode::Internal, format!("opening the store: {e}")))??;
+        let endpoint = Endpoint::bind(&credentials, options.listen)
+            .await
+            .map_err(Error::from)?;
+        let address = endpoint.local_address();
+        let transport = Arc::new(QuicTransport::new(endpoint.clone()));
+        let advertised = options.advertise.unwrap_or(address);
+        let running = Running::start(opened, id, advertised, transport, &options.config)?;
+        let service = Arc::new(StorageService {
+            node: Arc::clone(&running.node),
+        });
+        let closing = CancellationToken::new();
+        let serving = tokio::spawn({
+            let (endpoint, closing) = (endpoint.clone(), closing.clone());
+            async move { endpoint.serve(service, closing).await }
+        });
+        tracing::info!(%name, %address, incarnation = %running.node.incarnation, "storage server started");
+        Ok(Self {
+            running,
+            address,
+            endpoint,
+            closing,
+            serving,
+        })
     }
 
     /// Where it listens.
@@ -260,7 +315,11 @@ impl StorageServer {
     pub async fn run_until(self, shutdown: CancellationToken) -> Result<()> {
         shutdown.cancelled().await;
         self.running.node.stopping.cancel();
-        self.running.stop().await
+        let stopped = self.running.stop().await;
+        self.closing.cancel();
+        self.endpoint.close().await;
+        let _ = self.serving.await;
+        stopped
     }
 }
 
