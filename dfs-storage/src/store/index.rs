@@ -154,7 +154,7 @@ impl Entry {
     }
 
     /// Meta of the `State` record that makes a chunk this.
-    pub(super) fn to_state(&mut self) -> Vec<u8> {
+    pub(super) fn seal_state(&mut self) -> Vec<u8> {
         let mut meta = Writer::default();
         self.encode(&mut meta);
         self.base_bytes = record_length_bytes(meta.0.len(), 0) as u32;

@@ -141,7 +141,7 @@ impl Log {
                 ..Entry::default()
             };
             staged = Some(copy);
-            Some((entry.to_state(), Effect::State(entry)))
+            Some((entry.seal_state(), Effect::State(entry)))
         });
         self.release(staged.as_ref());
         if appended? { Ok(()) } else { Err(not_begun(chunk)) }
@@ -173,7 +173,7 @@ pub(super) fn check_blocks(
     last_length_bytes: u32,
 ) -> Result<(), StoreError> {
     let fits = blocks > 0
-        && blocks <= u32::from(u16::MAX)
+        && u16::try_from(blocks).is_ok()
         && first.0.checked_add(blocks).is_some_and(|end| end < u32::MAX)
         && (1..=BLOCK_SIZE_BYTES as u32).contains(&last_length_bytes);
     if fits {

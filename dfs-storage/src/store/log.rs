@@ -180,38 +180,37 @@ impl Log {
             next_slot += 1;
         }
         let mut next_sequence = start.next_sequence;
-        let (active, offset) = match start.active {
-            Some(active) => active,
-            None => {
-                let segment = free.pop_front().ok_or(StoreError::NoSpace {
-                    used_bytes: index.live_bytes(),
-                    total_bytes: u64::from(geometry.max_slots) * u64::from(geometry.segment_size_bytes),
-                })?;
-                let header = SegmentHeader {
-                    cluster: geometry.cluster,
-                    node: geometry.node,
-                    slot: segment.slot,
-                    state: SegmentState::Used,
-                    sequence: next_sequence,
-                    first: start.next,
-                    previous: start.last,
-                    durable: start.last,
-                };
-                // Synced: from here on it says where the log before it ends.
-                segment
-                    .file
-                    .write_at(0, &[&header.encode()])
-                    .and_then(|()| segment.file.sync_data())
-                    .map_err(|error| StoreError::io("beginning a log segment", error))?;
-                let file = Arc::new(SegmentFile {
-                    slot: segment.slot,
-                    sequence: next_sequence,
-                    file: segment.file,
-                });
-                next_sequence.0 += 1;
-                index.segments.insert(file.sequence, Segment::new(Arc::clone(&file)));
-                (file, DATA_START)
-            }
+        let (active, offset) = if let Some(active) = start.active {
+            active
+        } else {
+            let segment = free.pop_front().ok_or(StoreError::NoSpace {
+                used_bytes: index.live_bytes(),
+                total_bytes: u64::from(geometry.max_slots) * u64::from(geometry.segment_size_bytes),
+            })?;
+            let header = SegmentHeader {
+                cluster: geometry.cluster,
+                node: geometry.node,
+                slot: segment.slot,
+                state: SegmentState::Used,
+                sequence: next_sequence,
+                first: start.next,
+                previous: start.last,
+                durable: start.last,
+            };
+            // Synced: from here on it says where the log before it ends.
+            segment
+                .file
+                .write_at(0, &[&header.encode()])
+                .and_then(|()| segment.file.sync_data())
+                .map_err(|error| StoreError::io("beginning a log segment", error))?;
+            let file = Arc::new(SegmentFile {
+                slot: segment.slot,
+                sequence: next_sequence,
+                file: segment.file,
+            });
+            next_sequence.0 += 1;
+            index.segments.insert(file.sequence, Segment::new(Arc::clone(&file)));
+            (file, DATA_START)
         };
         Ok(Self {
             disk,

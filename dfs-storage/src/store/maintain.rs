@@ -156,7 +156,7 @@ impl Log {
     }
 
     /// Chunks that have records in a segment; `None` if it is damaged.
-    fn chunks_in(&self, victim: &Victim) -> Result<Option<BTreeMap<ChunkId, ChainId>>, StoreError> {
+    fn chunks_in(victim: &Victim) -> Result<Option<BTreeMap<ChunkId, ChainId>>, StoreError> {
         let mut bytes = vec![0; victim.sealed.end as usize];
         victim
             .file
@@ -180,7 +180,7 @@ impl Log {
     /// Empties a segment; `false` if it must be left as it is.
     fn compact(&self, victim: Victim) -> Result<bool, StoreError> {
         let sequence = victim.file.sequence;
-        let Some(chunks) = self.chunks_in(&victim)? else {
+        let Some(chunks) = Self::chunks_in(&victim)? else {
             tracing::warn!(
                 segment = victim.file.slot,
                 "damage found while compacting: the segment is left as it is"
@@ -259,7 +259,7 @@ impl Log {
             if lost.is_some() {
                 return None;
             }
-            Some((entry.to_state(), Effect::State(entry)))
+            Some((entry.seal_state(), Effect::State(entry)))
         })?;
         match lost {
             None => Ok(()),

@@ -113,6 +113,7 @@ fn superblock(disk: &dyn Disk, options: &StoreOptions) -> Result<Superblock, Sto
 }
 
 impl ChunkStore {
+    #[allow(clippy::needless_pass_by_value)] // options are the caller's to give away, as everywhere
     /// Opens (or makes) the store in `disk`'s directory and rebuilds its index.
     pub fn open(disk: Arc<dyn Disk>, options: StoreOptions) -> Result<(Self, RecoveryReport), StoreError> {
         if let Ok(reason) = disk.read_file(POISON_FILE) {
