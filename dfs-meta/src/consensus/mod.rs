@@ -27,7 +27,7 @@ use dfs_common::MetaId;
 use tokio::sync::watch;
 
 pub use error::{ConsensusError, LogError};
-pub use network::Transport;
+pub use network::{Transport, is_bulk};
 pub use raft::{RaftConsensus, RaftOptions, reset_for_rebuild};
 
 /// Largest command. A log record, an append message and a snapshot part each stay under a message header's limit with it.

@@ -1,13 +1,123 @@
-//! Messages between metadata servers.
+//! Messages between metadata servers: openraft's requests as opaque bodies over a [`Transport`].
+//!
+//! Every body fits a message header: append batches are cut by bytes where they are read from the log, snapshot parts by
+//! openraft's setting, commands when they are proposed.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use dfs_common::MetaId;
+use openraft::error::{InstallSnapshotError, RPCError, RaftError, RemoteError, Unreachable};
+use openraft::impls::EmptyNode;
+use openraft::network::{Backoff, RPCOption, RaftNetwork, RaftNetworkFactory};
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, InstallSnapshotRequest, InstallSnapshotResponse, VoteRequest,
+    VoteResponse,
+};
+use parking_lot::Mutex;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::confirm::{Confirmations, leader_id};
+use super::types::TypeConfig;
+
+pub(super) const KIND_APPEND: u8 = 1;
+pub(super) const KIND_VOTE: u8 = 2;
+pub(super) const KIND_SNAPSHOT_PART: u8 = 3;
+
+/// Pause after a failed message. A server that returns is heard within it; one that is away costs ten attempts a second.
+const BACKOFF: Duration = Duration::from_millis(100);
 
 /// Carries an opaque message to another server's [`super::Consensus::handle`] and its answer back. Must not hang beyond
 /// the deadline; dropping the future cancels.
 #[async_trait]
 pub trait Transport: Send + Sync + 'static {
     async fn send(&self, to: MetaId, kind: u8, body: Vec<u8>, deadline: Duration) -> dfs_common::Result<Vec<u8>>;
+}
+
+/// Whether a message of this kind moves much data and should not delay the others.
+#[must_use]
+pub const fn is_bulk(kind: u8) -> bool {
+    kind == KIND_SNAPSHOT_PART
+}
+
+#[derive(Clone)]
+pub(super) struct Network {
+    pub(super) transport: Arc<dyn Transport>,
+    pub(super) confirmations: Arc<Mutex<Confirmations>>,
+}
+
+pub(super) struct Link {
+    to: u64,
+    network: Network,
+}
+
+impl RaftNetworkFactory<TypeConfig> for Network {
+    type Network = Link;
+
+    async fn new_client(&mut self, target: u64, _node: &EmptyNode) -> Link {
+        Link {
+            to: target,
+            network: self.clone(),
+        }
+    }
+}
+
+type Failed<E> = RPCError<u64, EmptyNode, E>;
+
+impl Link {
+    async fn ask<Q, R, E>(&self, kind: u8, request: &Q, option: &RPCOption) -> Result<R, Failed<E>>
+    where
+        Q: Serialize,
+        R: DeserializeOwned,
+        E: std::error::Error + DeserializeOwned,
+    {
+        let unreachable = |error: dfs_common::Error| RPCError::Unreachable(Unreachable::new(&error));
+        let body = dfs_common::codec::encode(request).map_err(unreachable)?;
+        let answer = self
+            .network
+            .transport
+            .send(MetaId(self.to), kind, body, option.hard_ttl())
+            .await
+            .map_err(unreachable)?;
+        dfs_common::codec::decode::<Result<R, E>>(&answer)
+            .map_err(unreachable)?
+            .map_err(|error| RPCError::RemoteError(RemoteError::new(self.to, error)))
+    }
+}
+
+impl RaftNetwork<TypeConfig> for Link {
+    async fn append_entries(
+        &mut self,
+        rpc: AppendEntriesRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<AppendEntriesResponse<u64>, Failed<RaftError<u64>>> {
+        let sent = Instant::now();
+        let answer = self.ask(KIND_APPEND, &rpc, &option).await?;
+        if !matches!(answer, AppendEntriesResponse::HigherVote(_)) {
+            self.network.confirmations.lock().answered(leader_id(&rpc.vote), self.to, sent);
+        }
+        Ok(answer)
+    }
+
+    async fn install_snapshot(
+        &mut self,
+        rpc: InstallSnapshotRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<InstallSnapshotResponse<u64>, Failed<RaftError<u64, InstallSnapshotError>>> {
+        self.ask(KIND_SNAPSHOT_PART, &rpc, &option).await
+    }
+
+    async fn vote(
+        &mut self,
+        rpc: VoteRequest<u64>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<u64>, Failed<RaftError<u64>>> {
+        self.ask(KIND_VOTE, &rpc, &option).await
+    }
+
+    fn backoff(&self) -> Backoff {
+        Backoff::new(std::iter::repeat(BACKOFF))
+    }
 }

@@ -1,15 +1,60 @@
-//! Raft behind the [`super::Consensus`] trait.
+//! Raft behind the [`super::Consensus`] trait: start and recovery, proposals, read barrier, messages, leadership.
+//!
+//! Proposals that wait together become one log entry (see [`CommandBatch`]); a few entries are under way at a time, so that
+//! a lonely proposal leaves at once and a crowd shares one flush and one round of messages. Readers that can not be
+//! answered from the leader's lease share one round of confirmation the same way.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use dfs_common::{ClusterId, MetaId};
-use tokio::sync::watch;
+use bytes::Bytes;
+use dfs_common::wire::meta::LEADER_CONFIRMED_MS;
+use dfs_common::{ClusterId, ErrorCode, MetaId};
+use openraft::error::{CheckIsLeaderError, ClientWriteError, InitializeError, RaftError};
+use openraft::impls::EmptyNode;
+use openraft::raft::{AppendEntriesRequest, InstallSnapshotRequest, VoteRequest};
+use openraft::{Config, RaftMetrics, SnapshotPolicy};
+use parking_lot::Mutex;
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
 
-use super::{Consensus, ConsensusError, ConsensusStatus, Leadership, Seal, StateMachine, Transport};
+use super::confirm::{
+    Confirmations, ELECTION_TIMEOUT_MAX_MS, ELECTION_TIMEOUT_MIN_MS, HEARTBEAT_INTERVAL_MS, leader_id,
+};
+use super::joining::{self, Joining};
+use super::log::{Log, LogOptions, LogStore, has_segments};
+use super::machine::MachineStore;
+use super::network::{KIND_APPEND, KIND_SNAPSHOT_PART, KIND_VOTE, Network};
+use super::snapshot::Snapshots;
+use super::types::{CommandBatch, Raft, TypeConfig};
+use super::{
+    Consensus, ConsensusError, ConsensusStatus, Leadership, LogError, MAX_COMMAND_SIZE_BYTES, Seal, StateMachine,
+    Transport,
+};
+
+/// Commands that may wait for a place in an entry; beyond that the caller is told to come back.
+const MAX_WAITING_COMMANDS: usize = 8192;
+
+/// Commands in one entry. sled grows slow and fat with larger batches.
+const MAX_ENTRY_COMMANDS: usize = 512;
+
+/// Entries under way: one being flushed, one being replicated, and the next ones ready.
+const MAX_ENTRIES_UNDER_WAY: usize = 4;
+
+/// Readers that may wait for the next round of confirmation.
+const MAX_WAITING_READERS: usize = 8192;
+
+/// A read barrier gives up after this; the reader asks again, maybe elsewhere.
+const BARRIER_DEADLINE: Duration = Duration::from_secs(2);
+
+/// Bytes of one part of a snapshot on its way.
+const SNAPSHOT_PART_BYTES: u64 = 512 << 10;
+
+/// How long one part of a snapshot may take; the last one includes verifying and importing the whole.
+const SNAPSHOT_PART_DEADLINE_MS: u64 = 60_000;
 
 /// How a server takes part.
 pub struct RaftOptions {
@@ -59,49 +104,497 @@ impl RaftOptions {
     }
 }
 
+struct Proposal {
+    command: Bytes,
+    reply: oneshot::Sender<Result<Vec<u8>, ConsensusError>>,
+}
+
+type BarrierReply = oneshot::Sender<Result<(), ConsensusError>>;
+
 /// The engine.
-#[derive(Debug)]
 pub struct RaftConsensus {
+    me: MetaId,
+    raft: Raft,
+    log: Log,
+    joining: Arc<Joining>,
+    confirmations: Arc<Mutex<Confirmations>>,
     leadership: watch::Receiver<Leadership>,
+    proposals: mpsc::Sender<Proposal>,
+    barriers: mpsc::Sender<BarrierReply>,
+    stop: CancellationToken,
+}
+
+impl std::fmt::Debug for RaftConsensus {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RaftConsensus").field("me", &self.me).finish_non_exhaustive()
+    }
+}
+
+fn stopped(error: impl std::fmt::Display) -> ConsensusError {
+    ConsensusError::Stopped(error.to_string())
+}
+
+fn not_leader(leader: Option<u64>) -> ConsensusError {
+    ConsensusError::NotLeader {
+        leader: leader.map(MetaId),
+    }
 }
 
 impl RaftConsensus {
     /// Recovers what is on disk and joins the others.
+    ///
+    /// # Errors
+    /// See [`ConsensusError::wants_empty_state`] and [`ConsensusError::wants_rebuild`] for those that the caller can cure.
     pub async fn start(
         options: RaftOptions,
         transport: Arc<dyn Transport>,
         machine: Arc<dyn StateMachine>,
     ) -> Result<Arc<Self>, ConsensusError> {
-        let _ = (options, transport, machine);
-        Err(ConsensusError::Stopped("not there yet".into()))
+        let options = Arc::new(options);
+        let recovery = {
+            let options = options.clone();
+            tokio::task::spawn_blocking(move || recover(&options, machine))
+        };
+        let (log, covered, machine, joining) = recovery.await.map_err(stopped)??;
+
+        let members: BTreeSet<u64> = options.members.iter().map(|id| id.0).collect();
+        let confirmations = Arc::new(Mutex::new(Confirmations::new(options.me.0, members.clone())));
+        let network = Network {
+            transport,
+            confirmations: confirmations.clone(),
+        };
+        let store = LogStore {
+            log: log.clone(),
+            covered,
+        };
+        let config = raft_config(&options).map_err(stopped)?;
+        let raft = Raft::new(options.me.0, Arc::new(config), network, store, machine).await.map_err(stopped)?;
+        let joining = Arc::new(joining);
+        raft.runtime_config().elect(joining.may_stand(log.state().1.map(|id| id.index)));
+        if members.first() == Some(&options.me.0) {
+            initialize(&raft, &members).await?;
+        }
+
+        let stop = CancellationToken::new();
+        let (leadership_sender, leadership) = watch::channel(Leadership::default());
+        let (proposals, proposed) = mpsc::channel(MAX_WAITING_COMMANDS);
+        let (barriers, asked) = mpsc::channel(MAX_WAITING_READERS);
+        let this = Arc::new(Self {
+            me: options.me,
+            raft: raft.clone(),
+            log,
+            joining: joining.clone(),
+            confirmations,
+            leadership,
+            proposals,
+            barriers,
+            stop: stop.clone(),
+        });
+        tokio::spawn(stop.clone().run_until_cancelled_owned(watch_leadership(
+            raft.clone(),
+            options.me,
+            joining,
+            leadership_sender,
+        )));
+        tokio::spawn(stop.clone().run_until_cancelled_owned(propose_batches(raft.clone(), proposed)));
+        tokio::spawn(stop.run_until_cancelled_owned(confirm_reads(raft, asked)));
+        Ok(this)
+    }
+
+    pub const fn me(&self) -> MetaId {
+        self.me
+    }
+
+    /// Answered from the lease, without asking anybody.
+    fn may_read_now(&self) -> bool {
+        let now = *self.leadership.borrow();
+        now.is_self && self.confirmed(now.term, Duration::from_millis(LEADER_CONFIRMED_MS))
+    }
+
+    fn confirmed(&self, term: u64, within: Duration) -> bool {
+        self.confirmations.lock().confirmed(term, within, Instant::now())
+    }
+
+    async fn handle_append(&self, request: AppendEntriesRequest<TypeConfig>) -> dfs_common::Result<Vec<u8>> {
+        let (vote, committed) = (request.vote, request.leader_commit.map(|id| id.index));
+        let answer = self.raft.append_entries(request).await;
+        if matches!(&answer, Ok(answer) if answer.is_success()) && self.joining.is_active() {
+            let applied = self.raft.data_metrics().borrow().last_applied.map(|id| id.index);
+            if self.joining.heard(&vote, committed, applied, Instant::now()) {
+                end_joining(&self.raft, &self.joining).await;
+            }
+        }
+        dfs_common::codec::encode(&answer)
+    }
+
+    async fn handle_vote(&self, request: VoteRequest<u64>) -> dfs_common::Result<Vec<u8>> {
+        if !self.joining.may_vote_for(request.last_log_id) {
+            return Err(dfs_common::Error::new(
+                ErrorCode::Unreachable,
+                format!("{} has no history yet and does not vote", self.me),
+            ));
+        }
+        let candidate = leader_id(&request.vote);
+        let within = Duration::from_millis(LEADER_CONFIRMED_MS);
+        if !self.confirmations.lock().let_vote_pass(candidate, within, Instant::now()) {
+            return Err(dfs_common::Error::new(
+                ErrorCode::Unreachable,
+                format!("{} leads and a quorum follows it", self.me),
+            ));
+        }
+        let answer = self.raft.vote(request).await;
+        if let Ok(answer) = &answer
+            && !answer.vote_granted
+            && leader_id(&answer.vote) < candidate
+        {
+            self.confirmations.lock().vote_refused(candidate);
+        }
+        dfs_common::codec::encode(&answer)
     }
 }
 
-/// Puts a damaged log aside (renamed, kept) and marks this server as one that must catch up before it votes.
+/// Everything that blocks on disk before Raft can start.
+type Recovered = (Log, Arc<std::sync::atomic::AtomicU64>, MachineStore, Joining);
+
+fn recover(options: &RaftOptions, machine: Arc<dyn StateMachine>) -> Result<Recovered, ConsensusError> {
+    let log_directory = options.directory.join("log");
+    if !log_directory.join("vote").exists() {
+        // Before anything that looks like history.
+        joining::mark(&options.directory)?;
+    } else if !has_segments(&log_directory)? && !joining::mark_path(&options.directory).exists() {
+        return Err(ConsensusError::Log(LogError::Rot {
+            path: log_directory,
+            offset: 0,
+            detail: "this server has voted, but its log is missing".into(),
+        }));
+    }
+    let snapshots = Arc::new(Snapshots::open(
+        options.directory.join("snapshots"),
+        options.cluster,
+        options.sealer.clone(),
+    )?);
+    let log = Log::open(&LogOptions {
+        directory: log_directory,
+        cluster: options.cluster,
+        sealer: options.sealer.clone(),
+        segment_size_bytes: options.segment_size_bytes,
+    })?;
+    let covered = snapshots.covered();
+    match MachineStore::open(machine, snapshots, &log) {
+        Ok(machine) => Ok((log, covered, machine, Joining::open(&options.directory))),
+        Err(error) => {
+            log.close();
+            Err(error)
+        }
+    }
+}
+
+fn raft_config(options: &RaftOptions) -> Result<Config, openraft::ConfigError> {
+    Config {
+        cluster_name: options.cluster.to_string(),
+        heartbeat_interval: HEARTBEAT_INTERVAL_MS,
+        election_timeout_min: ELECTION_TIMEOUT_MIN_MS,
+        election_timeout_max: ELECTION_TIMEOUT_MAX_MS,
+        install_snapshot_timeout: SNAPSHOT_PART_DEADLINE_MS,
+        snapshot_max_chunk_size: SNAPSHOT_PART_BYTES,
+        snapshot_policy: SnapshotPolicy::LogsSinceLast(options.snapshot_every),
+        max_in_snapshot_log_to_keep: options.keep_behind_snapshot,
+        // A server further behind than the log reaches gets a snapshot; below that, entries are cheaper.
+        replication_lag_threshold: options.snapshot_every + options.keep_behind_snapshot,
+        max_payload_entries: 256,
+        purge_batch_size: 1,
+        ..Config::default()
+    }
+    .validate()
+}
+
+/// Writes the first configuration, once in a cluster's life.
+async fn initialize(raft: &Raft, members: &BTreeSet<u64>) -> Result<(), ConsensusError> {
+    if raft.is_initialized().await.map_err(stopped)? {
+        return Ok(());
+    }
+    let members: BTreeMap<u64, EmptyNode> = members.iter().map(|&id| (id, EmptyNode {})).collect();
+    match raft.initialize(members).await {
+        Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(()),
+        Err(error) => Err(stopped(error)),
+    }
+}
+
+async fn end_joining(raft: &Raft, joining: &Arc<Joining>) {
+    let ending = joining.clone();
+    let _ = tokio::task::spawn_blocking(move || ending.end()).await;
+    raft.runtime_config().elect(true);
+}
+
+fn leadership_of(metrics: &RaftMetrics<u64, EmptyNode>, me: MetaId) -> Leadership {
+    if metrics.running_state.is_err() {
+        return Leadership {
+            term: metrics.current_term,
+            ..Leadership::default()
+        };
+    }
+    let leads = metrics.current_leader == Some(me.0) && metrics.state == openraft::ServerState::Leader;
+    let applied_own = metrics
+        .last_applied
+        .is_some_and(|id| (id.leader_id.term, id.leader_id.node_id) == (metrics.current_term, me.0));
+    Leadership {
+        leader: metrics.current_leader.map(MetaId),
+        term: metrics.current_term,
+        is_self: leads && applied_own,
+    }
+}
+
+/// Keeps `leadership` up to date, and a server without history out of elections.
+async fn watch_leadership(raft: Raft, me: MetaId, joining: Arc<Joining>, sender: watch::Sender<Leadership>) {
+    let mut metrics = raft.metrics();
+    let mut reported = false;
+    loop {
+        let (now, last, state) = {
+            let metrics = metrics.borrow_and_update();
+            if let Err(error) = &metrics.running_state
+                && !reported
+            {
+                tracing::error!(%error, "consensus stopped on this server");
+                reported = true;
+            }
+            (leadership_of(&metrics, me), metrics.last_log_index, metrics.state)
+        };
+        if joining.is_active() {
+            if state == openraft::ServerState::Leader {
+                end_joining(&raft, &joining).await;
+            } else {
+                raft.runtime_config().elect(joining.may_stand(last));
+            }
+        }
+        sender.send_if_modified(|old| {
+            let changed = *old != now;
+            *old = now;
+            changed
+        });
+        if metrics.changed().await.is_err() {
+            sender.send_replace(Leadership::default());
+            return;
+        }
+    }
+}
+
+/// Gathers what waits into entries.
+async fn propose_batches(raft: Raft, mut proposed: mpsc::Receiver<Proposal>) {
+    let under_way = Arc::new(Semaphore::new(MAX_ENTRIES_UNDER_WAY));
+    let mut left_over: Option<Proposal> = None;
+    loop {
+        let Ok(permit) = under_way.clone().acquire_owned().await else {
+            return;
+        };
+        let first = match left_over.take() {
+            Some(proposal) => proposal,
+            None => match proposed.recv().await {
+                Some(proposal) => proposal,
+                None => return,
+            },
+        };
+        let mut size = first.command.len();
+        let mut batch = vec![first];
+        while batch.len() < MAX_ENTRY_COMMANDS
+            && let Ok(next) = proposed.try_recv()
+        {
+            if size + next.command.len() > MAX_COMMAND_SIZE_BYTES {
+                left_over = Some(next);
+                break;
+            }
+            size += next.command.len();
+            batch.push(next);
+        }
+        // Nobody waits for these any more, and they were never sent: leave them out.
+        batch.retain(|proposal| !proposal.reply.is_closed());
+        if batch.is_empty() {
+            continue;
+        }
+        let entry = CommandBatch(batch.iter().map(|proposal| proposal.command.clone()).collect());
+        let sent = raft.client_write_ff(entry).await;
+        tokio::spawn(async move {
+            let _permit = permit;
+            let result = match sent {
+                Err(fatal) => Err(stopped(fatal)),
+                Ok(receiver) => match receiver.await {
+                    Err(_) => Err(stopped("it was shut down")),
+                    Ok(Err(ClientWriteError::ForwardToLeader(forward))) => Err(not_leader(forward.leader_id)),
+                    Ok(Err(error)) => Err(stopped(error)),
+                    Ok(Ok(response)) => Ok(response.data.0),
+                },
+            };
+            answer(batch, result);
+        });
+    }
+}
+
+fn answer(batch: Vec<Proposal>, result: Result<Vec<Vec<u8>>, ConsensusError>) {
+    match result {
+        Ok(outcomes) => {
+            for (proposal, outcome) in batch.into_iter().zip(outcomes) {
+                let _ = proposal.reply.send(Ok(outcome));
+            }
+        }
+        Err(error) => {
+            for proposal in batch {
+                let _ = proposal.reply.send(Err(same(&error)));
+            }
+        }
+    }
+}
+
+/// Errors have sources that can not be cloned; these two kinds are all that a batch can fail with.
+fn same(error: &ConsensusError) -> ConsensusError {
+    match error {
+        ConsensusError::NotLeader { leader } => ConsensusError::NotLeader { leader: *leader },
+        other => stopped(other),
+    }
+}
+
+/// One round of confirmation for all who wait when it begins.
+async fn confirm_reads(raft: Raft, mut asked: mpsc::Receiver<BarrierReply>) {
+    let mut waiting = Vec::new();
+    while asked.recv_many(&mut waiting, MAX_WAITING_READERS).await > 0 {
+        let result = match tokio::time::timeout(BARRIER_DEADLINE, raft.ensure_linearizable()).await {
+            Err(_) => Err(ConsensusError::Timeout(BARRIER_DEADLINE.as_millis() as u64)),
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(RaftError::APIError(CheckIsLeaderError::ForwardToLeader(forward)))) => {
+                Err(not_leader(forward.leader_id))
+            }
+            // It may lead or not; whoever asks again will find out.
+            Ok(Err(RaftError::APIError(CheckIsLeaderError::QuorumNotEnough(_)))) => Err(not_leader(None)),
+            Ok(Err(RaftError::Fatal(fatal))) => Err(stopped(fatal)),
+        };
+        for reply in waiting.drain(..) {
+            let _ = reply.send(match &result {
+                Ok(()) => Ok(()),
+                Err(ConsensusError::Timeout(ms)) => Err(ConsensusError::Timeout(*ms)),
+                Err(error) => Err(same(error)),
+            });
+        }
+    }
+}
+
+/// Puts a damaged log and its snapshots aside (renamed, kept for people) and marks this server as one that must catch up
+/// before it votes. The vote is kept if it can be read, so that the server does not vote twice in a term.
 pub fn reset_for_rebuild(directory: &Path) -> Result<(), ConsensusError> {
-    let _ = directory;
+    joining::mark(directory)?;
+    let log = directory.join("log");
+    let vote = std::fs::read(log.join("vote")).ok();
+    for name in ["log", "snapshots"] {
+        let from = directory.join(name);
+        if !from.exists() {
+            continue;
+        }
+        let aside = (1_u32..)
+            .map(|number| directory.join(format!("{name}.damaged-{number}")))
+            .find(|path| !path.exists())
+            .unwrap_or_else(|| directory.join("damaged"));
+        std::fs::rename(&from, &aside).map_err(LogError::io("putting aside", &from))?;
+        tracing::warn!(aside = %aside.display(), "put aside; this server is rebuilt from the others");
+    }
+    if let Some(vote) = vote {
+        std::fs::create_dir_all(&log).map_err(LogError::io("creating", &log))?;
+        let path = log.join("vote");
+        std::fs::write(&path, vote)
+            .and_then(|()| std::fs::File::open(&path)?.sync_all())
+            .map_err(LogError::io("writing", &path))?;
+        super::log::sync_directory(&log)?;
+    }
+    super::log::sync_directory(directory)?;
     Ok(())
 }
 
 #[async_trait]
 impl Consensus for RaftConsensus {
-    async fn propose(&self, _command: Vec<u8>, _deadline: Duration) -> Result<Vec<u8>, ConsensusError> {
-        Err(ConsensusError::NotLeader { leader: None })
+    async fn propose(&self, command: Vec<u8>, deadline: Duration) -> Result<Vec<u8>, ConsensusError> {
+        if command.len() > MAX_COMMAND_SIZE_BYTES {
+            return Err(ConsensusError::TooBig(command.len()));
+        }
+        let (reply, answer) = oneshot::channel();
+        let proposal = Proposal {
+            command: command.into(),
+            reply,
+        };
+        self.proposals.try_send(proposal).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => ConsensusError::Overloaded,
+            mpsc::error::TrySendError::Closed(_) => stopped("it was shut down"),
+        })?;
+        match tokio::time::timeout(deadline, answer).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(stopped("it was shut down")),
+            Err(_) => Err(ConsensusError::Timeout(deadline.as_millis() as u64)),
+        }
     }
+
     async fn read_barrier(&self) -> Result<(), ConsensusError> {
-        Err(ConsensusError::NotLeader { leader: None })
+        if self.may_read_now() {
+            return Ok(());
+        }
+        let (reply, answer) = oneshot::channel();
+        self.barriers.try_send(reply).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => ConsensusError::Overloaded,
+            mpsc::error::TrySendError::Closed(_) => stopped("it was shut down"),
+        })?;
+        answer.await.unwrap_or_else(|_| Err(stopped("it was shut down")))
     }
+
     fn leadership(&self) -> watch::Receiver<Leadership> {
         self.leadership.clone()
     }
-    fn confirmed_within(&self, _within: Duration) -> bool {
-        false
+
+    fn confirmed_within(&self, within: Duration) -> bool {
+        let now = *self.leadership.borrow();
+        now.is_self && self.confirmed(now.term, within)
     }
-    async fn handle(&self, _from: MetaId, _kind: u8, _body: &[u8]) -> Result<Vec<u8>, dfs_common::Error> {
-        Err(ConsensusError::NotLeader { leader: None }.into())
+
+    async fn handle(&self, from: MetaId, kind: u8, body: &[u8]) -> Result<Vec<u8>, dfs_common::Error> {
+        match kind {
+            KIND_APPEND => self.handle_append(dfs_common::codec::decode(body)?).await,
+            KIND_VOTE => self.handle_vote(dfs_common::codec::decode(body)?).await,
+            KIND_SNAPSHOT_PART => {
+                let request: InstallSnapshotRequest<TypeConfig> = dfs_common::codec::decode(body)?;
+                dfs_common::codec::encode(&self.raft.install_snapshot(request).await)
+            }
+            _ => Err(dfs_common::Error::new(
+                ErrorCode::BadMessage,
+                format!("meta-{from} sent a consensus message of unknown kind {kind}"),
+            )),
+        }
     }
+
     fn status(&self) -> ConsensusStatus {
-        ConsensusStatus::default()
+        let receiver = self.raft.metrics();
+        let metrics = receiver.borrow();
+        let now = Instant::now();
+        let sent = self.confirmations.lock().sent().clone();
+        ConsensusStatus {
+            leadership: *self.leadership.borrow(),
+            last_log_index: metrics.last_log_index,
+            last_applied_index: metrics.last_applied.map(|id| id.index),
+            snapshot_index: metrics.snapshot.map(|id| id.index),
+            purged_index: metrics.purged.map(|id| id.index),
+            matched: metrics
+                .replication
+                .iter()
+                .flatten()
+                .map(|(&id, matched)| (MetaId(id), matched.map(|id| id.index)))
+                .collect(),
+            answered_ms_ago: sent
+                .into_iter()
+                .map(|(id, at)| (MetaId(id), now.saturating_duration_since(at).as_millis() as u64))
+                .collect(),
+            joining: self.joining.is_active(),
+            stopped: metrics.running_state.as_ref().err().map(ToString::to_string),
+        }
     }
-    async fn shutdown(&self) {}
+
+    async fn shutdown(&self) {
+        if let Err(error) = self.raft.shutdown().await {
+            tracing::warn!(%error, "consensus did not stop cleanly");
+        }
+        self.stop.cancel();
+        let log = self.log.clone();
+        let _ = tokio::task::spawn_blocking(move || log.close()).await;
+    }
 }

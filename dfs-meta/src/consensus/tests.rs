@@ -1,1 +1,419 @@
-//! See mod.rs.
+//! Three servers in one process over an in-memory router, with a toy state machine.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use dfs_common::{ClusterId, ErrorCode, MetaId};
+use parking_lot::Mutex;
+
+use super::*;
+
+const CLUSTER: ClusterId = ClusterId([7; 16]);
+const DEADLINE: Duration = Duration::from_secs(5);
+
+/// Not a cipher: binds the bytes to the aad, so that a mix-up is noticed.
+pub(super) struct ToySeal;
+
+impl Seal for ToySeal {
+    fn seal(&self, aad: &[u8], plain: &[u8]) -> Result<Vec<u8>, MachineError> {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(aad).update(plain);
+        let mut out = hasher.finalize().as_bytes()[..16].to_vec();
+        out.extend(plain.iter().map(|byte| byte ^ 0x5a));
+        Ok(out)
+    }
+
+    fn open(&self, aad: &[u8], sealed: &[u8]) -> Result<Vec<u8>, MachineError> {
+        let (tag, body) = sealed.split_at_checked(16).ok_or("too short")?;
+        let plain: Vec<u8> = body.iter().map(|byte| byte ^ 0x5a).collect();
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(aad).update(&plain);
+        if hasher.finalize().as_bytes()[..16] != *tag {
+            return Err("it does not open".into());
+        }
+        Ok(plain)
+    }
+}
+
+/// Appends commands to a list; the outcome is the place in it.
+#[derive(Default)]
+struct ToyMachine(Mutex<Toy>);
+
+#[derive(Clone, Default)]
+struct Toy {
+    commands: Vec<Vec<u8>>,
+    position: Option<Vec<u8>>,
+}
+
+impl StateMachine for ToyMachine {
+    fn apply(&self, commands: &[&[u8]], position: &[u8]) -> Result<Vec<Vec<u8>>, MachineError> {
+        let mut toy = self.0.lock();
+        toy.position = Some(position.to_vec());
+        Ok(commands
+            .iter()
+            .map(|command| {
+                toy.commands.push(command.to_vec());
+                (toy.commands.len() as u64).to_le_bytes().to_vec()
+            })
+            .collect())
+    }
+
+    fn position(&self) -> Result<Option<Vec<u8>>, MachineError> {
+        Ok(self.0.lock().position.clone())
+    }
+
+    fn export(&self, sink: &mut RowSink<'_>) -> Result<Vec<u8>, MachineError> {
+        let toy = self.0.lock().clone();
+        for (number, command) in toy.commands.iter().enumerate() {
+            sink(&(number as u64).to_be_bytes(), command)?;
+        }
+        Ok(toy.position.unwrap_or_default())
+    }
+
+    fn import(&self, rows: &mut RowSource<'_>, position: &[u8]) -> Result<(), MachineError> {
+        let mut commands = Vec::new();
+        for row in rows {
+            commands.push(row?.1);
+        }
+        *self.0.lock() = Toy {
+            commands,
+            position: Some(position.to_vec()),
+        };
+        Ok(())
+    }
+}
+
+#[derive(Default)]
+struct Router {
+    servers: Mutex<BTreeMap<MetaId, Arc<RaftConsensus>>>,
+    /// Pairs that can not talk, in this direction.
+    cut: Mutex<BTreeSet<(MetaId, MetaId)>>,
+}
+
+struct Wire {
+    from: MetaId,
+    router: Arc<Router>,
+}
+
+#[async_trait]
+impl Transport for Wire {
+    async fn send(&self, to: MetaId, kind: u8, body: Vec<u8>, deadline: Duration) -> dfs_common::Result<Vec<u8>> {
+        let away = || dfs_common::Error::new(ErrorCode::Unreachable, format!("meta-{to} is away"));
+        let router = &self.router;
+        let server = router.servers.lock().get(&to).cloned().ok_or_else(away)?;
+        if router.cut.lock().contains(&(self.from, to)) {
+            return Err(away());
+        }
+        let answer = tokio::time::timeout(deadline, server.handle(self.from, kind, &body))
+            .await
+            .map_err(|_| ErrorCode::Timeout)??;
+        if router.cut.lock().contains(&(to, self.from)) {
+            return Err(away());
+        }
+        Ok(answer)
+    }
+}
+
+struct Cluster {
+    directory: tempfile::TempDir,
+    router: Arc<Router>,
+    machines: BTreeMap<MetaId, Arc<ToyMachine>>,
+    snapshot_every: u64,
+    keep: u64,
+}
+
+impl Cluster {
+    async fn new(snapshot_every: u64, keep: u64) -> Self {
+        let mut this = Self {
+            directory: tempfile::tempdir().unwrap(),
+            router: Arc::default(),
+            machines: BTreeMap::new(),
+            snapshot_every,
+            keep,
+        };
+        for id in 1..=3 {
+            this.start(MetaId(id), true).await.unwrap();
+        }
+        this
+    }
+
+    fn path(&self, id: MetaId) -> PathBuf {
+        self.directory.path().join(format!("meta-{id}"))
+    }
+
+    async fn start(&mut self, id: MetaId, empty_state: bool) -> Result<Arc<RaftConsensus>, ConsensusError> {
+        if empty_state {
+            self.machines.insert(id, Arc::default());
+        }
+        let mut options = RaftOptions::new(
+            CLUSTER,
+            id,
+            (1..=3).map(MetaId).collect(),
+            self.path(id),
+            Arc::new(ToySeal),
+        );
+        options.segment_size_bytes = 64 << 10;
+        options.snapshot_every = self.snapshot_every;
+        options.keep_behind_snapshot = self.keep;
+        let wire = Arc::new(Wire {
+            from: id,
+            router: self.router.clone(),
+        });
+        let server = RaftConsensus::start(options, wire, self.machines[&id].clone()).await?;
+        self.router.servers.lock().insert(id, server.clone());
+        Ok(server)
+    }
+
+    async fn stop(&self, id: MetaId) {
+        let server = self.router.servers.lock().remove(&id);
+        if let Some(server) = server {
+            server.shutdown().await;
+        }
+    }
+
+    fn server(&self, id: MetaId) -> Arc<RaftConsensus> {
+        self.router.servers.lock()[&id].clone()
+    }
+
+    fn live(&self) -> Vec<Arc<RaftConsensus>> {
+        self.router.servers.lock().values().cloned().collect()
+    }
+
+    async fn leader(&self) -> Arc<RaftConsensus> {
+        self.leader_among(&[1, 2, 3]).await
+    }
+
+    async fn leader_among(&self, ids: &[u64]) -> Arc<RaftConsensus> {
+        eventually("a leader", || {
+            self.router
+                .servers
+                .lock()
+                .iter()
+                .find(|(id, server)| ids.contains(&id.0) && server.leadership().borrow().is_self)
+                .map(|(_, server)| server.clone())
+        })
+        .await
+    }
+
+    async fn propose(&self, text: &str) -> Vec<u8> {
+        let started = Instant::now();
+        loop {
+            let leader = self.leader().await;
+            match leader.propose(text.as_bytes().to_vec(), Duration::from_secs(1)).await {
+                Ok(outcome) => return outcome,
+                Err(error) => assert!(started.elapsed() < DEADLINE, "{error}"),
+            }
+        }
+    }
+
+    fn commands(&self, id: u64) -> Vec<Vec<u8>> {
+        self.machines[&MetaId(id)].0.lock().commands.clone()
+    }
+
+    async fn same_everywhere(&self, count: usize) {
+        eventually("all servers to apply the same", || {
+            let all: Vec<_> = (1..=3).map(|id| self.commands(id)).collect();
+            (all[0].len() >= count && all[0] == all[1] && all[1] == all[2]).then_some(())
+        })
+        .await;
+    }
+
+    async fn nobody_joins(&self) {
+        eventually("joining to end", || {
+            self.live().iter().all(|server| !server.status().joining).then_some(())
+        })
+        .await;
+    }
+
+    async fn close(self) {
+        for id in 1..=3 {
+            self.stop(MetaId(id)).await;
+        }
+    }
+}
+
+async fn eventually<R>(what: &str, mut probe: impl FnMut() -> Option<R>) -> R {
+    let started = Instant::now();
+    loop {
+        if let Some(found) = probe() {
+            return found;
+        }
+        assert!(started.elapsed() < Duration::from_secs(10), "waited too long for {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn elects_orders_and_survives_its_leader() {
+    let mut cluster = Cluster::new(50_000, 10_000).await;
+    for number in 0..20 {
+        cluster.propose(&format!("command {number}")).await;
+    }
+    cluster.same_everywhere(20).await;
+    cluster.nobody_joins().await;
+    let leader = cluster.leader().await;
+    leader.read_barrier().await.unwrap();
+    assert!(leader.confirmed_within(Duration::from_millis(400)));
+
+    let follower = cluster.live().into_iter().find(|server| server.me() != leader.me()).unwrap();
+    let refused = follower.propose(b"x".to_vec(), DEADLINE).await;
+    assert!(matches!(refused, Err(ConsensusError::NotLeader { leader: Some(id) }) if id == leader.me()));
+    assert!(matches!(follower.read_barrier().await, Err(ConsensusError::NotLeader { .. })));
+
+    let old = leader.me();
+    cluster.stop(old).await;
+    let started = Instant::now();
+    cluster.propose("after the leader").await;
+    let gap = started.elapsed();
+    assert!(gap < Duration::from_secs(2), "{gap:?}");
+
+    // It comes back with its disk, then all restart at once with empty states: the log has everything.
+    cluster.start(old, false).await.unwrap();
+    cluster.same_everywhere(21).await;
+    for id in 1..=3 {
+        cluster.stop(MetaId(id)).await;
+    }
+    for id in 1..=3 {
+        cluster.start(MetaId(id), true).await.unwrap();
+    }
+    cluster.propose("after all").await;
+    cluster.same_everywhere(22).await;
+    assert_eq!(cluster.commands(1)[20], b"after the leader");
+    cluster.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_that_is_far_behind_or_lost_its_disk_gets_a_snapshot() {
+    let mut cluster = Cluster::new(40, 5).await;
+    cluster.propose("first").await;
+    cluster.same_everywhere(1).await;
+    cluster.nobody_joins().await;
+    let leader = cluster.leader().await.me();
+    let behind = (1..=3).map(MetaId).find(|id| *id != leader).unwrap();
+    cluster.stop(behind).await;
+    for number in 0..200 {
+        cluster.propose(&format!("{number} {}", "x".repeat(5000))).await;
+    }
+    eventually("a purge", || cluster.server(leader).status().purged_index.filter(|&index| index > 100)).await;
+    cluster.start(behind, false).await.unwrap();
+    cluster.same_everywhere(201).await;
+    assert!(cluster.server(behind).status().snapshot_index.is_some());
+
+    // Its state is lost: snapshot and log bring it back.
+    cluster.stop(behind).await;
+    cluster.start(behind, true).await.unwrap();
+    cluster.same_everywhere(201).await;
+
+    // Its whole disk is lost.
+    cluster.stop(behind).await;
+    std::fs::remove_dir_all(cluster.path(behind)).unwrap();
+    let server = cluster.start(behind, true).await.unwrap();
+    assert!(server.status().joining);
+    cluster.same_everywhere(201).await;
+    cluster.nobody_joins().await;
+    let snapshots = std::fs::read_dir(cluster.path(leader).join("snapshots")).unwrap().count();
+    assert!((1..=2).contains(&snapshots), "{snapshots}");
+    let segments = std::fs::read_dir(cluster.path(leader).join("log")).unwrap().count();
+    assert!(segments < 10, "{segments}");
+    cluster.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deposed_leader_answers_nothing_and_its_tail_is_cut() {
+    let cluster = Cluster::new(50_000, 10_000).await;
+    cluster.propose("agreed").await;
+    cluster.same_everywhere(1).await;
+    cluster.nobody_joins().await;
+    let old = cluster.leader().await;
+    let others: Vec<u64> = (1..=3).filter(|id| *id != old.me().0).collect();
+    {
+        let mut cut = cluster.router.cut.lock();
+        for &other in &others {
+            cut.insert((old.me(), MetaId(other)));
+            cut.insert((MetaId(other), old.me()));
+        }
+    }
+    let lost = old.propose(b"lost".to_vec(), Duration::from_millis(300)).await;
+    assert!(matches!(lost, Err(ConsensusError::Timeout(_))), "{lost:?}");
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(!old.confirmed_within(Duration::from_millis(400)));
+    assert!(old.read_barrier().await.is_err());
+
+    let new = cluster.leader_among(&others).await;
+    new.propose(b"kept".to_vec(), DEADLINE).await.unwrap();
+    new.read_barrier().await.unwrap();
+    cluster.router.cut.lock().clear();
+    cluster.same_everywhere(2).await;
+    assert_eq!(cluster.commands(old.me().0), [b"agreed".to_vec(), b"kept".to_vec()]);
+    cluster.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_state_ahead_of_its_log_is_told() {
+    let mut cluster = Cluster::new(50_000, 10_000).await;
+    for number in 0..10 {
+        cluster.propose(&format!("{number}")).await;
+    }
+    cluster.same_everywhere(10).await;
+    cluster.nobody_joins().await;
+    let victim = MetaId(2);
+    cluster.stop(victim).await;
+    std::fs::remove_dir_all(cluster.path(victim)).unwrap();
+    let error = cluster.start(victim, false).await.unwrap_err();
+    assert!(error.wants_empty_state(), "{error}");
+    cluster.start(victim, true).await.unwrap();
+    cluster.same_everywhere(10).await;
+    cluster.nobody_joins().await;
+
+    // Rot in the log: refused, put aside, rebuilt from the others.
+    cluster.stop(victim).await;
+    let segment = std::fs::read_dir(cluster.path(victim).join("log"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .find(|path| path.extension().is_some_and(|ext| ext == "seg"))
+        .unwrap();
+    let mut bytes = std::fs::read(&segment).unwrap();
+    bytes[64 + 60] ^= 1;
+    std::fs::write(&segment, bytes).unwrap();
+    let error = cluster.start(victim, true).await.unwrap_err();
+    assert!(error.wants_rebuild(), "{error}");
+    reset_for_rebuild(&cluster.path(victim)).unwrap();
+    let server = cluster.start(victim, true).await.unwrap();
+    assert!(server.status().joining);
+    cluster.same_everywhere(10).await;
+    cluster.nobody_joins().await;
+    cluster.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_proposals_share_their_flushes() {
+    let cluster = Cluster::new(50_000, 10_000).await;
+    cluster.propose("warm").await;
+    let leader = cluster.leader().await;
+    let lonely = Instant::now();
+    for _ in 0..100 {
+        leader.propose(vec![1; 200], DEADLINE).await.unwrap();
+    }
+    let lonely = lonely.elapsed() / 100;
+    let crowd = Instant::now();
+    let tasks: Vec<_> = (0..4000)
+        .map(|_| {
+            let leader = leader.clone();
+            tokio::spawn(async move { leader.propose(vec![2; 200], DEADLINE).await })
+        })
+        .collect();
+    for task in tasks {
+        task.await.unwrap().unwrap();
+    }
+    let rate = 4000.0 / crowd.elapsed().as_secs_f64();
+    let read = Instant::now();
+    for _ in 0..1000 {
+        leader.read_barrier().await.unwrap();
+    }
+    println!("lonely {lonely:?}, crowd {rate:.0}/s, barrier {:?}", read.elapsed() / 1000);
+    cluster.same_everywhere(4101).await;
+    cluster.close().await;
+}
