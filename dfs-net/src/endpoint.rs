@@ -58,8 +58,8 @@ impl Endpoint {
         let client_crypto = Arc::new(QuicClientConfig::try_from(client).map_err(|error| bad(&error))?);
         let socket = transport::socket(listen)?;
         let fail = |error: std::io::Error| NetError::Bind { address: listen, reason: error.to_string() };
-        let server = ServerConfig::with_crypto(Arc::clone(&server_crypto) as _);
-        let quic = quinn::Endpoint::new(transport::endpoint_config(), Some(server), socket, Arc::new(TokioRuntime)).map_err(fail)?;
+        // Nothing comes in before `serve`: a process that only asks must not collect strangers' handshakes.
+        let quic = quinn::Endpoint::new(transport::endpoint_config(), None, socket, Arc::new(TokioRuntime)).map_err(fail)?;
         let address = quic.local_addr().map_err(fail)?;
         let inner = EndpointInner {
             quic,
@@ -119,6 +119,12 @@ impl EndpointInner {
         let mut config = ClientConfig::new(Arc::clone(&self.client_crypto) as _);
         config.transport_config(self.transports.toward(toward.ip()));
         config
+    }
+
+    /// From now on handshakes are answered; before, they are dropped and the other side tries again.
+    pub(crate) fn accept_connections(&self) {
+        let config = ServerConfig::with_crypto(Arc::clone(&self.server_crypto) as _);
+        self.quic.set_server_config(Some(config));
     }
 
     pub(crate) fn server_config(&self, toward: SocketAddr) -> ServerConfig {

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use dfs_common::units::MAX_PAYLOAD_SIZE_BYTES;
 use dfs_common::wire::{Hello, Lane, PROTOCOL_VERSION};
 use dfs_common::{Error, ErrorCode, NodeName, codec};
 use dfs_crypto::certificate::dns_name;
@@ -117,6 +118,11 @@ impl Peer {
         deadline: Duration,
     ) -> Result<(R, Bytes), NetError> {
         let header = codec::encode(request)?;
+        let payload_size: usize = payload.iter().map(Bytes::len).sum();
+        if payload_size > MAX_PAYLOAD_SIZE_BYTES {
+            let detail = format!("a payload of {payload_size} B is over the limit of {MAX_PAYLOAD_SIZE_BYTES} B");
+            return Err(NetError::Remote(Error::new(ErrorCode::BadMessage, detail)));
+        }
         let inner = &self.inner;
         match timeout(deadline, inner.exchange(lane, &header, payload, deadline)).await {
             Ok(answer) => {

@@ -28,6 +28,9 @@ const REQUESTS_MAX: usize = 8192;
 /// Bytes of requests in memory, in KiB, over all connections.
 const REQUEST_MEMORY_KIB: u32 = 256 << 10;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(2);
+/// A request or an answer that moves no further for this long gives its place and memory back, so that one slow or
+/// hostile caller can not hold what all share.
+const TRANSFER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A request as it came.
 #[derive(Debug)]
@@ -68,6 +71,7 @@ pub(crate) async fn serve<S: Service>(endpoint: Arc<EndpointInner>, service: Arc
         requests: Semaphore::new(REQUESTS_MAX),
         memory_kib: Semaphore::new(REQUEST_MEMORY_KIB as usize),
     });
+    endpoint.accept_connections();
     loop {
         let incoming = tokio::select! {
             () = shutdown.cancelled() => return,
@@ -146,7 +150,8 @@ async fn establish(endpoint: &EndpointInner, incoming: quinn::Incoming) -> Resul
 }
 
 async fn request<S: Service>(service: &S, peer: PeerIdentity, lane: Lane, mut send: SendStream, mut recv: RecvStream, bounds: &Bounds) {
-    let prefix = match frame::read_prefix(&mut recv).await {
+    let Ok(prefix) = timeout(TRANSFER_TIMEOUT, frame::read_prefix(&mut recv)).await else { return };
+    let prefix = match prefix {
         Ok(prefix) => prefix,
         Err(error @ FrameError::TooBig { .. }) => {
             warn!(peer = %peer.name, "refused a request: {error}");
@@ -158,7 +163,7 @@ async fn request<S: Service>(service: &S, peer: PeerIdentity, lane: Lane, mut se
     let Ok(_place) = bounds.requests.acquire().await else { return };
     let kib = u32::try_from(prefix.size_bytes() / 1024 + 1).unwrap_or(REQUEST_MEMORY_KIB);
     let Ok(_memory) = bounds.memory_kib.acquire_many(kib).await else { return };
-    let Ok(frame) = frame::read_body(&mut recv, prefix).await else { return };
+    let Ok(Ok(frame)) = timeout(TRANSFER_TIMEOUT, frame::read_body(&mut recv, prefix)).await else { return };
     let deadline = Duration::from_millis(u64::from(frame.word));
     let incoming = Incoming { peer, lane, header: frame.header, payload: frame.payload, deadline };
     let given_up = send.stopped();
@@ -182,8 +187,12 @@ async fn answer(send: &mut SendStream, result: Result<Outgoing, Error>) {
         (status, outgoing)
     };
     // Who asked may be gone; nobody else is interested.
-    if frame::write(send, status, &outgoing.header, &outgoing.payload).await.is_ok() {
+    let written = timeout(TRANSFER_TIMEOUT, frame::write(send, status, &outgoing.header, &outgoing.payload)).await;
+    if matches!(written, Ok(Ok(()))) {
         let _ = send.finish();
+    } else {
+        // Dropped, it would look like an answer that ends early.
+        let _ = send.reset(VarInt::from_u32(0));
     }
 }
 
