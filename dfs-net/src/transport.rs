@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use quinn::congestion::CubicConfig;
 use quinn::{EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
+use rustix::net::sockopt;
 
 use crate::error::NetError;
 
@@ -103,7 +104,6 @@ pub(crate) fn socket(listen: SocketAddr) -> Result<UdpSocket, NetError> {
         };
         NetError::Bind { address: listen, reason }
     })?;
-    use rustix::net::sockopt;
     // Root may go over the system's limit; others get as much as it allows.
     if sockopt::set_socket_recv_buffer_size_force(&socket, SOCKET_BUFFER_BYTES).is_err() {
         let _ = sockopt::set_socket_recv_buffer_size(&socket, SOCKET_BUFFER_BYTES);
