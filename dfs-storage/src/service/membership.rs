@@ -60,11 +60,13 @@ async fn beat(node: &Arc<Node>) {
     let sent_ms = node.lease.now_ms();
     match node.network.meta(&request, HEARTBEAT_DEADLINE).await {
         Ok(MetaResponse::Heartbeat(answer)) => {
-            if answer.lease {
-                node.lease.renew(sent_ms);
-            }
+            // The table first: who was cut off for a lease has been replaced meanwhile, and must know that before it
+            // serves again. The answer carries the table whenever the heartbeat's is out of date.
             if let Some(table) = answer.routing {
                 node.learn(table);
+            }
+            if answer.lease {
+                node.lease.renew(sent_ms);
             }
         }
         Ok(MetaResponse::Failed(error)) | Err(error) => {
