@@ -1,5 +1,10 @@
 //! The whole table of a chain of three, layouts, and the fold into the routing table.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "a test reads the document that it compares with"
+)]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 

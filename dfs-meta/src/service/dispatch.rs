@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use dfs_common::wire::meta::{ChangeRequest, ClusterStatus, MetaRequest, MetaResponse, MetaStatus, SESSION_LEASE_MS};
 use dfs_common::wire::namespace::NamespaceRead;
-use dfs_common::{Error, ErrorCode, MetaId, NodeName, Result, Role, RoutingVersion, SessionId, StorageId};
+use dfs_common::{Error, ErrorCode, MetaId, NodeName, Result, RoutingVersion, SessionId, StorageId};
 use tracing::{info, warn};
 
 use super::authorize::authorize;
@@ -236,15 +236,4 @@ async fn status(shared: &Arc<Shared>) -> Result<MetaResponse> {
         inodes: counts.inodes,
         orphans: counts.orphans,
     })))
-}
-
-/// Whether a certificate may run a metadata server at all.
-pub(super) fn meta_id(name: NodeName) -> Result<MetaId> {
-    if name.role == Role::Meta {
-        return Ok(MetaId(name.number));
-    }
-    Err(Error::new(
-        ErrorCode::Unauthorized,
-        format!("the credentials are those of {name}, not of a metadata server; give the directory made for meta-N"),
-    ))
 }

@@ -35,13 +35,13 @@ pub enum StartError {
     NewerFormat { path: PathBuf, found: u32 },
     #[error("{} is damaged ({source}): restore it, or give an empty directory and let the others fill it", path.display())]
     NodeFile { path: PathBuf, source: serde_json::Error },
-    #[error("the configuration does not fit: {0}")]
+    #[error("the configuration does not fit: {}", .0.detail)]
     Config(Error),
-    #[error("the credentials do not fit: {0}")]
+    #[error("the credentials do not fit: {}", .0.detail)]
     Credentials(Error),
-    #[error("the network can not be used: {0}")]
+    #[error("the network can not be used: {}", .0.detail)]
     Network(Error),
-    #[error("the applied state can not be opened: {0}")]
+    #[error("the applied state can not be opened: {}", .0.detail)]
     State(Error),
     #[error("consensus can not start: {0}")]
     Consensus(#[source] ConsensusError),

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use super::leader::{Leader, Leases, Sessions, SoftStatus, stat_fs};
-use super::shared::Shared;
+use super::shared::{Applied, Shared};
 use super::tasks::Task;
 use crate::command::{ClusterEvent, CommandKind};
 use crate::consensus::Leadership;
@@ -95,7 +95,7 @@ impl Task for Owner {
                 () = shutdown.cancelled() => return,
                 result = proposal => {
                     if let Some(term) = &mut term {
-                        term.proposed(result);
+                        term.proposed(&result);
                     }
                 }
                 ask = self.asks.recv() => match ask {
@@ -111,10 +111,8 @@ impl Task for Owner {
                     if changed.is_err() {
                         return;
                     }
-                    let table = Arc::clone(&routing.borrow_and_update());
-                    if let Some(term) = &mut term {
-                        term.leader.leases.routing_changed(&table);
-                    }
+                    // What it changes is found below.
+                    routing.mark_unchanged();
                 }
                 _ = tick.tick() => {
                     if let Some(term) = &mut term {
@@ -165,7 +163,7 @@ async fn follow(term: &mut Option<Term>, leadership: Leadership, shared: &Arc<Sh
         info!(term = leadership.term, "this metadata server no longer leads");
         return;
     };
-    let sessions = match shared.blocking(|state| state.sessions()).await {
+    let sessions = match shared.blocking(Applied::sessions).await {
         Ok(sessions) => sessions,
         Err(e) => {
             // Without them expiry and purge would be wrong; the next tick tries again.
@@ -298,7 +296,7 @@ impl Term {
         for event in &events {
             match event {
                 ClusterEvent::NodeDown { node, .. } => {
-                    warn!(%node, "storage node is away: its lease ended or it is faulty")
+                    warn!(%node, "storage node is away: its lease ended or it is faulty");
                 }
                 ClusterEvent::NodeUp { node, address, .. } => info!(%node, %address, "storage node is there"),
                 ClusterEvent::Resynced { chain, node, .. } => info!(%node, %chain, "storage node is in sync again"),
@@ -311,9 +309,9 @@ impl Term {
         }));
     }
 
-    fn proposed(&mut self, result: Result<()>) {
+    fn proposed(&mut self, result: &Result<()>) {
         self.proposing = None;
-        if let Err(e) = &result {
+        if let Err(e) = result {
             warn!(error = %e, "a change of nodes or chains was not taken up; it is tried again");
         }
         for reply in self.told.drain(..) {

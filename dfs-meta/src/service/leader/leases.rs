@@ -59,6 +59,8 @@ pub(in crate::service) struct Leases {
     settled: bool,
     nodes: BTreeMap<StorageId, Node>,
     shown: BTreeMap<StorageId, Shown>,
+    /// Version of the table that `shown` is of.
+    version: Option<RoutingVersion>,
 }
 
 impl Leases {
@@ -69,13 +71,19 @@ impl Leases {
             settled: false,
             nodes: BTreeMap::new(),
             shown: BTreeMap::new(),
+            version: None,
         };
         leases.routing_changed(routing);
         leases
     }
 
-    /// Notes since when a node stands in the table as it does.
-    pub(in crate::service) fn routing_changed(&mut self, routing: &RoutingTable) {
+    /// Notes since when a node stands in the table as it does. Before every judgement, since the table may be newer than
+    /// the last time.
+    fn routing_changed(&mut self, routing: &RoutingTable) {
+        if self.version == Some(routing.version) {
+            return;
+        }
+        self.version = Some(routing.version);
         for info in routing.nodes.values() {
             let same = self
                 .shown
@@ -105,6 +113,7 @@ impl Leases {
         confirmed: bool,
         routing: &RoutingTable,
     ) -> bool {
+        self.routing_changed(routing);
         let report = NodeReport {
             total_bytes: heartbeat.total_bytes,
             used_bytes: heartbeat.used_bytes,
@@ -156,6 +165,7 @@ impl Leases {
 
     /// What the routing table should learn, all in one batch.
     pub(in crate::service) fn events(&mut self, now: Moment, routing: &RoutingTable) -> Vec<ClusterEvent> {
+        self.routing_changed(routing);
         // After a stop of everything, nodes come back one after the other. Were each judged alone, the first ones would
         // count as stale beside others that are not there any more; so a new leader first hears everybody out.
         self.settled |= now >= self.since.after_ms(NODE_LEASE_MS)
@@ -239,7 +249,6 @@ mod tests {
         fn fold(&mut self) -> Vec<ClusterEvent> {
             let events = self.leases.events(self.now, &self.routing);
             chains::apply(&mut self.routing, &events);
-            self.leases.routing_changed(&self.routing);
             events
         }
 
