@@ -5,14 +5,17 @@ use std::time::{Duration, Instant};
 
 use dfs_client::AdminClient;
 use dfs_client::admin::{ChainReport, ChunkComparison};
-use dfs_common::{ChainId, ErrorCode};
+use dfs_common::{BlockIndex, ChainId, ErrorCode};
 use serde::Serialize;
 
 use crate::args::{ChainVerb, ClusterArgs, Format, ShowArgs};
 use crate::failure::{Code, Failure, Outcome};
 use crate::output;
 use crate::program::block_on;
-use crate::status::{self, ADMIN_DEADLINE, ChainView, Health, ResyncView, storage_name};
+use crate::status::{self, ChainView, Health, ResyncView, storage_name};
+
+/// How long differences may be writes in flight before they count as differences.
+const SETTLE: Duration = Duration::from_secs(5);
 
 /// Differing chunks of one chain that a table names; JSON has all.
 const DIFFERENCES_SHOWN: usize = 10;
@@ -210,7 +213,7 @@ async fn verify_one(client: &AdminClient, chain: ChainId, deep: bool) -> Outcome
     loop {
         let report = client.verify_chain(chain, deep).await?;
         // Replicas are listed one after the other; writes in between look like differences, but pass.
-        if report.differing.is_empty() || start.elapsed() > ADMIN_DEADLINE {
+        if report.differing.is_empty() || start.elapsed() > SETTLE {
             return Ok(report);
         }
         tokio::time::sleep(Duration::from_millis(300)).await;
@@ -238,10 +241,7 @@ fn difference_view(difference: &ChunkComparison) -> DifferenceView {
         version: summary.as_ref().map(|summary| summary.version.to_string()),
         digest: summary.as_ref().map(|summary| hex::encode(summary.digest)),
         blocks: summary.as_ref().map(|summary| summary.blocks),
-        rotten_block: summary
-            .as_ref()
-            .and_then(|summary| summary.rotten)
-            .map(|block| block.get()),
+        rotten_block: summary.as_ref().and_then(|summary| summary.rotten).map(BlockIndex::get),
     });
     DifferenceView {
         chunk: difference.chunk.to_string(),

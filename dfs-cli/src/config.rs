@@ -4,12 +4,19 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use anyhow::Context;
+use dfs_client::AdminClient;
 use dfs_common::config::{ClusterConfig, NodeSection};
+use dfs_crypto::certificate::Credentials;
 
 use crate::args::ClusterArgs;
 use crate::dev;
 use crate::failure::{Failure, Outcome};
+
+/// How long an admin verb looks for somebody who answers: an election and a half.
+const ADMIN_DEADLINE: Duration = Duration::from_secs(5);
 
 const SYSTEM_CONFIG: &str = "/etc/dfs/cluster.toml";
 
@@ -24,15 +31,25 @@ pub(crate) struct Loaded {
 }
 
 impl Loaded {
-    /// The same as an administrator.
-    pub(crate) fn as_admin(&self) -> ClusterConfig {
-        let mut config = self.config.clone();
-        let admin = config.credentials.join(ADMIN_CREDENTIALS);
-        if admin.join("cert.pem").exists() {
-            config.credentials = admin;
-        }
-        config
+    pub(crate) fn credentials(&self) -> Outcome<Credentials> {
+        load_credentials(&self.config.credentials)
     }
+
+    /// A connection as an administrator, if there are credentials of one; else as the client.
+    pub(crate) async fn connect_admin(&self) -> Outcome<AdminClient> {
+        let admin = self.config.credentials.join(ADMIN_CREDENTIALS);
+        let credentials = if admin.join("cert.pem").exists() {
+            load_credentials(&admin)?
+        } else {
+            self.credentials()?
+        };
+        Ok(AdminClient::connect(self.config.clone(), credentials, ADMIN_DEADLINE).await?)
+    }
+}
+
+fn load_credentials(directory: &Path) -> Outcome<Credentials> {
+    let loaded = Credentials::load(directory);
+    Ok(loaded.with_context(|| format!("credentials in {}", directory.display()))?)
 }
 
 /// The cluster that the arguments mean.

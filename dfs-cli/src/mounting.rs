@@ -14,6 +14,7 @@ use anyhow::Context;
 use dfs_client::{Client, ClientOptions};
 use dfs_common::Role;
 use dfs_crypto::certificate::Credentials;
+use dfs_crypto::key::RootKey;
 use dfs_fuse::{MountError, MountOptions, check_mount_point, resolve_mount_point, unmount};
 
 use crate::args::{MountArgs, UmountArgs};
@@ -31,7 +32,7 @@ const CLOSE_DEADLINE: Duration = Duration::from_secs(35);
 pub(crate) fn mount(arguments: &MountArgs) -> Outcome {
     let loaded = config::find(&arguments.cluster)?;
     let options = mount_options(arguments, &loaded)?;
-    check_credentials(&loaded)?;
+    client_options(&loaded, &options.mount_point)?;
     if arguments.foreground {
         if arguments.own_session {
             process::leave_session();
@@ -143,18 +144,25 @@ pub(crate) fn wait_ready(child: &mut Child, log: &Log) -> Outcome<()> {
 }
 
 /// A mount is a client; its certificate must say so, and the reason is clearer here than from a handshake.
-fn check_credentials(loaded: &Loaded) -> Outcome<()> {
-    let directory = &loaded.config.credentials;
-    let bearer = Credentials::load(directory)
-        .with_context(|| format!("credentials in {}", directory.display()))?
-        .name();
+fn client_credentials(loaded: &Loaded) -> Outcome<Credentials> {
+    let credentials = loaded.credentials()?;
+    let bearer = credentials.name();
     if matches!(bearer.role, Role::Client | Role::Admin) {
-        return Ok(());
+        return Ok(credentials);
     }
     Err(Failure::new(format!(
         "credentials in {} are {bearer}'s; a mount needs a client's, as dfs init writes them to credentials/",
-        directory.display()
+        loaded.config.credentials.display()
     )))
+}
+
+fn client_options(loaded: &Loaded, mount_point: &Path) -> Outcome<ClientOptions> {
+    let credentials = client_credentials(loaded)?;
+    let key = loaded.config.credentials.join("root.key");
+    let root = RootKey::load(&key).with_context(|| format!("root key {}", key.display()))?;
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let label = format!("{}:{}", host.trim(), mount_point.display());
+    Ok(ClientOptions::new(loaded.config.clone(), credentials, root, label))
 }
 
 fn mount_options(arguments: &MountArgs, loaded: &Loaded) -> Outcome<MountOptions> {
@@ -208,9 +216,7 @@ fn serve(loaded: &Loaded, options: &MountOptions) -> Outcome {
     let runtime = program::runtime()?;
     runtime.block_on(async {
         let shutdown = serve::on_signal()?;
-        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-        let label = format!("{}:{}", host.trim(), options.mount_point.display());
-        let client = Client::connect(ClientOptions::new(loaded.config.clone(), label)).await?;
+        let client = Client::connect(client_options(loaded, &options.mount_point)?).await?;
         let mut mounted = dfs_fuse::mount(client.clone(), runtime.handle(), options)?;
         tracing::info!(mount_point = %options.mount_point.display(), "mounted");
         say_ready();

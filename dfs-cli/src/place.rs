@@ -4,7 +4,6 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use dfs_client::AdminClient;
 use dfs_client::admin::ChunkPlace;
 use dfs_common::wire::namespace::Attributes;
 use dfs_fuse::mounts::{self, FILE_SYSTEM_TYPE, MountEntry};
@@ -15,7 +14,7 @@ use crate::config::{self, Loaded};
 use crate::failure::{Failure, Outcome};
 use crate::output::{self, Table};
 use crate::program::block_on;
-use crate::status::{ADMIN_DEADLINE, ChainView, chain_view};
+use crate::status::{ChainView, chain_view};
 
 #[derive(Debug, Serialize)]
 struct PlaceView {
@@ -54,7 +53,7 @@ pub(crate) fn show(arguments: &WhereArgs) -> Outcome {
 }
 
 async fn ask(loaded: &Loaded, within: &Path) -> Outcome<(Attributes, Vec<ChunkPlace>)> {
-    let client = AdminClient::connect(loaded.as_admin(), ADMIN_DEADLINE).await?;
+    let client = loaded.connect_admin().await?;
     let attributes = client.resolve(within.as_os_str().as_bytes()).await?;
     let places = client.locate(&attributes).await?;
     client.close().await;

@@ -1,7 +1,6 @@
 //! `dfs status` and `dfs health`: what the metadata leader knows, judged.
 
 use std::fmt;
-use std::time::Duration;
 
 use dfs_client::AdminClient;
 use dfs_common::wire::meta::{ClusterStatus, ResyncProgress};
@@ -12,9 +11,6 @@ use crate::args::{ClusterArgs, HealthArgs, ShowArgs};
 use crate::failure::{Code, Outcome};
 use crate::output::{self, Table};
 use crate::{config, program};
-
-/// How long an admin verb looks for somebody who answers: an election and a half.
-pub(crate) const ADMIN_DEADLINE: Duration = Duration::from_secs(5);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -182,7 +178,7 @@ pub(crate) fn findings(status: &ClusterStatus) -> Vec<Finding> {
             );
         }
     }
-    found.sort_by(|a, b| b.severity.cmp(&a.severity));
+    found.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
     found
 }
 
@@ -267,14 +263,13 @@ pub(crate) fn usable(status: &ClusterStatus) -> bool {
 }
 
 pub(crate) async fn connect(arguments: &ClusterArgs) -> Outcome<AdminClient> {
-    let loaded = config::find(arguments)?;
-    Ok(AdminClient::connect(loaded.as_admin(), ADMIN_DEADLINE).await?)
+    config::find(arguments)?.connect_admin().await
 }
 
 /// The status; without a leader what can be said without one.
 async fn fetch(arguments: &ClusterArgs) -> Outcome<StatusView> {
     let loaded = config::find(arguments)?;
-    let client = AdminClient::connect(loaded.as_admin(), ADMIN_DEADLINE).await?;
+    let client = loaded.connect_admin().await?;
     let status = client.status().await;
     client.close().await;
     match status {
@@ -319,13 +314,14 @@ pub(crate) fn show(arguments: &ShowArgs) -> Outcome {
     output::print(arguments.output, &view, || print_tables(&view))
 }
 
+#[derive(Debug, Serialize)]
+struct HealthView<'a> {
+    health: Health,
+    findings: &'a [Finding],
+}
+
 pub(crate) fn health(arguments: &HealthArgs) -> Outcome {
     let view = program::block_on(fetch(&arguments.show.cluster))?;
-    #[derive(Serialize)]
-    struct HealthView<'a> {
-        health: Health,
-        findings: &'a [Finding],
-    }
     let short = HealthView {
         health: view.health,
         findings: &view.findings,

@@ -33,6 +33,7 @@ const READ_AHEAD_KIB: u32 = 4096;
 
 /// Where and how to mount.
 #[derive(Clone, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a mount option of its own")]
 pub struct MountOptions {
     /// As [`resolve_mount_point`] returns it.
     pub mount_point: PathBuf,

@@ -11,7 +11,6 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use dfs_client::AdminClient;
 use dfs_common::Role;
 use dfs_common::wire::meta::ClusterStatus;
 use dfs_fuse::check_mount_point;
@@ -22,7 +21,7 @@ use crate::failure::{Code, Failure, Outcome};
 use crate::init::{self, Member};
 use crate::mounting::{self, Log};
 use crate::process::{self, Process};
-use crate::status::{self, ADMIN_DEADLINE, Health};
+use crate::status::{self, Health};
 use crate::{config, output, program};
 
 /// From the first process to a mounted and healthy cluster.
@@ -215,14 +214,12 @@ fn bring_up(cluster: &DevCluster, mount_point: &Path, started: &mut Started) -> 
     let (child, process) = start_mount(cluster, mount_point)?;
     started.0.push((MOUNT.to_owned(), child, process));
     let healthy = |status: &ClusterStatus| status::view(status).health == Health::Ok;
-    match wait_for(cluster, started, start, healthy) {
-        Ok(()) => Ok(Health::Ok),
-        Err(_) => {
-            // Mounted and usable: a repair that takes long is no reason to take all down again.
-            started.check(cluster)?;
-            Ok(Health::Degraded)
-        }
+    if wait_for(cluster, started, start, healthy).is_ok() {
+        return Ok(Health::Ok);
     }
+    // Mounted and usable: a repair that takes long is no reason to take all down again.
+    started.check(cluster)?;
+    Ok(Health::Degraded)
 }
 
 /// Waits until the cluster's status is `good`.
@@ -247,7 +244,7 @@ fn wait_for(
                 )));
             }
             if client.is_none() {
-                client = AdminClient::connect(loaded.as_admin(), ADMIN_DEADLINE).await.ok();
+                client = loaded.connect_admin().await.ok();
             }
             if let Some(client) = &client {
                 match client.status().await {
