@@ -84,7 +84,12 @@ impl ReplicaCore {
                     format!("chunk {chunk} is being written here: try again"),
                 ));
             }
-            if self.intake.settled.get(&chunk).is_some_and(|&settled| settled > version) {
+            if self
+                .intake
+                .settled
+                .get(&chunk)
+                .is_some_and(|&settled| settled > version)
+            {
                 return Err(Error::new(
                     ErrorCode::OutOfOrder,
                     format!("chunk {chunk} is newer than {version} here already"),

@@ -183,7 +183,13 @@ impl ReplicaCore {
                 request,
                 payload,
             } => self.mutate(now, waiter, request, payload, store),
-            Input::AdmitRead { epoch, waiter } => self.admit_read(now, epoch, waiter),
+            Input::AdmitRead {
+                epoch,
+                waiter,
+                chunk,
+                first,
+                blocks,
+            } => self.admit_read(now, epoch, waiter, chunk, (first, blocks)),
             Input::ReadDone {
                 epoch,
                 waiter,

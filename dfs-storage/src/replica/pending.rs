@@ -25,7 +25,6 @@ pub(super) enum Waiter {
 pub(super) enum Local {
     Staged,
     Applying(Ticket),
-    Applied,
     Syncing(Ticket),
     Done,
 }
@@ -37,7 +36,10 @@ pub(super) enum Downstream {
     NotNeeded,
     /// Waits for the copy of its chunk to a syncing successor.
     Held,
-    Sent { ticket: Ticket, attempt: u32 },
+    Sent {
+        ticket: Ticket,
+        attempt: u32,
+    },
     Acknowledged,
 }
 
@@ -129,13 +131,19 @@ impl ChunkQueue {
             .map(|entry| entry.version)
     }
 
+    /// The newest version that changes these blocks and is not in the store yet.
+    pub(super) fn unapplied(&self, first: BlockIndex, blocks: u32) -> Option<ChunkVersion> {
+        self.entries
+            .iter()
+            .rev()
+            .take_while(|entry| !entry.is_applied())
+            .find(|entry| entry.touches(first, blocks))
+            .map(|entry| entry.version)
+    }
+
     pub(super) fn is_applying(&self) -> bool {
         self.entries
             .iter()
             .any(|entry| matches!(entry.local, Local::Applying(_)))
-    }
-
-    pub(super) fn payload_size_bytes(&self) -> usize {
-        self.entries.iter().map(|entry| entry.payload.len()).sum()
     }
 }

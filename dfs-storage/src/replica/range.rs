@@ -88,7 +88,10 @@ impl ReplicaCore {
             {
                 let waiter = range.waiter;
                 self.ranges.remove(&job);
-                let error = Error::new(ErrorCode::Overloaded, format!("chunk {chunk} is being written: try again"));
+                let error = Error::new(
+                    ErrorCode::Overloaded,
+                    format!("chunk {chunk} is being written: try again"),
+                );
                 return self.refuse(waiter, error);
             }
             range.under_way += 1;

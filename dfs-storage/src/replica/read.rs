@@ -1,8 +1,9 @@
 //! Reads at any serving member.
 //!
-//! The shell reads the store first and asks afterwards: what it read is the chunk at some version, and it may be
-//! answered as soon as every mutation of those blocks up to that version is committed. Mutations that come later do not
-//! hold it up, so a read never waits longer than for what it has itself seen.
+//! A mutation is forwarded while it is applied here, so the tail may have committed, and shown to a reader, what is only
+//! staged at this member. A read therefore waits first for what is staged when it arrives. Then the shell reads the store and
+//! asks again: what it read is the chunk at some version, and may be answered as soon as every mutation of those blocks up
+//! to that version is committed. Mutations that come later hold up neither step.
 
 use dfs_common::{BlockIndex, ChunkId, ChunkVersion, Epoch, Error, ErrorCode};
 
@@ -24,9 +25,16 @@ pub(super) struct WaitingRead {
 }
 
 impl ReplicaCore {
-    pub(super) fn admit_read(&mut self, now: Now, epoch: Epoch, waiter: WaiterId) {
-        let answer = self.admit_client(now, epoch).map(|()| Answer::Proceed);
-        self.answer(waiter, answer);
+    pub(super) fn admit_read(
+        &mut self,
+        now: Now,
+        epoch: Epoch,
+        waiter: WaiterId,
+        chunk: ChunkId,
+        (first, blocks): (BlockIndex, u32),
+    ) {
+        let staged = self.queues.get(&chunk).and_then(|queue| queue.unapplied(first, blocks));
+        self.proceed_after(now, epoch, waiter, chunk, staged);
     }
 
     pub(super) fn read_done(
@@ -38,14 +46,26 @@ impl ReplicaCore {
         (first, blocks): (BlockIndex, u32),
         version: ChunkVersion,
     ) {
-        if let Err(error) = self.admit_client(now, epoch) {
-            return self.refuse(waiter, error);
-        }
         let uncommitted = self
             .queues
             .get(&chunk)
             .and_then(|queue| queue.uncommitted(first, blocks, version));
-        let Some(version) = uncommitted else {
+        self.proceed_after(now, epoch, waiter, chunk, uncommitted);
+    }
+
+    /// Lets a read go on once `version` is committed.
+    fn proceed_after(
+        &mut self,
+        now: Now,
+        epoch: Epoch,
+        waiter: WaiterId,
+        chunk: ChunkId,
+        version: Option<ChunkVersion>,
+    ) {
+        if let Err(error) = self.admit_client(now, epoch) {
+            return self.refuse(waiter, error);
+        }
+        let Some(version) = version else {
             return self.answer(waiter, Ok(Answer::Proceed));
         };
         if self.reads.values().map(Vec::len).sum::<usize>() >= MAX_WAITING_READS {

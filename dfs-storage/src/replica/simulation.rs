@@ -126,16 +126,48 @@ struct Remote {
 
 #[derive(Clone, Debug)]
 enum Event {
-    Deliver { to: usize, call: u64 },
-    Answer { call: u64, result: Result<Option<Vec<(ChunkId, ChunkVersion)>>, Error> },
-    Feed { node: usize, incarnation: u64, input: Box<Input> },
-    Apply { node: usize, incarnation: u64, effect: Box<Effect> },
-    Send { node: usize, incarnation: u64, ticket: Ticket, to: StorageId, message: Message },
-    Configure { node: usize, incarnation: u64, config: ChainInfo },
-    ResyncDone { node: StorageId, epoch: Epoch },
+    Deliver {
+        to: usize,
+        call: u64,
+    },
+    Answer {
+        call: u64,
+        result: Result<Option<Vec<(ChunkId, ChunkVersion)>>, Error>,
+    },
+    Feed {
+        node: usize,
+        incarnation: u64,
+        input: Box<Input>,
+    },
+    Apply {
+        node: usize,
+        incarnation: u64,
+        effect: Box<Effect>,
+    },
+    Send {
+        node: usize,
+        incarnation: u64,
+        ticket: Ticket,
+        to: StorageId,
+        message: Message,
+    },
+    Configure {
+        node: usize,
+        incarnation: u64,
+        config: ChainInfo,
+    },
+    ResyncDone {
+        node: StorageId,
+        epoch: Epoch,
+    },
     Client(usize),
-    ClientTimeout { client: usize, attempt: u64 },
-    ReadNow { read: u64 },
+    ClientTimeout {
+        client: usize,
+        attempt: u64,
+    },
+    ReadNow {
+        read: u64,
+    },
     Chaos,
     Authority,
     Tick,
@@ -348,14 +380,12 @@ impl World {
             }
             match state {
                 Some(MemberState::LastServer) => {
-                    self.nodes[at].lease = true;
                     self.set_state(id, MemberState::Serving);
                 }
                 Some(MemberState::Offline)
                     if self.config.head().is_some()
                         && !self.config.members.iter().any(|m| m.state == MemberState::Syncing) =>
                 {
-                    self.nodes[at].lease = true;
                     self.set_state(id, MemberState::Syncing);
                 }
                 _ => {}
@@ -654,7 +684,9 @@ impl World {
         match call {
             Call::Neighbour(call) => self.reply(call, answer.map(|_| None)),
             Call::Mutation { client, attempt } => match answer {
-                Ok(Answer::Response(StorageResponse::Mutated { version })) => self.acknowledged(client, attempt, version),
+                Ok(Answer::Response(StorageResponse::Mutated { version })) => {
+                    self.acknowledged(client, attempt, version)
+                }
                 Ok(other) => panic!("a mutation answered with {other:?}"),
                 Err(error) => self.client_failed(client, attempt, &error),
             },
@@ -685,14 +717,25 @@ impl World {
         }
     }
 
-    /// Somebody now knows of this version, so every serving member must have it from now on.
+    /// Somebody now knows of this version, so every serving member must have it from now on, if only staged: a member
+    /// forwards while it applies.
     fn tell(&mut self, chunk: ChunkId, version: ChunkVersion) {
         let told = self.told.entry(chunk).or_default();
         *told = (*told).max(version);
         let serving: Vec<_> = self.config.serving().collect();
         for member in serving {
-            let has = self.nodes[member.0 as usize - 1].store.version(chunk);
-            assert!(has >= version, "storage-{member} serves {chunk} at {has}, {version} was told");
+            let node = &self.nodes[member.0 as usize - 1];
+            let has = match node.core.queues.get(&chunk) {
+                Some(queue) => queue.latest(chunk, &node.store),
+                _ => node.store.version(chunk),
+            };
+            if !node.alive {
+                continue;
+            }
+            assert!(
+                has >= version,
+                "storage-{member} serves {chunk} at {has}, {version} was told"
+            );
         }
     }
 
@@ -738,10 +781,7 @@ impl World {
         };
         request.epoch = epoch;
         let (request, payload) = (request.clone(), payload.clone());
-        self.at(
-            self.now + 200,
-            Event::ClientTimeout { client: at, attempt },
-        );
+        self.at(self.now + 200, Event::ClientTimeout { client: at, attempt });
         let Some(head) = self.clients[at].config.head() else {
             return;
         };
@@ -863,6 +903,9 @@ impl World {
             Input::AdmitRead {
                 epoch: config.epoch,
                 waiter,
+                chunk,
+                first: BlockIndex(0),
+                blocks: BLOCKS,
             },
         );
     }
@@ -1000,7 +1043,17 @@ impl World {
                 node,
                 incarnation,
                 config,
-            } if self.lives(node, incarnation) => self.feed(node, Input::Configure(config)),
+            } if self.lives(node, incarnation) => {
+                // A lease comes with the newest configuration, never before it.
+                let state = config.state_of(self.nodes[node].id);
+                let takes_part = matches!(state, Some(MemberState::Serving | MemberState::Syncing));
+                if takes_part && config.epoch == self.config.epoch {
+                    self.feed(node, Input::Configure(config));
+                    self.nodes[node].lease = true;
+                } else {
+                    self.feed(node, Input::Configure(config));
+                }
+            }
             Event::ResyncDone { node, epoch } => {
                 if self.config.epoch == epoch && self.config.state_of(node) == Some(MemberState::Syncing) {
                     self.set_state(node, MemberState::Serving);
@@ -1036,7 +1089,11 @@ fn check_content(contents: &mut BTreeMap<(ChunkId, ChunkVersion), Chunk>, chunk:
     let known = contents.entry((chunk, state.version)).or_insert_with(|| state.clone());
     assert_eq!(known, state, "two contents of {chunk} at {}", state.version);
     let ids: BTreeSet<_> = state.requests.iter().map(|entry| entry.0).collect();
-    assert_eq!(ids.len(), state.requests.len(), "a request took effect twice in {chunk}");
+    assert_eq!(
+        ids.len(),
+        state.requests.len(),
+        "a request took effect twice in {chunk}"
+    );
 }
 
 fn simulate(seed: u64) -> (u64, u64, u64) {
@@ -1046,12 +1103,20 @@ fn simulate(seed: u64) -> (u64, u64, u64) {
     world.calm = true;
     world.run(12_000);
     assert!(
-        world.config.members.iter().all(|member| member.state == MemberState::Serving),
+        world
+            .config
+            .members
+            .iter()
+            .all(|member| member.state == MemberState::Serving),
         "not repaired: {:?}",
         world.config
     );
     for client in &world.clients {
-        assert!(client.request.is_none(), "a request was never answered: {:?}", client.request);
+        assert!(
+            client.request.is_none(),
+            "a request was never answered: {:?}",
+            client.request
+        );
     }
     for node in &world.nodes {
         assert!(node.core.is_idle(), "storage-{} has something pending", node.id);

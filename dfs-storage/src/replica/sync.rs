@@ -128,8 +128,7 @@ impl ReplicaCore {
             return;
         };
         let allowed = if sync.for_client {
-            self.check_lease(now)
-                .and_then(|()| self.check_level(Level::default()))
+            self.check_lease(now).and_then(|()| self.check_level(Level::default()))
         } else {
             Ok(())
         };

@@ -53,6 +53,9 @@ pub enum Input {
     AdmitRead {
         epoch: Epoch,
         waiter: WaiterId,
+        chunk: ChunkId,
+        first: BlockIndex,
+        blocks: u32,
     },
     /// After it: `version` is the chunk's when its data was read.
     ReadDone {

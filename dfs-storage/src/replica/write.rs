@@ -353,11 +353,7 @@ impl ReplicaCore {
                         let answer = self
                             .check_lease(now)
                             .and_then(|()| self.check_level(entry.request.level))
-                            .map(|()| {
-                                Answer::Response(StorageResponse::Mutated {
-                                    version: entry.version,
-                                })
-                            });
+                            .map(|()| Answer::Response(StorageResponse::Mutated { version: entry.version }));
                         self.answer(waiter, answer);
                     }
                     Waiter::Predecessor(waiter) => {

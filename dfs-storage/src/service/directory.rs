@@ -120,7 +120,11 @@ fn check_identity(path: &Path, cluster: ClusterId, name: NodeName) -> Result<()>
     };
     let found: NodeFile = match serde_json::from_str(&text) {
         Ok(found) => found,
-        Err(e) => return wrong(format!("has a node.json that is none ({e}): restore it, or start with an empty one")),
+        Err(e) => {
+            return wrong(format!(
+                "has a node.json that is none ({e}): restore it, or start with an empty one"
+            ));
+        }
     };
     if found.format > FORMAT {
         return wrong(format!(
@@ -135,7 +139,10 @@ fn check_identity(path: &Path, cluster: ClusterId, name: NodeName) -> Result<()>
         ));
     }
     if found.node != name.to_string() {
-        return wrong(format!("belongs to {}, not to {name}: choose another --data", found.node));
+        return wrong(format!(
+            "belongs to {}, not to {name}: choose another --data",
+            found.node
+        ));
     }
     Ok(())
 }

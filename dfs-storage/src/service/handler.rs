@@ -132,7 +132,10 @@ pub(crate) async fn handle(
             if inodes.len() > MAX_REMOVED_INODES {
                 return Err(Error::new(
                     ErrorCode::BadMessage,
-                    format!("{} inodes in one removal; the limit is {MAX_REMOVED_INODES}", inodes.len()),
+                    format!(
+                        "{} inodes in one removal; the limit is {MAX_REMOVED_INODES}",
+                        inodes.len()
+                    ),
                 ));
             }
             at.ask(node, deadline, |waiter| Input::RemoveRange {
@@ -212,7 +215,13 @@ async fn read(
         ));
     }
     chain
-        .ask(node, deadline, |waiter| Input::AdmitRead { epoch, waiter })
+        .ask(node, deadline, |waiter| Input::AdmitRead {
+            epoch,
+            waiter,
+            chunk,
+            first,
+            blocks,
+        })
         .await?;
     // It may have to wait for the disk.
     let data = blocking(usize::MAX, || node.store.read(chunk, first, blocks))

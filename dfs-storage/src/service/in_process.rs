@@ -1,0 +1,448 @@
+//! Three real storage servers over QUIC in one process, under a metadata service that is played by the test.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use dfs_common::config::{ClusterConfig, MetaServer};
+use dfs_common::units::{BLOCK_SIZE_BYTES, SEAL_SIZE_BYTES};
+use dfs_common::wire::Lane;
+use dfs_common::wire::meta::{HeartbeatAnswer, MetaRequest, MetaResponse};
+use dfs_common::wire::storage::{
+    BlockCondition, ChunkSummary, MutateRequest, Mutation, StorageRequest, StorageResponse,
+};
+use dfs_common::{
+    BlockIndex, ChainId, ChainInfo, ChainMember, ChunkId, ChunkIndex, ChunkVersion, ClusterId, Epoch, Error, ErrorCode,
+    InodeId, Level, MemberState, NodeInfo, NodeName, RequestId, Result, Role, RoutingTable, SequenceNumber, SessionId,
+    StorageId, codec,
+};
+use dfs_crypto::certificate::CertificateAuthority;
+use dfs_net::{Endpoint, Incoming, Outgoing, Peer, Service};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::{StorageOptions, StorageServer};
+
+const CHAIN: ChainId = ChainId(1);
+
+/// Registers who comes, and lets the test say who is what.
+struct FakeMeta {
+    table: watch::Sender<RoutingTable>,
+    states: Mutex<BTreeMap<StorageId, MemberState>>,
+}
+
+impl FakeMeta {
+    fn change(&self, change: impl FnOnce(&mut RoutingTable, &mut BTreeMap<StorageId, MemberState>)) {
+        let mut states = self.states.lock();
+        self.table.send_modify(|table| {
+            change(table, &mut states);
+            let mut members: Vec<_> = states
+                .iter()
+                .map(|(&node, &state)| ChainMember { node, state })
+                .collect();
+            members.sort_by_key(|member| match member.state {
+                MemberState::Serving => 0,
+                MemberState::Syncing => 1,
+                _ => 2,
+            });
+            table.version = table.version.next();
+            let epoch = table.chain(CHAIN).map_or(Epoch(0), |chain| chain.epoch).next();
+            table.chains.insert(
+                CHAIN,
+                ChainInfo {
+                    id: CHAIN,
+                    epoch,
+                    members,
+                },
+            );
+        });
+    }
+
+    fn set(&self, node: u32, state: MemberState) {
+        self.change(|_, states| {
+            states.insert(StorageId(node), state);
+        });
+    }
+
+    fn state(&self, node: u32) -> Option<MemberState> {
+        self.states.lock().get(&StorageId(node)).copied()
+    }
+}
+
+impl Service for FakeMeta {
+    async fn call(&self, request: Incoming) -> Result<Outgoing> {
+        let response = match codec::decode(&request.header)? {
+            MetaRequest::Heartbeat(beat) => {
+                let known = self
+                    .table
+                    .borrow()
+                    .nodes
+                    .get(&beat.node)
+                    .is_some_and(|info| info.incarnation == beat.incarnation);
+                if !known {
+                    self.change(|table, states| {
+                        let info = NodeInfo {
+                            id: beat.node,
+                            address: beat.address,
+                            incarnation: beat.incarnation,
+                            alive: true,
+                        };
+                        // The first time it is a founder, later it has to be brought up to date.
+                        let state = if table.nodes.insert(beat.node, info).is_none() {
+                            MemberState::Serving
+                        } else {
+                            MemberState::Syncing
+                        };
+                        states.insert(beat.node, state);
+                    });
+                }
+                MetaResponse::Heartbeat(HeartbeatAnswer {
+                    lease: true,
+                    routing: None,
+                })
+            }
+            MetaRequest::Routing { known, wait_ms } => {
+                let mut table = self.table.subscribe();
+                let wait = Duration::from_millis(u64::from(wait_ms));
+                let newer = tokio::time::timeout(wait, table.wait_for(|table| table.version > known)).await;
+                MetaResponse::Routing(newer.ok().and_then(|table| table.ok().map(|table| table.clone())))
+            }
+            MetaRequest::ResyncDone { chain, epoch, node } => {
+                let current = self.table.borrow().chain(chain).map(|chain| chain.epoch);
+                if current == Some(epoch) {
+                    self.set(node.0, MemberState::Serving);
+                }
+                MetaResponse::ResyncDone
+            }
+            other => return Err(Error::new(ErrorCode::NotSupported, format!("{other:?}"))),
+        };
+        Ok(Outgoing {
+            header: codec::encode(&response)?,
+            payload: Vec::new(),
+        })
+    }
+}
+
+struct Cluster {
+    directory: tempfile::TempDir,
+    config: ClusterConfig,
+    meta: Arc<FakeMeta>,
+    client: Endpoint,
+    peers: Mutex<BTreeMap<StorageId, Peer>>,
+    servers: BTreeMap<u32, (CancellationToken, tokio::task::JoinHandle<Result<()>>)>,
+    _meta_endpoint: Endpoint,
+}
+
+fn localhost() -> SocketAddr {
+    "127.0.0.1:0".parse().unwrap()
+}
+
+fn credentials(ca: &CertificateAuthority, at: &Path, role: Role, number: u64) -> PathBuf {
+    let name = NodeName::new(role, number);
+    let path = at.join(name.to_string());
+    ca.issue(name).unwrap().save(&path).unwrap();
+    path
+}
+
+impl Cluster {
+    async fn start() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let cluster = ClusterId([9; 16]);
+        let ca = CertificateAuthority::generate(cluster).unwrap();
+        let load = |path: PathBuf| dfs_crypto::certificate::Credentials::load(&path).unwrap();
+        let at = directory.path();
+        let meta_endpoint = Endpoint::bind(&load(credentials(&ca, at, Role::Meta, 1)), localhost())
+            .await
+            .unwrap();
+        let meta = Arc::new(FakeMeta {
+            table: watch::Sender::new(RoutingTable::default()),
+            states: Mutex::new(BTreeMap::new()),
+        });
+        tokio::spawn({
+            let (endpoint, meta) = (meta_endpoint.clone(), Arc::clone(&meta));
+            async move { endpoint.serve(meta, CancellationToken::new()).await }
+        });
+        let client = Endpoint::client(&load(credentials(&ca, at, Role::Client, 1)))
+            .await
+            .unwrap();
+        for node in 1..=3 {
+            credentials(&ca, at, Role::Storage, node);
+        }
+        let config = ClusterConfig {
+            cluster: cluster.to_string(),
+            credentials: at.to_path_buf(),
+            node: None,
+            meta: vec![MetaServer {
+                id: 1,
+                address: meta_endpoint.local_address(),
+            }],
+        };
+        let mut cluster = Self {
+            directory,
+            config,
+            meta,
+            client,
+            peers: Mutex::new(BTreeMap::new()),
+            servers: BTreeMap::new(),
+            _meta_endpoint: meta_endpoint,
+        };
+        for node in 1..=3 {
+            cluster.start_node(node).await;
+            cluster
+                .until(|meta| meta.state(node) == Some(MemberState::Serving))
+                .await;
+        }
+        cluster
+    }
+
+    async fn start_node(&mut self, node: u32) {
+        let at = self.directory.path();
+        let server = StorageServer::start(StorageOptions {
+            config: self.config.clone(),
+            credentials: at.join(format!("storage-{node}")),
+            data: at.join(format!("data-{node}")),
+            listen: localhost(),
+            advertise: None,
+            capacity_bytes: Some(1 << 30),
+        })
+        .await
+        .unwrap();
+        let stop = CancellationToken::new();
+        let run = tokio::spawn(server.run_until(stop.clone()));
+        self.servers.insert(node, (stop, run));
+    }
+
+    /// The tasks of a killed server end as if it had been cut off, without a last word to anybody.
+    async fn stop_node(&mut self, node: u32) {
+        let (stop, run) = self.servers.remove(&node).unwrap();
+        stop.cancel();
+        run.await.unwrap().unwrap();
+    }
+
+    async fn until(&self, done: impl Fn(&FakeMeta) -> bool) {
+        let start = Instant::now();
+        while !done(&self.meta) {
+            assert!(
+                start.elapsed() < Duration::from_secs(20),
+                "{:?}",
+                self.meta.states.lock()
+            );
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    fn chain(&self) -> ChainInfo {
+        self.meta.table.borrow().chain(CHAIN).unwrap().clone()
+    }
+
+    async fn call(
+        &self,
+        to: StorageId,
+        request: &StorageRequest,
+        payload: &[Bytes],
+    ) -> Result<(StorageResponse, Bytes)> {
+        let address = self.meta.table.borrow().address(to).unwrap();
+        let peer = {
+            let mut peers = self.peers.lock();
+            match peers.get(&to) {
+                Some(peer) if peer.address() == address => peer.clone(),
+                _ => {
+                    let peer = self.client.peer(to.into(), address);
+                    peers.insert(to, peer.clone());
+                    peer
+                }
+            }
+        };
+        peer.call(Lane::Bulk, request, payload, Duration::from_secs(2))
+            .await
+            .map_err(Error::from)
+    }
+
+    /// As a client does it: with the same request until it is answered for good.
+    async fn mutate(
+        &self,
+        sequence: u64,
+        chunk: ChunkId,
+        mutation: Mutation,
+        value: u8,
+        sync: bool,
+    ) -> Result<ChunkVersion> {
+        let payload = match &mutation {
+            Mutation::Write { blocks, .. } => {
+                Bytes::from(vec![value; *blocks as usize * (SEAL_SIZE_BYTES + BLOCK_SIZE_BYTES)])
+            }
+            _ => Bytes::new(),
+        };
+        let start = Instant::now();
+        loop {
+            let chain = self.chain();
+            let request = StorageRequest::Mutate(MutateRequest {
+                chain: CHAIN,
+                epoch: chain.epoch,
+                chunk,
+                id: RequestId {
+                    session: SessionId(1),
+                    channel: 0,
+                    sequence: SequenceNumber(sequence),
+                },
+                level: Level::Quorum,
+                sync,
+                mutation: mutation.clone(),
+            });
+            match self
+                .call(chain.head().unwrap(), &request, std::slice::from_ref(&payload))
+                .await
+            {
+                Ok((StorageResponse::Mutated { version }, _)) => return Ok(version),
+                Ok(other) => panic!("{other:?}"),
+                Err(error) if error.code == ErrorCode::ConditionFailed => return Err(error),
+                Err(error) => assert!(start.elapsed() < Duration::from_secs(15), "{error}"),
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    async fn read(&self, from: StorageId, chunk: ChunkId) -> (ChunkVersion, Bytes) {
+        let request = StorageRequest::Read {
+            chain: CHAIN,
+            epoch: self.chain().epoch,
+            chunk,
+            first: BlockIndex(0),
+            blocks: 8,
+            level: Level::Quorum,
+        };
+        match self.call(from, &request, &[]).await.unwrap() {
+            (StorageResponse::Read { version, .. }, payload) => (version, payload),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn chunks(&self, of: u32) -> Vec<ChunkSummary> {
+        let request = StorageRequest::ListChunks {
+            chain: CHAIN,
+            after: None,
+            limit: 1000,
+            deep: true,
+        };
+        match self.call(StorageId(of), &request, &[]).await.unwrap() {
+            (StorageResponse::Chunks { chunks, .. }, _) => chunks,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+fn write(first: u32, blocks: u32, conditions: Vec<BlockCondition>) -> Mutation {
+    Mutation::Write {
+        first: BlockIndex(first),
+        blocks,
+        last_length_bytes: BLOCK_SIZE_BYTES as u32,
+        conditions,
+    }
+}
+
+fn chunk(inode: u64) -> ChunkId {
+    ChunkId::new(InodeId(inode), ChunkIndex(0))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_chain_loses_a_member_and_gets_it_back() {
+    let mut cluster = Cluster::start().await;
+
+    // Written, read everywhere, exactly once, and on a condition.
+    let first = cluster.mutate(1, chunk(1), write(0, 2, vec![]), 1, true).await.unwrap();
+    assert_eq!(
+        cluster.mutate(1, chunk(1), write(0, 2, vec![]), 1, true).await.unwrap(),
+        first
+    );
+    let condition = |version| {
+        vec![BlockCondition {
+            block: BlockIndex(1),
+            version,
+        }]
+    };
+    let second = cluster
+        .mutate(2, chunk(1), write(1, 1, condition(first)), 2, false)
+        .await
+        .unwrap();
+    let error = cluster
+        .mutate(3, chunk(1), write(1, 1, condition(first)), 3, false)
+        .await
+        .unwrap_err();
+    assert_eq!(error.code, ErrorCode::ConditionFailed);
+    for node in 1..=3 {
+        let (version, data) = cluster.read(StorageId(node), chunk(1)).await;
+        assert_eq!(version, second);
+        assert_eq!(data.len(), 2 * (SEAL_SIZE_BYTES + BLOCK_SIZE_BYTES));
+        assert_eq!((data[0], data[data.len() - 1]), (1, 2));
+    }
+    let start = Instant::now();
+    let rounds: u32 = 200;
+    for n in 0..u64::from(rounds) {
+        cluster
+            .mutate(1_000 + n, chunk(7), write(0, 1, vec![]), 1, false)
+            .await
+            .unwrap();
+    }
+    println!("4 KiB through three members: {:?} each", start.elapsed() / rounds);
+    let start = Instant::now();
+    for n in 0..u64::from(rounds) {
+        cluster
+            .mutate(2_000 + n, chunk(7), write(0, 1, vec![]), 1, true)
+            .await
+            .unwrap();
+    }
+    println!("the same, durable: {:?} each", start.elapsed() / rounds);
+
+    // One goes; the others go on, with all that it had to forget.
+    for (inode, node) in [(2, 3), (3, 1)] {
+        cluster
+            .mutate(10 + inode, chunk(inode), write(0, 8, vec![]), 5, false)
+            .await
+            .unwrap();
+        cluster.stop_node(node).await;
+        cluster.meta.set(node, MemberState::Offline);
+        cluster
+            .mutate(20 + inode, chunk(inode), write(3, 2, vec![]), 6, true)
+            .await
+            .unwrap();
+        cluster
+            .mutate(30 + inode, chunk(inode), Mutation::Truncate { blocks: 5 }, 0, false)
+            .await
+            .unwrap();
+        cluster
+            .mutate(40 + inode, chunk(1), Mutation::Remove, 0, false)
+            .await
+            .unwrap();
+        for n in 0..40 {
+            let id = 100 * inode + n;
+            cluster
+                .mutate(id, chunk(100 + n), write(0, 8, vec![]), n as u8, false)
+                .await
+                .unwrap();
+        }
+        // Back, while writing goes on.
+        cluster.start_node(node).await;
+        let mut n = 0;
+        while cluster.meta.state(node) != Some(MemberState::Serving) || n < 20 {
+            let id = 10_000 * inode + n;
+            cluster
+                .mutate(id, chunk(100 + n % 50), write((n % 7) as u32, 1, vec![]), 9, n % 5 == 0)
+                .await
+                .unwrap();
+            n += 1;
+            assert!(n < 20_000, "never in sync");
+        }
+        let expected = cluster.chunks(2).await;
+        assert!(expected.len() > 40);
+        for other in [1, 3] {
+            assert_eq!(cluster.chunks(other).await, expected, "storage-{other} differs");
+        }
+    }
+    for node in 1..=3 {
+        cluster.stop_node(node).await;
+    }
+}

@@ -256,9 +256,8 @@ impl StorageServer {
     /// # Errors
     /// One clear line: data directory in use or of another cluster, node or format; port in use; wrong credentials.
     pub async fn start(options: StorageOptions) -> Result<Self> {
-        let credentials = Credentials::load(&options.credentials).map_err(|e| {
-            Error::new(ErrorCode::Unauthorized, e.to_string()).context(options.credentials.display())
-        })?;
+        let credentials = Credentials::load(&options.credentials)
+            .map_err(|e| Error::new(ErrorCode::Unauthorized, e.to_string()).context(options.credentials.display()))?;
         let cluster = options.config.cluster_id()?;
         if credentials.cluster() != cluster {
             return Err(Error::new(

@@ -90,14 +90,8 @@ pub(crate) struct StorageService {
 impl Service for StorageService {
     async fn call(&self, request: Incoming) -> Result<Outgoing> {
         let header: StorageRequest = codec::decode(&request.header)?;
-        let (response, payload) = handler::handle(
-            &self.node,
-            request.peer.name,
-            header,
-            request.payload,
-            request.deadline,
-        )
-        .await?;
+        let (response, payload) =
+            handler::handle(&self.node, request.peer.name, header, request.payload, request.deadline).await?;
         Ok(Outgoing {
             header: codec::encode(&response)?,
             payload: vec![payload],
