@@ -69,6 +69,7 @@ impl ClientOptions {
 }
 
 /// How a file is opened. The caller has already checked permissions (the kernel does for a mount).
+#[allow(clippy::struct_excessive_bools, reason = "the flags of open(2), each for itself")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct OpenMode {
     pub read: bool,

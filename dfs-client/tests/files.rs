@@ -1,5 +1,7 @@
 //! Files through the client, end to end over the real network, against a cluster in memory.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
 mod fake;
 
 use std::path::PathBuf;
@@ -81,7 +83,7 @@ impl Dice {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn random_operations_match_an_array() {
-    for seed in 0..6_u64 {
+    for seed in 0..3_u64 {
         let mut setup = setup().await;
         let client = setup.client().await;
         let other = setup.client().await;

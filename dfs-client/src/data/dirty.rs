@@ -38,20 +38,13 @@ impl Slab {
             .next_back()
             .filter(|(start, bytes)| *start + bytes.len() as u64 >= offset)
             .map(|(start, _)| *start);
-        let (start, mut bytes) = match left.and_then(|start| self.extents.remove(&start).map(|bytes| (start, bytes))) {
-            Some((start, mut bytes)) => {
-                let at = (offset - start) as usize;
-                let overlap = (bytes.len() - at).min(data.len());
-                bytes[at..at + overlap].copy_from_slice(&data[..overlap]);
-                bytes.extend_from_slice(&data[overlap..]);
-                self.size_bytes += data.len() - overlap;
-                (start, bytes)
-            }
-            None => {
-                self.size_bytes += data.len();
-                (offset, data.to_vec())
-            }
-        };
+        let left = left.and_then(|start| self.extents.remove(&start).map(|bytes| (start, bytes)));
+        let (start, mut bytes) = left.unwrap_or_else(|| (offset, Vec::with_capacity(data.len())));
+        let at = (offset - start) as usize;
+        let overlap = (bytes.len() - at).min(data.len());
+        bytes[at..at + overlap].copy_from_slice(&data[..overlap]);
+        bytes.extend_from_slice(&data[overlap..]);
+        self.size_bytes += data.len() - overlap;
         while let Some((next, next_bytes)) = self
             .extents
             .range(start..=end)

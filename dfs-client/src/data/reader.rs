@@ -21,7 +21,7 @@ use super::window::{ReadWindow, SEGMENT_SIZE_BYTES};
 use crate::mount::{Handle, Mount};
 
 /// How old read-ahead may get: bounds how stale a read can be while another mount writes.
-const SEGMENT_AGE: Duration = Duration::from_millis(1_000);
+const SEGMENT_AGE: Duration = Duration::from_secs(1);
 
 type Fetched = watch::Receiver<Option<Result<Bytes>>>;
 

@@ -103,7 +103,7 @@ impl Mount {
                 .unwrap_or_default();
             for chain in chains.into_iter().collect::<BTreeSet<_>>() {
                 let (mount, file) = (Arc::clone(self), Arc::clone(file));
-                self.note_unsynced(&file, chain);
+                note_unsynced(&file, chain);
                 tasks.spawn(async move {
                     let (level, inode) = (file.write_level, file.inode);
                     mount
@@ -179,7 +179,7 @@ impl Mount {
     ) -> Result<()> {
         let table = self.chunks.routing().current();
         let chain = file.chain_of(&table, index)?;
-        self.note_unsynced(file, chain);
+        note_unsynced(file, chain);
         let chunk = ChunkId::new(file.inode, index);
         let how = (file.write_level, false);
         self.chunks
@@ -187,11 +187,11 @@ impl Mount {
             .await
             .map(|_| ())
     }
+}
 
-    fn note_unsynced(&self, file: &FileState, chain: dfs_common::ChainId) {
-        let mut inner = file.inner.lock();
-        inner.unsynced_writes += 1;
-        let number = inner.unsynced_writes;
-        inner.unsynced.insert(chain, number);
-    }
+fn note_unsynced(file: &FileState, chain: dfs_common::ChainId) {
+    let mut inner = file.inner.lock();
+    inner.unsynced_writes += 1;
+    let number = inner.unsynced_writes;
+    inner.unsynced.insert(chain, number);
 }

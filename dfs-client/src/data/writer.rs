@@ -11,6 +11,7 @@ use bytes::Bytes;
 use dfs_common::wire::namespace::{Attributes, Caller, NamespaceChange, NamespaceOp, SetAttributes};
 use dfs_common::wire::storage::{BlockCondition, Mutation};
 use dfs_common::{BlockIndex, ChainId, ChunkId, ChunkVersion, Error, ErrorCode, InodeId, Result};
+use tokio::sync::SemaphorePermit;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -31,6 +32,23 @@ const MAX_SYNCED_SLABS: usize = 4;
 /// Who commits: the mount itself; permission was checked when the file was opened.
 const SYSTEM: Caller = Caller { uid: 0, gid: 0 };
 
+/// Room for a write in the budgets of its file and of the mount; given back when it is dropped, as by a killed writer.
+#[derive(Default)]
+struct Room<'a> {
+    permits: Vec<SemaphorePermit<'a>>,
+}
+
+impl Room<'_> {
+    /// This much stays taken until its slab has arrived.
+    fn keep(&mut self, size: usize) {
+        for permits in &mut self.permits {
+            if let Some(kept) = permits.split(size) {
+                kept.forget();
+            }
+        }
+    }
+}
+
 impl Mount {
     /// Puts a write in the buffer; waits while too much is dirty.
     pub(crate) async fn write(
@@ -50,25 +68,15 @@ impl Mount {
         if data.is_empty() {
             return Ok(0);
         }
-        self.reserve(file, data.len(), deadline).await?;
-        let outcome = async {
-            let _shared = timeout(deadline, file.gate.read(), || {
-                format!("write to inode {}: a truncate of it does not end", file.inode)
-            })
-            .await?;
-            self.put(file, handle.mode.append, offset, data)
-        }
-        .await;
-        match outcome {
-            Ok(grown) => {
-                self.give_back(file, data.len() - grown);
-                Ok(data.len() as u32)
-            }
-            Err(error) => {
-                self.give_back(file, data.len());
-                Err(error)
-            }
-        }
+        let mut room = self.reserve(file, data.len(), deadline).await?;
+        let _shared = timeout(deadline, file.gate.read(), || {
+            format!("write to inode {}: a truncate of it does not end", file.inode)
+        })
+        .await?;
+        // What the buffer grew by is given back when it has arrived.
+        let grown = self.put(file, handle.mode.append, offset, data)?;
+        room.keep(grown);
+        Ok(data.len() as u32)
     }
 
     fn put(self: &Arc<Self>, file: &Arc<FileState>, append: bool, offset: u64, data: &[u8]) -> Result<usize> {
@@ -95,42 +103,35 @@ impl Mount {
         Ok(grown)
     }
 
-    async fn reserve(self: &Arc<Self>, file: &Arc<FileState>, size: usize, deadline: Instant) -> Result<()> {
-        let permits = size as u32;
+    async fn reserve<'a>(
+        self: &'a Arc<Self>,
+        file: &'a Arc<FileState>,
+        size: usize,
+        deadline: Instant,
+    ) -> Result<Room<'a>> {
+        let mut held = Room::default();
         for (room, whole_mount) in [(&file.dirty_room, false), (&self.dirty_room, true)] {
-            if let Ok(permit) = room.try_acquire_many(permits) {
-                permit.forget();
-                continue;
-            }
-            // Nothing would leave by itself before its age: push everything out.
-            if whole_mount {
-                for other in self.unsettled() {
-                    self.kick(&other, FLUSH_AGE_MS.min(1));
-                }
+            let permits = if let Ok(permits) = room.try_acquire_many(size as u32) {
+                permits
             } else {
-                self.kick(file, 0);
-            }
-            let waited = timeout(deadline, room.acquire_many(permits), || {
-                format!(
-                    "write to inode {}: too much is dirty and the chains do not take it",
-                    file.inode
-                )
-            })
-            .await;
-            match waited {
-                Ok(Ok(permit)) => permit.forget(),
-                failed => {
-                    if whole_mount {
-                        file.dirty_room.add_permits(size);
-                    }
-                    return match failed {
-                        Err(error) => Err(error),
-                        Ok(_) => Err(Error::new(ErrorCode::Cancelled, "the mount is closing")),
-                    };
+                // Nothing would leave by itself before its age: push everything out.
+                if whole_mount {
+                    self.unsettled().iter().for_each(|other| self.kick(other, 0));
+                } else {
+                    self.kick(file, 0);
                 }
-            }
+                timeout(deadline, room.acquire_many(size as u32), || {
+                    format!(
+                        "write to inode {}: too much is dirty and the chains do not take it",
+                        file.inode
+                    )
+                })
+                .await?
+                .map_err(|_| Error::new(ErrorCode::Cancelled, "the mount is closing"))?
+            };
+            held.permits.push(permits);
         }
-        Ok(())
+        Ok(held)
     }
 
     fn give_back(&self, file: &FileState, size: usize) {
@@ -468,16 +469,12 @@ impl Mount {
         match outcome {
             Ok(change) => {
                 inner.paid(number);
-                Ok(match change {
-                    NamespaceChange::Entry { attributes, .. } => {
-                        inner.learn_own(&attributes);
-                        Some(inner.view(&attributes))
-                    }
-                    _ => {
-                        inner.own_change = None;
-                        None
-                    }
-                })
+                if let NamespaceChange::Entry { attributes, .. } = change {
+                    inner.learn_own(&attributes);
+                    return Ok(Some(inner.view(&attributes)));
+                }
+                inner.own_change = None;
+                Ok(None)
             }
             Err(error) => {
                 // What can never be told must not be owed for ever.
@@ -577,14 +574,11 @@ pub(crate) async fn timeout<T>(
     future: impl Future<Output = T>,
     what: impl FnOnce() -> String,
 ) -> Result<T> {
-    match tokio::time::timeout_at(deadline, future).await {
-        Ok(value) => Ok(value),
-        Err(_) => {
-            let detail = format!("{}; gave up at the deadline", what());
-            tracing::warn!("{detail}");
-            Err(Error::new(ErrorCode::Timeout, detail))
-        }
-    }
+    tokio::time::timeout_at(deadline, future).await.map_err(|_| {
+        let detail = format!("{}; gave up at the deadline", what());
+        tracing::warn!("{detail}");
+        Error::new(ErrorCode::Timeout, detail)
+    })
 }
 
 /// Inode of a set of attributes, for messages.

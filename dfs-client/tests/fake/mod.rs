@@ -2,7 +2,11 @@
 //! copy of the chunks. It keeps the protocol's promises that a client builds on (epochs, conditions, exactly-once, no
 //! write below quorum) and can be told to misbehave.
 
-#![allow(dead_code, reason = "not every test uses every fault")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "a module of tests: not every one uses every fault"
+)]
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -268,7 +272,7 @@ impl Service for Storage {
     async fn call(&self, request: Incoming) -> Result<Outgoing> {
         let header: StorageRequest = codec::decode(&request.header)?;
         if self.world.lock().dead.contains(&self.me) {
-            tokio::time::sleep(Duration::from_secs(60)).await;
+            tokio::time::sleep(Duration::from_mins(1)).await;
         }
         let (chain, epoch) = match &header {
             StorageRequest::Mutate(mutate) => (mutate.chain, mutate.epoch),
