@@ -1,7 +1,7 @@
 //! Snapshots of the state, out and in.
 //!
 //! An export shows one position of the log, while commands go on being applied. It reads a page of rows at a time under
-//! the readers' lock, so a commit waits for one page at most. A commit meanwhile sets aside what it overwrites beyond
+//! the lock of a commit, so commits and readers wait for one page at most. A commit meanwhile sets aside what it overwrites beyond
 //! the pages already read (the shadow), and the export reads that in the rows' place. Cost: while an export runs, one
 //! more read and one copy for each row that changes beyond its cursor; nothing otherwise. The shadow is bounded: a
 //! cluster that changes faster than its snapshot is written gives the snapshot up, not its memory.

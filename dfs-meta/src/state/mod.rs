@@ -12,6 +12,8 @@ mod export;
 mod rows;
 
 #[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
 mod tests;
 
 use std::fmt;
