@@ -22,7 +22,8 @@ use crate::store::{Overlay, Rows, StoreError};
 
 pub use read::read;
 pub use rows::{Body, Counters, DentryRow, InodeRow, OrphanRow, XattrRow};
-pub use transaction::{Transaction, forget_orphan};
+use transaction::Transaction;
+pub(crate) use transaction::forget_orphan;
 
 /// Keyed hash of a name: the only thing of it that keys show. The same name in two directories hashes differently.
 pub trait NameHash: Send + Sync + 'static {

@@ -10,7 +10,7 @@ use crate::store::keys::{self, Slot};
 use crate::store::{self, Rows, StoreError};
 
 /// Entries of one page: with the longest names and version vectors it stays within a message.
-pub const MAX_DIRECTORY_PAGE: usize = 1_000;
+const MAX_DIRECTORY_PAGE: usize = 1_000;
 
 /// Answers one question. `StatFs` is not a question about rows, and is answered by the caller.
 pub fn read<R: Rows + ?Sized>(rows: &R, hasher: &dyn NameHash, read: &NamespaceRead) -> OpResult<NamespaceAnswer> {

@@ -12,22 +12,22 @@ use crate::store::{self, Overlay, Rows, StoreError};
 
 /// Where a name is, or would go.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Found {
-    pub slot: Slot,
-    pub entry: DentryRow,
+pub(crate) struct Found {
+    pub(crate) slot: Slot,
+    pub(crate) entry: DentryRow,
 }
 
-pub fn get_inode<R: Rows + ?Sized>(rows: &R, inode: InodeId) -> Result<Option<InodeRow>, StoreError> {
+pub(crate) fn get_inode<R: Rows + ?Sized>(rows: &R, inode: InodeId) -> Result<Option<InodeRow>, StoreError> {
     store::get(rows, &keys::inode(inode))
 }
 
 /// The inode, or `ESTALE`: somebody holds a number whose inode is gone.
-pub fn need_inode<R: Rows + ?Sized>(rows: &R, inode: InodeId) -> OpResult<InodeRow> {
+pub(crate) fn need_inode<R: Rows + ?Sized>(rows: &R, inode: InodeId) -> OpResult<InodeRow> {
     get_inode(rows, inode)?.ok_or_else(|| Error::new(ErrorCode::StaleInode, format!("inode {inode} is gone")).into())
 }
 
 /// The directory, or `ENOENT` when it was removed, or `ENOTDIR`.
-pub fn need_directory<R: Rows + ?Sized>(rows: &R, directory: InodeId) -> OpResult<InodeRow> {
+pub(crate) fn need_directory<R: Rows + ?Sized>(rows: &R, directory: InodeId) -> OpResult<InodeRow> {
     let row = get_inode(rows, directory)?
         .ok_or_else(|| Error::new(ErrorCode::NotFound, format!("directory {directory} was removed")))?;
     if row.is_directory() {
@@ -38,7 +38,7 @@ pub fn need_directory<R: Rows + ?Sized>(rows: &R, directory: InodeId) -> OpResul
 }
 
 /// The entry of a name, and the first free slot for it.
-pub fn probe<R: Rows + ?Sized>(
+pub(crate) fn probe<R: Rows + ?Sized>(
     rows: &R,
     hasher: &dyn NameHash,
     directory: InodeId,
@@ -46,6 +46,12 @@ pub fn probe<R: Rows + ?Sized>(
 ) -> Result<(Option<Found>, Option<Slot>), StoreError> {
     let first = Slot::of_hash(&hasher.hash(directory, name.as_bytes()));
     let end = Slot(first.0 + PROBES);
+    // Nearly always there: one row read instead of a search.
+    if let Some(entry) = store::get::<DentryRow, _>(rows, &keys::dentry(directory, first))?
+        && entry.name == *name
+    {
+        return Ok((Some(Found { slot: first, entry }), None));
+    }
     // The whole window is looked at, since removing a name leaves no mark in its slot.
     let window = rows.scan(
         &keys::dentry(directory, first),
@@ -67,7 +73,7 @@ pub fn probe<R: Rows + ?Sized>(
 }
 
 /// Removes the rows of an unlinked file whose chunks are gone.
-pub fn forget_orphan<S: Rows + ?Sized>(rows: &mut Overlay<'_, S>, inode: InodeId) -> Result<(), StoreError> {
+pub(crate) fn forget_orphan<S: Rows + ?Sized>(rows: &mut Overlay<'_, S>, inode: InodeId) -> Result<(), StoreError> {
     forget_inode(rows, inode)?;
     rows.delete(keys::orphan(inode));
     Ok(())
@@ -84,11 +90,11 @@ fn forget_inode<S: Rows + ?Sized>(rows: &mut Overlay<'_, S>, inode: InodeId) -> 
 }
 
 /// One operation at work on the rows.
-pub struct Transaction<'t, 's, S: Rows + ?Sized> {
-    pub rows: &'t mut Overlay<'s, S>,
-    pub counters: &'t mut Counters,
-    pub hasher: &'t dyn NameHash,
-    pub context: Context<'t>,
+pub(crate) struct Transaction<'t, 's, S: Rows + ?Sized> {
+    pub(crate) rows: &'t mut Overlay<'s, S>,
+    pub(crate) counters: &'t mut Counters,
+    pub(crate) hasher: &'t dyn NameHash,
+    pub(crate) context: Context<'t>,
 }
 
 impl<S: Rows + ?Sized> fmt::Debug for Transaction<'_, '_, S> {
@@ -100,7 +106,7 @@ impl<S: Rows + ?Sized> fmt::Debug for Transaction<'_, '_, S> {
 }
 
 impl<'t, 's, S: Rows + ?Sized> Transaction<'t, 's, S> {
-    pub fn new(
+    pub(crate) fn new(
         rows: &'t mut Overlay<'s, S>,
         counters: &'t mut Counters,
         hasher: &'t dyn NameHash,
@@ -114,38 +120,38 @@ impl<'t, 's, S: Rows + ?Sized> Transaction<'t, 's, S> {
         }
     }
 
-    pub fn now(&self) -> Timestamp {
+    pub(crate) fn now(&self) -> Timestamp {
         self.context.time
     }
 
-    pub fn caller(&self) -> Caller {
+    pub(crate) fn caller(&self) -> Caller {
         self.context.caller
     }
 
-    pub fn session(&self) -> SessionId {
+    pub(crate) fn session(&self) -> SessionId {
         self.context.session
     }
 
-    pub fn inode(&self, inode: InodeId) -> OpResult<InodeRow> {
+    pub(crate) fn inode(&self, inode: InodeId) -> OpResult<InodeRow> {
         need_inode(self.rows, inode)
     }
 
-    pub fn directory(&self, directory: InodeId) -> OpResult<InodeRow> {
+    pub(crate) fn directory(&self, directory: InodeId) -> OpResult<InodeRow> {
         need_directory(self.rows, directory)
     }
 
-    pub fn put_inode(&mut self, inode: InodeId, row: &InodeRow) -> OpResult<()> {
+    pub(crate) fn put_inode(&mut self, inode: InodeId, row: &InodeRow) -> OpResult<()> {
         self.rows.put(keys::inode(inode), store::encode(row)?);
         Ok(())
     }
 
     /// Writes the inode and shows it as it is now.
-    pub fn put_and_show(&mut self, inode: InodeId, row: &InodeRow) -> OpResult<Attributes> {
+    pub(crate) fn put_and_show(&mut self, inode: InodeId, row: &InodeRow) -> OpResult<Attributes> {
         self.put_inode(inode, row)?;
         Ok(row.attributes(inode))
     }
 
-    pub fn new_inode(&mut self) -> InodeId {
+    pub(crate) fn new_inode(&mut self) -> InodeId {
         let inode = self.counters.next_inode;
         self.counters.next_inode = inode.next();
         self.counters.inodes += 1;
@@ -153,17 +159,17 @@ impl<'t, 's, S: Rows + ?Sized> Transaction<'t, 's, S> {
     }
 
     /// The entry of a name, if there is one.
-    pub fn find(&self, directory: InodeId, name: &ValidName) -> OpResult<Option<Found>> {
+    pub(crate) fn find(&self, directory: InodeId, name: &ValidName) -> OpResult<Option<Found>> {
         Ok(probe(self.rows, self.hasher, directory, name)?.0)
     }
 
     /// The entry of a name, or `ENOENT`.
-    pub fn entry(&self, directory: InodeId, name: &ValidName) -> OpResult<Found> {
+    pub(crate) fn entry(&self, directory: InodeId, name: &ValidName) -> OpResult<Found> {
         self.find(directory, name)?.ok_or_else(|| ErrorCode::NotFound.into())
     }
 
     /// A slot for a name that must not be there yet, or `EEXIST`.
-    pub fn vacancy(&self, directory: InodeId, name: &ValidName) -> OpResult<Slot> {
+    pub(crate) fn vacancy(&self, directory: InodeId, name: &ValidName) -> OpResult<Slot> {
         match probe(self.rows, self.hasher, directory, name)? {
             (Some(_), _) => Err(ErrorCode::Exists.into()),
             (None, Some(slot)) => Ok(slot),
@@ -176,7 +182,13 @@ impl<'t, 's, S: Rows + ?Sized> Transaction<'t, 's, S> {
     }
 
     /// Writes an entry. The directory's own row is the caller's.
-    pub fn put_entry(&mut self, directory: InodeId, slot: Slot, inode: InodeId, name: &ValidName) -> OpResult<()> {
+    pub(crate) fn put_entry(
+        &mut self,
+        directory: InodeId,
+        slot: Slot,
+        inode: InodeId,
+        name: &ValidName,
+    ) -> OpResult<()> {
         let row = DentryRow {
             inode,
             name: name.clone(),
@@ -185,13 +197,13 @@ impl<'t, 's, S: Rows + ?Sized> Transaction<'t, 's, S> {
         Ok(())
     }
 
-    pub fn remove_entry(&mut self, directory: InodeId, slot: Slot) {
+    pub(crate) fn remove_entry(&mut self, directory: InodeId, slot: Slot) {
         self.rows.delete(keys::dentry(directory, slot));
     }
 
     /// An inode lost a name; without any it becomes an orphan (a regular file: somebody may have it open, and its chunks
     /// are still there) or goes at once. Returns the links that are left.
-    pub fn drop_link(&mut self, inode: InodeId, mut row: InodeRow) -> OpResult<u32> {
+    pub(crate) fn drop_link(&mut self, inode: InodeId, mut row: InodeRow) -> OpResult<u32> {
         let gone = row.is_directory() || row.nlink <= 1;
         if !gone {
             row.nlink -= 1;
@@ -216,7 +228,7 @@ impl<'t, 's, S: Rows + ?Sized> Transaction<'t, 's, S> {
     }
 
     /// Counts entries of a directory up or down and stamps it, as every change of its names does.
-    pub fn count_entries(&self, directory: &mut InodeRow, difference: i64) -> OpResult<()> {
+    pub(crate) fn count_entries(&self, directory: &mut InodeRow, difference: i64) -> OpResult<()> {
         let now = self.now();
         let Body::Directory { entries, .. } = &mut directory.body else {
             return Err(OpError::Store(StoreError::Broken(

@@ -154,10 +154,11 @@ impl<S: Store> Applier<'_, S> {
             return Ok(Err(refused));
         }
         if request.answered_below > session.answered_below {
-            let from = keys::answer(request.session, session.answered_below);
-            let to = keys::answer(request.session, request.answered_below);
-            for (key, _) in self.rows.scan(&from, &to, usize::MAX)? {
-                self.rows.delete(key);
+            // Remembered answers lie within the bound above `answered_below`, so there is nothing to search for.
+            let bound = SequenceNumber(session.answered_below.0.saturating_add(MAX_CHANGES_IN_FLIGHT));
+            for sequence in session.answered_below.0..request.answered_below.min(bound).0 {
+                self.rows
+                    .delete(keys::answer(request.session, SequenceNumber(sequence)));
             }
             session.answered_below = request.answered_below;
             self.rows.put(session_key, store::encode(&session)?);

@@ -7,13 +7,13 @@ use serde::{Deserialize, Serialize};
 pub const FORMAT_VERSION: u32 = 1;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FormatRow {
+pub(super) struct FormatRow {
     pub version: u32,
     pub cluster: ClusterId,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SessionRow {
+pub(super) struct SessionRow {
     /// For people: host and mount point.
     pub label: String,
     pub opened_at: Timestamp,

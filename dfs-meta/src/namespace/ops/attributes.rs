@@ -11,7 +11,7 @@ use crate::store::Rows;
 const MODE_BITS: u32 = 0o7777;
 
 /// With `commit`, a writer's last word about its data comes first, so that a `touch -d` after a write stays.
-pub fn set_attributes<S: Rows + ?Sized>(
+pub(crate) fn set_attributes<S: Rows + ?Sized>(
     tx: &mut Transaction<'_, '_, S>,
     inode: InodeId,
     set: &SetAttributes,
@@ -45,7 +45,7 @@ pub fn set_attributes<S: Rows + ?Sized>(
     })
 }
 
-pub fn set_policy<S: Rows + ?Sized>(
+pub(crate) fn set_policy<S: Rows + ?Sized>(
     tx: &mut Transaction<'_, '_, S>,
     inode: InodeId,
     policy: Policy,

@@ -16,7 +16,7 @@ const MODE_BITS: u32 = 0o7777;
 /// Largest wrapped key that is believed to be one (it is 60 bytes in this version).
 const KEY_MAX_BYTES: usize = 256;
 
-pub fn create<S: Rows + ?Sized>(
+pub(crate) fn create<S: Rows + ?Sized>(
     tx: &mut Transaction<'_, '_, S>,
     parent: InodeId,
     name: &ValidName,
@@ -37,7 +37,7 @@ pub fn create<S: Rows + ?Sized>(
     add(tx, (parent, directory, slot), name, mode, body)
 }
 
-pub fn mkdir<S: Rows + ?Sized>(
+pub(crate) fn mkdir<S: Rows + ?Sized>(
     tx: &mut Transaction<'_, '_, S>,
     parent: InodeId,
     name: &ValidName,
@@ -60,13 +60,13 @@ pub fn mkdir<S: Rows + ?Sized>(
 
 /// What `mknod` makes.
 #[derive(Clone, Copy, Debug)]
-pub struct Node<'a> {
-    pub kind: FileKind,
-    pub rdev: u32,
-    pub key: Option<&'a WrappedKey>,
+pub(crate) struct Node<'a> {
+    pub(crate) kind: FileKind,
+    pub(crate) rdev: u32,
+    pub(crate) key: Option<&'a WrappedKey>,
 }
 
-pub fn mknod<S: Rows + ?Sized>(
+pub(crate) fn mknod<S: Rows + ?Sized>(
     tx: &mut Transaction<'_, '_, S>,
     parent: InodeId,
     name: &ValidName,
@@ -93,7 +93,7 @@ pub fn mknod<S: Rows + ?Sized>(
     add(tx, (parent, directory, slot), name, mode, body)
 }
 
-pub fn symlink<S: Rows + ?Sized>(
+pub(crate) fn symlink<S: Rows + ?Sized>(
     tx: &mut Transaction<'_, '_, S>,
     parent: InodeId,
     name: &ValidName,

@@ -15,7 +15,7 @@ const GROUP_EXECUTE: u32 = 0o010;
 /// Longest file, as for any off_t.
 const MAX_OFFSET_BYTES: u64 = i64::MAX as u64;
 
-pub fn set_length<S: Rows + ?Sized>(
+pub(crate) fn set_length<S: Rows + ?Sized>(
     tx: &mut Transaction<'_, '_, S>,
     inode: InodeId,
     length: u64,
@@ -30,7 +30,7 @@ pub fn set_length<S: Rows + ?Sized>(
     })
 }
 
-pub fn commit_write<S: Rows + ?Sized>(
+pub(crate) fn commit_write<S: Rows + ?Sized>(
     tx: &mut Transaction<'_, '_, S>,
     inode: InodeId,
     commit: &WriteCommit,
@@ -45,7 +45,7 @@ pub fn commit_write<S: Rows + ?Sized>(
 }
 
 /// Records written data in the row. Works on an orphan too: it is open somewhere.
-pub fn commit_to<S: Rows + ?Sized>(
+pub(crate) fn commit_to<S: Rows + ?Sized>(
     tx: &Transaction<'_, '_, S>,
     inode: InodeId,
     row: &mut InodeRow,
@@ -61,7 +61,7 @@ pub fn commit_to<S: Rows + ?Sized>(
 }
 
 /// Clears what makes a program run as its owner or group. Setgid without group execute is no such thing, and stays.
-pub fn drop_privileges(row: &mut InodeRow) {
+pub(crate) fn drop_privileges(row: &mut InodeRow) {
     row.mode &= !SETUID;
     if row.mode & GROUP_EXECUTE != 0 {
         row.mode &= !SETGID;

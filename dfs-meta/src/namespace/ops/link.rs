@@ -9,7 +9,7 @@ use super::super::transaction::{Transaction, get_inode};
 use crate::store::Rows;
 
 /// In the kernel's order of checks: the name first, then what it is to name.
-pub fn link<S: Rows + ?Sized>(
+pub(crate) fn link<S: Rows + ?Sized>(
     tx: &mut Transaction<'_, '_, S>,
     inode: InodeId,
     parent: InodeId,

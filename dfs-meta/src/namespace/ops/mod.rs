@@ -14,7 +14,7 @@ use super::OpResult;
 use super::transaction::Transaction;
 use crate::store::Rows;
 
-pub fn apply<S: Rows + ?Sized>(tx: &mut Transaction<'_, '_, S>, op: &NamespaceOp) -> OpResult<NamespaceChange> {
+pub(crate) fn apply<S: Rows + ?Sized>(tx: &mut Transaction<'_, '_, S>, op: &NamespaceOp) -> OpResult<NamespaceChange> {
     match op {
         NamespaceOp::Create {
             parent,

@@ -13,7 +13,7 @@ use crate::store::{Rows, StoreError};
 
 type Place<'a> = (InodeId, &'a ValidName);
 
-pub fn rename<S: Rows + ?Sized>(
+pub(crate) fn rename<S: Rows + ?Sized>(
     tx: &mut Transaction<'_, '_, S>,
     from: Place<'_>,
     to: Place<'_>,

@@ -8,7 +8,7 @@ use super::super::rows::{Body, InodeRow};
 use super::super::transaction::Transaction;
 use crate::store::Rows;
 
-pub fn unlink<S: Rows + ?Sized>(
+pub(crate) fn unlink<S: Rows + ?Sized>(
     tx: &mut Transaction<'_, '_, S>,
     parent: InodeId,
     name: &ValidName,
@@ -29,7 +29,7 @@ pub fn unlink<S: Rows + ?Sized>(
     })
 }
 
-pub fn rmdir<S: Rows + ?Sized>(
+pub(crate) fn rmdir<S: Rows + ?Sized>(
     tx: &mut Transaction<'_, '_, S>,
     parent: InodeId,
     name: &ValidName,
@@ -50,7 +50,7 @@ pub fn rmdir<S: Rows + ?Sized>(
 }
 
 /// `ENOTDIR` for what is no directory, `ENOTEMPTY` for one with entries.
-pub fn check_empty(inode: InodeId, row: &InodeRow) -> OpResult<()> {
+pub(crate) fn check_empty(inode: InodeId, row: &InodeRow) -> OpResult<()> {
     match row.body {
         Body::Directory { entries: 0, .. } => Ok(()),
         Body::Directory { entries, .. } => {

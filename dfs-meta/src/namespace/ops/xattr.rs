@@ -12,7 +12,7 @@ use crate::store::{self, Rows, StoreError, keys};
 /// Namespaces that are kept. `system.` is not: it means access lists, and keeping one that nobody enforces would be a lie.
 const NAMESPACES: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
 
-pub fn set<S: Rows + ?Sized>(
+pub(crate) fn set<S: Rows + ?Sized>(
     tx: &mut Transaction<'_, '_, S>,
     inode: InodeId,
     name: &[u8],
@@ -51,7 +51,7 @@ pub fn set<S: Rows + ?Sized>(
     Ok(NamespaceChange::Done)
 }
 
-pub fn remove<S: Rows + ?Sized>(
+pub(crate) fn remove<S: Rows + ?Sized>(
     tx: &mut Transaction<'_, '_, S>,
     inode: InodeId,
     name: &[u8],
