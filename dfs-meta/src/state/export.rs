@@ -49,6 +49,9 @@ impl Shadow {
     }
 }
 
+/// Takes one exported row: key and value.
+pub type Sink<'a, E> = dyn FnMut(&[u8], &[u8]) -> Result<(), E> + 'a;
+
 /// A running export; ends when dropped.
 #[derive(Debug)]
 pub struct Export<'a, S: Store> {
@@ -142,10 +145,7 @@ impl<S: Store> State<S> {
     ///
     /// # Errors
     /// The sink's own, or trouble with the store.
-    pub fn export<E: From<StoreError>>(
-        &self,
-        sink: &mut dyn FnMut(&[u8], &[u8]) -> Result<(), E>,
-    ) -> Result<Option<Vec<u8>>, E> {
+    pub fn export<E: From<StoreError>>(&self, sink: &mut Sink<'_, E>) -> Result<Option<Vec<u8>>, E> {
         let mut export = self.begin_export()?;
         loop {
             let page = export.next_page()?;

@@ -26,7 +26,7 @@ use parking_lot::{Mutex, RwLock};
 use crate::namespace::{self, Body, Counters, InodeRow, NameHash, OpError, OrphanRow};
 use crate::store::{self, Batch, Store, StoreError, for_each_row, keys};
 
-pub use export::{Export, PAGE_ROWS};
+pub use export::{Export, PAGE_ROWS, Sink};
 pub use rows::{FORMAT_VERSION, Orphan};
 
 use export::Shadow;

@@ -148,6 +148,10 @@ impl<S: Store> Bench<S> {
         }
     }
 
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "questions are written where they are asked"
+    )]
     pub(crate) fn read(&self, read: NamespaceRead) -> Result<NamespaceAnswer, ErrorCode> {
         self.state.read(&read, StatFs::default()).map_err(|error| error.code)
     }

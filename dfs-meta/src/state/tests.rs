@@ -200,9 +200,9 @@ fn script() -> Vec<Command> {
     });
     kinds
         .into_iter()
-        .enumerate()
-        .map(|(n, kind)| Command {
-            time: dfs_common::Timestamp::from_nanos(n as i64),
+        .zip(0..)
+        .map(|(kind, nanos)| Command {
+            time: dfs_common::Timestamp::from_nanos(nanos),
             kind,
         })
         .collect()
