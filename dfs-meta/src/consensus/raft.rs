@@ -253,9 +253,10 @@ impl RaftConsensus {
     }
 }
 
-/// Everything that blocks on disk before Raft can start.
-type Recovered = (Log, Arc<std::sync::atomic::AtomicU64>, MachineStore, Joining);
+/// Log, how far snapshots cover it, state machine, and whether this server is joining.
+type Recovered = (Log, watch::Receiver<u64>, MachineStore, Joining);
 
+/// Everything that blocks on disk before Raft can start.
 fn recover(options: &RaftOptions, machine: Arc<dyn StateMachine>) -> Result<Recovered, ConsensusError> {
     let log_directory = options.directory.join("log");
     if !log_directory.join("vote").exists() {

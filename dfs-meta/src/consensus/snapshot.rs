@@ -18,6 +18,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use dfs_common::ClusterId;
 use parking_lot::Mutex;
+use tokio::sync::watch;
 
 use super::error::LogError;
 use super::log::sync_directory;
@@ -57,7 +58,7 @@ pub(super) struct Snapshots {
     sealer: Arc<dyn Seal>,
     current: Mutex<Option<(SnapshotMeta, PathBuf)>>,
     /// Shared with the log: entries below stand in a verified snapshot.
-    covered: Arc<AtomicU64>,
+    covered: watch::Sender<u64>,
     temporary: AtomicU64,
 }
 
@@ -313,7 +314,7 @@ impl Snapshots {
             cluster,
             sealer,
             current: Mutex::new(None),
-            covered: Arc::default(),
+            covered: watch::Sender::new(0),
             temporary: AtomicU64::new(0),
         };
         for path in this.list("tmp")? {
@@ -356,11 +357,15 @@ impl Snapshots {
             *current = Some((meta, path));
         }
         drop(current);
-        self.covered.fetch_max(next, Ordering::AcqRel);
+        self.covered.send_if_modified(|covered| {
+            let more = next > *covered;
+            *covered = next.max(*covered);
+            more
+        });
     }
 
-    pub(super) fn covered(&self) -> Arc<AtomicU64> {
-        self.covered.clone()
+    pub(super) fn covered(&self) -> watch::Receiver<u64> {
+        self.covered.subscribe()
     }
 
     pub(super) fn current(&self) -> Option<(SnapshotMeta, PathBuf)> {

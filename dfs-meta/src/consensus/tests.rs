@@ -214,11 +214,17 @@ impl Cluster {
     }
 
     async fn same_everywhere(&self, count: usize) {
-        eventually("all servers to apply the same", || {
+        let started = Instant::now();
+        loop {
             let all: Vec<_> = (1..=3).map(|id| self.commands(id)).collect();
-            (all[0].len() >= count && all[0] == all[1] && all[1] == all[2]).then_some(())
-        })
-        .await;
+            if all[0].len() >= count && all[0] == all[1] && all[1] == all[2] {
+                return;
+            }
+            let states: Vec<_> = self.live().iter().map(|server| server.status()).collect();
+            let counts: Vec<_> = all.iter().map(Vec::len).collect();
+            assert!(started.elapsed() < Duration::from_secs(10), "{counts:?} of {count}: {states:#?}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 
     async fn nobody_joins(&self) {

@@ -72,13 +72,21 @@ struct Slot {
     cached: Option<Entry>,
 }
 
+/// A segment for reading and for deciding when it can go.
+struct Segment {
+    file: Arc<File>,
+    path: PathBuf,
+    /// Index of the first entry that stands in it, as its header says.
+    next_index: u64,
+}
+
 #[derive(Default)]
 struct Index {
     purged: Option<LogId>,
     slots: VecDeque<Slot>,
     next_index: u64,
     committed: Option<LogId>,
-    segments: BTreeMap<u64, (Arc<File>, PathBuf)>,
+    segments: BTreeMap<u64, Segment>,
     /// Entries below this index are not cached.
     cached_from: u64,
     cached_bytes: usize,
@@ -137,8 +145,13 @@ impl Shared {
         self.0.lock().committed
     }
 
-    fn add_segment(&self, sequence: u64, file: Arc<File>, path: PathBuf) {
-        self.0.lock().segments.insert(sequence, (file, path));
+    fn add_segment(&self, current: &Current, next_index: u64) {
+        let segment = Segment {
+            file: current.file.clone(),
+            path: current.path.clone(),
+            next_index,
+        };
+        self.0.lock().segments.insert(current.sequence, segment);
     }
 
     fn written(&self, written: &[(LogId, Location)]) {
@@ -169,11 +182,19 @@ impl Shared {
         }
         index.next_index = index.next_index.max(upto.index + 1);
         index.purged = index.purged.max(Some(upto));
-        let keep = index.slots.iter().find_map(|slot| slot.location).map_or(current, |location| location.sequence);
-        let kept = index.segments.split_off(&keep.min(current));
+        let first = index.slots.front().and_then(|slot| slot.location).map_or(current, |location| location.sequence);
+        // Replay must be able to begin with what is kept: a segment may start behind a truncation that it holds itself,
+        // and then those before it are still needed.
+        let keep = index
+            .segments
+            .range(..=first)
+            .rev()
+            .find(|(_, segment)| segment.next_index <= upto.index + 1)
+            .map_or(0, |(&sequence, _)| sequence);
+        let kept = index.segments.split_off(&keep);
         std::mem::replace(&mut index.segments, kept)
             .into_values()
-            .map(|(_, path)| path)
+            .map(|segment| segment.path)
             .collect()
     }
 }
@@ -277,7 +298,14 @@ impl Log {
                     end,
                 });
             }
-            segments.insert(sequence, (file, path.clone()));
+            segments.insert(
+                sequence,
+                Segment {
+                    file,
+                    path: path.clone(),
+                    next_index: header.next_index,
+                },
+            );
         }
         replay.finish();
 
@@ -295,7 +323,14 @@ impl Log {
                 let spare = directory.join("direct.spare");
                 zero_file(&spare, options.segment_size_bytes)?;
                 let current = create_segment(directory, header, &spare, options.segment_size_bytes)?;
-                segments.insert(1, (current.file.clone(), current.path.clone()));
+                segments.insert(
+                    1,
+                    Segment {
+                        file: current.file.clone(),
+                        path: current.path.clone(),
+                        next_index: 0,
+                    },
+                );
                 current
             }
         };
@@ -475,13 +510,12 @@ impl Log {
                     out.push(entry.clone());
                     continue;
                 }
-                let Some((location, (file, path))) = slot
-                    .location
-                    .and_then(|location| Some((location, index.segments.get(&location.sequence)?.clone())))
+                let Some((location, segment)) =
+                    slot.location.and_then(|location| Some((location, index.segments.get(&location.sequence)?)))
                 else {
                     break;
                 };
-                (slot.id, (location, file, path))
+                (slot.id, (location, segment.file.clone(), segment.path.clone()))
             };
             let (location, file, path) = place;
             out.push(self.read_record(id, location, &file, &path)?);

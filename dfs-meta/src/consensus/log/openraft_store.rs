@@ -2,11 +2,12 @@
 
 use std::fmt::Debug;
 use std::ops::{Bound, RangeBounds};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use openraft::storage::{LogFlushed, LogState, RaftLogReader, RaftLogStorage};
 use openraft::{ErrorSubject, ErrorVerb, OptionalSend, StorageIOError};
+
+use tokio::sync::watch;
 
 use super::Log;
 use crate::consensus::error::LogError;
@@ -15,12 +16,15 @@ use crate::consensus::types::{Entry, LogId, StorageError, TypeConfig, Vote};
 /// Bytes of entries in one append message; leaves room for one more record of the largest size under the header limit.
 const MAX_APPEND_BYTES: usize = 384 << 10;
 
+/// How long a purge waits for the snapshot that covers it; longer than any install is expected to take.
+const COVER_DEADLINE: Duration = Duration::from_secs(60);
+
 /// A log and the guard of its purge.
 #[derive(Clone)]
 pub(in crate::consensus) struct LogStore {
     pub(in crate::consensus) log: Log,
     /// Entries below this index stand in a snapshot that was read back and verified.
-    pub(in crate::consensus) covered: Arc<AtomicU64>,
+    pub(in crate::consensus) covered: watch::Receiver<u64>,
 }
 
 fn failed(subject: ErrorSubject<u64>, verb: ErrorVerb, error: &LogError) -> StorageError {
@@ -126,14 +130,12 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn purge(&mut self, log_id: LogId) -> Result<(), StorageError> {
-        if log_id.index >= self.covered.load(Ordering::Acquire) {
-            let error = LogError::NotHere {
-                index: log_id.index,
-                first: 0,
-                next: self.covered.load(Ordering::Acquire),
-            };
+        // openraft asks for the purge while the state machine still installs the snapshot that allows it.
+        let covered = self.covered.wait_for(|&next| next > log_id.index);
+        if !matches!(tokio::time::timeout(COVER_DEADLINE, covered).await, Ok(Ok(_))) {
             tracing::error!(%log_id, "refusing to purge entries that no verified snapshot holds");
-            return Err(failed(ErrorSubject::Log(log_id), ErrorVerb::Delete, &error));
+            let source = openraft::AnyError::error("no verified snapshot holds these entries");
+            return Err(StorageIOError::new(ErrorSubject::Log(log_id), ErrorVerb::Delete, source).into());
         }
         let log = self.log.clone();
         blocking(move || log.purge(log_id))

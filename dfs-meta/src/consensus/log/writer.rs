@@ -264,7 +264,7 @@ impl Writer {
             }
         };
         self.current = create_segment(&self.directory, header, &spare, length)?;
-        self.shared.add_segment(self.current.sequence, self.current.file.clone(), self.current.path.clone());
+        self.shared.add_segment(&self.current, next_index);
         if let Some(spares) = &self.spares {
             // Full means that one is being made already.
             let _ = spares.want.try_send(());
