@@ -56,7 +56,7 @@ pub(crate) async fn fetch_inventory(
 }
 
 /// The syncing side's inventory. What its disk has lost is left out, so that it is copied.
-pub(crate) fn list(node: &Node, chain: ChainId, after: Option<ChunkId>, limit: u32) -> Result<StorageResponse> {
+pub(crate) fn list(node: &Node, chain: ChainId, after: Option<ChunkId>, limit: u32) -> StorageResponse {
     if after.is_none() {
         let rotten: Vec<_> = node.rotten.lock().iter().copied().collect();
         for chunk in rotten {
@@ -68,10 +68,10 @@ pub(crate) fn list(node: &Node, chain: ChainId, after: Option<ChunkId>, limit: u
         }
     }
     let chunks = node.store.list(chain, after, limit as usize);
-    Ok(StorageResponse::Inventory {
+    StorageResponse::Inventory {
         end: chunks.len() < limit as usize,
         chunks,
-    })
+    }
 }
 
 pub(crate) async fn drop_chunks(
@@ -201,7 +201,7 @@ impl Copy<'_> {
 pub(crate) async fn report_done(node: &Arc<Node>, state: &Chain, chain: ChainId, to: StorageId, epoch: Epoch) {
     let request = MetaRequest::ResyncDone { chain, epoch, node: to };
     while state.epoch() == epoch && !node.stopping.is_cancelled() {
-        match node.network.meta(&request, Duration::from_millis(1_000)).await {
+        match node.network.meta(&request, Duration::from_secs(1)).await {
             Ok(MetaResponse::ResyncDone) => node.refresh.notify_one(),
             Ok(MetaResponse::Failed(error)) | Err(error) => {
                 tracing::info!(%chain, %epoch, %error, "the end of a resync is not recorded yet");

@@ -66,7 +66,6 @@ impl ReplicaCore {
         });
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the fields of one message")]
     pub(super) fn install(
         &mut self,
         from: StorageId,

@@ -246,7 +246,7 @@ impl ReplicaCore {
             }
             Input::Copied { ticket, result } => {
                 if let Some(Purpose::Copy(chunk)) = self.under_way.remove(&ticket) {
-                    self.copied(now, chunk, result, store);
+                    self.copied(now, chunk, &result, store);
                 }
             }
         }
@@ -269,15 +269,15 @@ impl ReplicaCore {
             Some(Purpose::SyncMutation(chunk, version)) => self.mutation_synced(now, chunk, version, result, store),
             Some(Purpose::Forward(chunk, version)) => self.forward_done(now, chunk, version, result, store),
             Some(Purpose::SyncJob(job)) => self.job_synced(now, job, result),
-            Some(Purpose::ForwardSyncJob(job)) => self.job_forwarded(now, job, result),
+            Some(Purpose::ForwardSyncJob(job)) => self.job_forwarded(now, job, &result),
             Some(Purpose::Install(waiter, chunk, version, done)) => {
                 self.install_done(waiter, chunk, version, done, result);
             }
             Some(Purpose::DropForPredecessor(waiter)) => {
                 self.answer(waiter, result.map(|()| Answer::Response(StorageResponse::Dropped)));
             }
-            Some(Purpose::DropAtSuccessor) => self.dropped(now, ticket, result, store),
-            Some(Purpose::FlushSuccessor) => self.flushed(now, result, store),
+            Some(Purpose::DropAtSuccessor) => self.dropped(now, ticket, &result, store),
+            Some(Purpose::FlushSuccessor) => self.flushed(now, &result, store),
         }
     }
 

@@ -81,7 +81,7 @@ impl Entry {
 
     /// The version that this entry leaves `block` at, if it changes it.
     fn block_version(&self, block: BlockIndex) -> Option<ChunkVersion> {
-        self.touches(block, 1).then(|| match &self.request.mutation {
+        self.touches(block, 1).then_some(match &self.request.mutation {
             Mutation::Write { .. } => self.version,
             Mutation::Truncate { .. } | Mutation::Remove => ChunkVersion::NONE,
         })

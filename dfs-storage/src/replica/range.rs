@@ -61,10 +61,10 @@ impl ReplicaCore {
                 removed: 0,
             },
         );
-        self.advance_range(now, job, store);
+        self.advance_range(job, store);
     }
 
-    fn advance_range(&mut self, now: Now, job: u64, store: &dyn StoreView) {
+    fn advance_range(&mut self, job: u64, store: &dyn StoreView) {
         loop {
             let Some(range) = self.ranges.get_mut(&job) else {
                 return;
@@ -104,16 +104,16 @@ impl ReplicaCore {
                 sync: false,
                 mutation: Mutation::Remove,
             };
-            self.stage_at_head(now, request, Bytes::new(), Waiter::Range(job), store);
+            self.stage_at_head(request, Bytes::new(), Waiter::Range(job), store);
         }
     }
 
-    pub(super) fn range_committed(&mut self, now: Now, job: u64, store: &dyn StoreView) {
+    pub(super) fn range_committed(&mut self, job: u64, store: &dyn StoreView) {
         if let Some(range) = self.ranges.get_mut(&job) {
             range.under_way -= 1;
             range.removed += 1;
         }
-        self.advance_range(now, job, store);
+        self.advance_range(job, store);
     }
 
     pub(super) fn refuse_ranges(&mut self, error: &Error) {

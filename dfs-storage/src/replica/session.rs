@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use dfs_common::wire::meta::ResyncProgress;
 use dfs_common::{ChainId, ChunkId, ChunkVersion, Epoch, Error, StorageId};
 
-use super::pending::{Downstream, Local};
+use super::pending::Downstream;
 use super::types::{CopyReport, Effect, Now, StoreView, Ticket};
 use super::{Purpose, ReplicaCore};
 
@@ -281,30 +281,27 @@ impl ReplicaCore {
         &mut self,
         now: Now,
         chunk: ChunkId,
-        result: Result<CopyReport, Error>,
+        result: &Result<CopyReport, Error>,
         store: &dyn StoreView,
     ) {
         let Some(session) = self.session.as_mut() else {
             return;
         };
         session.copies = session.copies.saturating_sub(1);
-        match result {
-            Ok(report) => {
-                session.work.remove(&chunk);
-                session.chunks_done += 1;
-                session.bytes_done += report.size_bytes;
-                self.release(now, chunk, Some(report.version), store);
-            }
-            Err(_) => {
-                session.pause_until_ms = now.ms + PAUSE_MS;
-                session.enqueue(chunk);
-                self.release(now, chunk, None, store);
-            }
+        if let Ok(report) = result {
+            session.work.remove(&chunk);
+            session.chunks_done += 1;
+            session.bytes_done += report.size_bytes;
+            self.release(now, chunk, Some(report.version), store);
+        } else {
+            session.pause_until_ms = now.ms + PAUSE_MS;
+            session.enqueue(chunk);
+            self.release(now, chunk, None, store);
         }
         self.schedule_session(now, store);
     }
 
-    pub(super) fn dropped(&mut self, now: Now, ticket: Ticket, result: Result<(), Error>, store: &dyn StoreView) {
+    pub(super) fn dropped(&mut self, now: Now, ticket: Ticket, result: &Result<(), Error>, store: &dyn StoreView) {
         let Some(session) = self.session.as_mut() else {
             return;
         };
@@ -357,7 +354,6 @@ impl ReplicaCore {
                     self.under_way.remove(&ticket);
                     entry.downstream = Downstream::NotNeeded;
                 }
-                debug_assert!(entry.local != Local::Done || entry.is_applied());
             }
         }
         if let Some(session) = self.session.as_mut() {
@@ -369,7 +365,7 @@ impl ReplicaCore {
         self.commit(now, chunk, store);
     }
 
-    pub(super) fn flushed(&mut self, now: Now, result: Result<(), Error>, store: &dyn StoreView) {
+    pub(super) fn flushed(&mut self, now: Now, result: &Result<(), Error>, store: &dyn StoreView) {
         let epoch = self.epoch();
         let Some(session) = self.session.as_mut() else {
             return;

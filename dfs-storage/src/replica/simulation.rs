@@ -442,7 +442,7 @@ impl World {
     }
 
     fn effect(&mut self, node: usize, incarnation: u64, effect: Effect) {
-        let mut send = |world: &mut Self, ticket, to, message, after_ms: u64| {
+        let send = |world: &mut Self, ticket, to, message, after_ms: u64| {
             let event = Event::Send {
                 node,
                 incarnation,
@@ -685,7 +685,7 @@ impl World {
             Call::Neighbour(call) => self.reply(call, answer.map(|_| None)),
             Call::Mutation { client, attempt } => match answer {
                 Ok(Answer::Response(StorageResponse::Mutated { version })) => {
-                    self.acknowledged(client, attempt, version)
+                    self.acknowledged(client, attempt, version);
                 }
                 Ok(other) => panic!("a mutation answered with {other:?}"),
                 Err(error) => self.client_failed(client, attempt, &error),
@@ -1131,6 +1131,7 @@ fn simulate(seed: u64) -> (u64, u64, u64) {
 }
 
 #[test]
+#[expect(clippy::disallowed_methods, reason = "a seed to run again is given from outside")]
 fn chains_keep_their_promises_whatever_happens() {
     let seeds = std::env::var("DFS_SEED").map_or(1..301, |seed| {
         let seed: u64 = seed.parse().unwrap();

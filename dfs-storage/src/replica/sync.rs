@@ -27,7 +27,7 @@ impl ReplicaCore {
             .admit_at_head(now, epoch)
             .and_then(|()| self.check_level(Level::default()));
         match admitted {
-            Ok(()) => self.start_sync(now, vec![waiter], StorageResponse::Synced, true),
+            Ok(()) => self.start_sync(vec![waiter], StorageResponse::Synced, true),
             Err(error) => self.refuse(waiter, error),
         }
     }
@@ -35,20 +35,13 @@ impl ReplicaCore {
     pub(super) fn forwarded_sync(&mut self, from: StorageId, epoch: Epoch, waiter: WaiterId) {
         match self.admit_predecessor(from, epoch) {
             Ok(()) => {
-                let now = Now { ms: 0, lease: true };
-                self.start_sync(now, vec![waiter], StorageResponse::Synced, false);
+                self.start_sync(vec![waiter], StorageResponse::Synced, false);
             }
             Err(error) => self.refuse(waiter, error),
         }
     }
 
-    pub(super) fn start_sync(
-        &mut self,
-        _now: Now,
-        waiters: Vec<WaiterId>,
-        response: StorageResponse,
-        for_client: bool,
-    ) {
+    pub(super) fn start_sync(&mut self, waiters: Vec<WaiterId>, response: StorageResponse, for_client: bool) {
         let job = self.id();
         // A syncing successor is flushed before it is declared complete; from then on it must not miss a sync.
         let forward = match self.role {
@@ -59,7 +52,7 @@ impl ReplicaCore {
             Role::Serving {
                 successor: Successor::Syncing(_),
                 ..
-            } => self.session.as_ref().is_some_and(|session| session.wants_syncs()),
+            } => self.session.as_ref().is_some_and(super::session::Session::wants_syncs),
             _ => false,
         };
         self.syncs.insert(
@@ -104,7 +97,7 @@ impl ReplicaCore {
         }
     }
 
-    pub(super) fn job_forwarded(&mut self, now: Now, job: u64, result: Result<(), Error>) {
+    pub(super) fn job_forwarded(&mut self, now: Now, job: u64, result: &Result<(), Error>) {
         if result.is_err() {
             let Some(session) = self.session.as_mut().filter(|session| !session.is_done()) else {
                 if self.syncs.contains_key(&job) {

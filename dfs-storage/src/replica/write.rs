@@ -62,7 +62,7 @@ impl ReplicaCore {
             let response = StorageResponse::Mutated { version };
             if request.sync {
                 // It may have been applied by a process that died before its sync.
-                self.start_sync(now, vec![waiter], response, true);
+                self.start_sync(vec![waiter], response, true);
             } else {
                 self.answer(waiter, Ok(Answer::Response(response)));
             }
@@ -71,12 +71,11 @@ impl ReplicaCore {
         if let Err(error) = self.check_staging(&request, &payload, store) {
             return self.refuse(waiter, error);
         }
-        self.stage_at_head(now, request, payload, Waiter::Client(waiter), store);
+        self.stage_at_head(request, payload, Waiter::Client(waiter), store);
     }
 
     pub(super) fn stage_at_head(
         &mut self,
-        now: Now,
         request: MutateRequest,
         payload: Bytes,
         waiter: Waiter,
@@ -88,12 +87,11 @@ impl ReplicaCore {
             .or_default()
             .latest(request.chunk, store);
         let version = before.successor(self.epoch());
-        self.stage(now, request, payload, (before, version), waiter);
+        self.stage(request, payload, (before, version), waiter);
     }
 
     fn stage(
         &mut self,
-        now: Now,
         mut request: MutateRequest,
         payload: Bytes,
         (before, version): (ChunkVersion, ChunkVersion),
@@ -122,7 +120,6 @@ impl ReplicaCore {
             self.send(chunk, version, 0);
         }
         self.pump(chunk);
-        debug_assert!(now.ms < u64::MAX);
     }
 
     /// Whether and how a successor takes part in mutations of this chunk.
@@ -331,10 +328,7 @@ impl ReplicaCore {
     /// Commits what is complete, oldest first, and answers whoever waited for it.
     pub(super) fn commit(&mut self, now: Now, chunk: ChunkId, store: &dyn StoreView) {
         let mut ranges = Vec::new();
-        loop {
-            let Some(queue) = self.queues.get_mut(&chunk) else {
-                break;
-            };
+        while let Some(queue) = self.queues.get_mut(&chunk) {
             if !queue.entries.front().is_some_and(Entry::is_done) {
                 if queue.entries.is_empty() {
                     self.queues.remove(&chunk);
@@ -365,7 +359,7 @@ impl ReplicaCore {
             self.release_reads(now, chunk, entry.version);
         }
         for job in ranges {
-            self.range_committed(now, job, store);
+            self.range_committed(job, store);
         }
     }
 
@@ -419,7 +413,6 @@ impl ReplicaCore {
         if forward.before == latest {
             let mut at = forward.version;
             self.stage(
-                now,
                 forward.request,
                 payload,
                 (forward.before, forward.version),
@@ -434,7 +427,6 @@ impl ReplicaCore {
                 at = early.forward.version;
                 let versions = (early.forward.before, early.forward.version);
                 self.stage(
-                    now,
                     early.forward.request,
                     early.payload,
                     versions,

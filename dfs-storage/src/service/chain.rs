@@ -326,7 +326,7 @@ impl Chain {
                     let answer = resync::list(&node, id, after, limit);
                     let sender = chain.inner.lock().waiters.remove(&waiter);
                     if let Some(sender) = sender {
-                        let _ = sender.send(answer.map(Answer::Response));
+                        let _ = sender.send(Ok(Answer::Response(answer)));
                     }
                     return;
                 }

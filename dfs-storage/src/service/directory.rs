@@ -45,15 +45,13 @@ impl DataDirectory {
     /// Bytes that are free on its file system or already ours.
     pub(crate) fn capacity_bytes(&self) -> Result<u64> {
         let stat = statvfs(&self.path).map_err(|e| trouble(&self.path, "can not be measured", &e.into()))?;
-        let ours: u64 = std::fs::read_dir(self.chunks())
-            .map(|entries| {
-                entries
-                    .flatten()
-                    .filter_map(|entry| entry.metadata().ok())
-                    .map(|metadata| metadata.len())
-                    .sum()
-            })
-            .unwrap_or(0);
+        let ours: u64 = std::fs::read_dir(self.chunks()).map_or(0, |entries| {
+            entries
+                .flatten()
+                .filter_map(|entry| entry.metadata().ok())
+                .map(|metadata| metadata.len())
+                .sum()
+        });
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize).saturating_add(ours))
     }
 }
