@@ -40,9 +40,12 @@ pub(super) fn mark_path(directory: &Path) -> PathBuf {
 pub(super) fn mark(directory: &Path) -> Result<(), LogError> {
     std::fs::create_dir_all(directory).map_err(LogError::io("creating", directory))?;
     let path = mark_path(directory);
-    std::fs::write(&path, b"this server has not caught up yet; see joining in the documentation\n")
-        .and_then(|()| std::fs::File::open(&path)?.sync_all())
-        .map_err(LogError::io("writing", &path))?;
+    std::fs::write(
+        &path,
+        b"this server has not caught up yet; see joining in the documentation\n",
+    )
+    .and_then(|()| std::fs::File::open(&path)?.sync_all())
+    .map_err(LogError::io("writing", &path))?;
     sync_directory(directory)
 }
 

@@ -1,5 +1,7 @@
 //! The state machine as openraft wants it.
 
+#![expect(clippy::result_large_err, reason = "openraft's traits fix the error type")]
+
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
@@ -63,7 +65,9 @@ impl MachineStore {
             if Some(applied) > last.max(newest_id) {
                 return Err(ahead(&applied));
             }
-            let here = log.log_id(applied.index).or(purged.filter(|id| id.index == applied.index));
+            let here = log
+                .log_id(applied.index)
+                .or(purged.filter(|id| id.index == applied.index));
             if here.is_some_and(|id| id != applied) {
                 return Err(ahead(&applied));
             }
@@ -112,8 +116,10 @@ impl MachineStore {
         };
         let failed = |source: AnyError| StorageError::from(StorageIOError::apply(applied, source));
         let bytes = dfs_common::codec::encode(&position).map_err(|error| failed(AnyError::new(&error)))?;
-        let outcomes =
-            self.machine.apply(&commands, &bytes).map_err(|error| failed(AnyError::error(format!("applying: {error}"))))?;
+        let outcomes = self
+            .machine
+            .apply(&commands, &bytes)
+            .map_err(|error| failed(AnyError::error(format!("applying: {error}"))))?;
         if outcomes.len() != commands.len() {
             return Err(failed(AnyError::error(format!(
                 "{} outcomes of {} commands",
@@ -123,7 +129,10 @@ impl MachineStore {
         }
         self.position = position;
         let mut outcomes = outcomes.into_iter();
-        Ok(counts.into_iter().map(|count| OutcomeBatch(outcomes.by_ref().take(count).collect())).collect())
+        Ok(counts
+            .into_iter()
+            .map(|count| OutcomeBatch(outcomes.by_ref().take(count).collect()))
+            .collect())
     }
 }
 
@@ -163,7 +172,11 @@ impl RaftStateMachine<TypeConfig> for MachineStore {
         }
         let path = self.snapshots.temporary_path("receive");
         let file = blocking(|| {
-            std::fs::File::options().read(true).write(true).create_new(true).open(&path)
+            std::fs::File::options()
+                .read(true)
+                .write(true)
+                .create_new(true)
+                .open(&path)
         })
         .map_err(|error| snapshot_failed(true, &LogError::io("creating", &path)(error)))?;
         let inode = file.metadata().map_err(|error| snapshot_failed(true, &error))?.ino();
@@ -171,15 +184,23 @@ impl RaftStateMachine<TypeConfig> for MachineStore {
         Ok(Box::new(tokio::fs::File::from_std(file)))
     }
 
-    async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: Box<tokio::fs::File>) -> Result<(), StorageError> {
+    async fn install_snapshot(
+        &mut self,
+        meta: &SnapshotMeta,
+        snapshot: Box<tokio::fs::File>,
+    ) -> Result<(), StorageError> {
         let file = snapshot.into_std().await;
         let inode = file.metadata().map_err(|error| snapshot_failed(true, &error))?.ino();
         let Some(path) = self.receiving.remove(&inode) else {
             return Err(snapshot_failed(true, &"a snapshot that was not being received"));
         };
         blocking(|| {
-            file.sync_all().map_err(|error| snapshot_failed(true, &LogError::io("syncing", &path)(error)))?;
-            let path = self.snapshots.adopt(&path, meta).map_err(|error| snapshot_failed(true, &error))?;
+            file.sync_all()
+                .map_err(|error| snapshot_failed(true, &LogError::io("syncing", &path)(error)))?;
+            let path = self
+                .snapshots
+                .adopt(&path, meta)
+                .map_err(|error| snapshot_failed(true, &error))?;
             self.snapshots
                 .import(&path, meta, &*self.machine)
                 .map_err(|error| snapshot_failed(true, &error))

@@ -96,7 +96,10 @@ impl RaftNetwork<TypeConfig> for Link {
         let sent = Instant::now();
         let answer = self.ask(KIND_APPEND, &rpc, &option).await?;
         if !matches!(answer, AppendEntriesResponse::HigherVote(_)) {
-            self.network.confirmations.lock().answered(leader_id(&rpc.vote), self.to, sent);
+            self.network
+                .confirmations
+                .lock()
+                .answered(leader_id(&rpc.vote), self.to, sent);
         }
         Ok(answer)
     }

@@ -4,7 +4,7 @@
 //! a lonely proposal leaves at once and a crowd shares one flush and one round of messages. Readers that can not be
 //! answered from the leader's lease share one round of confirmation the same way.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -55,6 +55,9 @@ const SNAPSHOT_PART_BYTES: u64 = 512 << 10;
 
 /// How long one part of a snapshot may take; the last one includes verifying and importing the whole.
 const SNAPSHOT_PART_DEADLINE_MS: u64 = 60_000;
+
+/// Damaged logs kept for people. More than that many rebuilds on one disk want a person, not another try.
+const MAX_PUT_ASIDE: u32 = 16;
 
 /// How a server takes part.
 pub struct RaftOptions {
@@ -126,7 +129,9 @@ pub struct RaftConsensus {
 
 impl std::fmt::Debug for RaftConsensus {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("RaftConsensus").field("me", &self.me).finish_non_exhaustive()
+        f.debug_struct("RaftConsensus")
+            .field("me", &self.me)
+            .finish_non_exhaustive()
     }
 }
 
@@ -167,10 +172,13 @@ impl RaftConsensus {
             log: log.clone(),
             covered,
         };
-        let config = raft_config(&options).map_err(stopped)?;
-        let raft = Raft::new(options.me.0, Arc::new(config), network, store, machine).await.map_err(stopped)?;
+        let config = raft_config(&options)?;
+        let raft = Raft::new(options.me.0, Arc::new(config), network, store, machine)
+            .await
+            .map_err(stopped)?;
         let joining = Arc::new(joining);
-        raft.runtime_config().elect(joining.may_stand(log.state().1.map(|id| id.index)));
+        raft.runtime_config()
+            .elect(joining.may_stand(log.state().1.map(|id| id.index)));
         if members.first() == Some(&options.me.0) {
             initialize(&raft, &members).await?;
         }
@@ -196,7 +204,10 @@ impl RaftConsensus {
             joining,
             leadership_sender,
         )));
-        tokio::spawn(stop.clone().run_until_cancelled_owned(propose_batches(raft.clone(), proposed)));
+        tokio::spawn(
+            stop.clone()
+                .run_until_cancelled_owned(propose_batches(raft.clone(), proposed)),
+        );
         tokio::spawn(stop.run_until_cancelled_owned(confirm_reads(raft, asked)));
         Ok(this)
     }
@@ -236,7 +247,11 @@ impl RaftConsensus {
         }
         let candidate = leader_id(&request.vote);
         let within = Duration::from_millis(LEADER_CONFIRMED_MS);
-        if !self.confirmations.lock().let_vote_pass(candidate, within, Instant::now()) {
+        if !self
+            .confirmations
+            .lock()
+            .let_vote_pass(candidate, within, Instant::now())
+        {
             return Err(dfs_common::Error::new(
                 ErrorCode::Unreachable,
                 format!("{} leads and a quorum follows it", self.me),
@@ -290,7 +305,7 @@ fn recover(options: &RaftOptions, machine: Arc<dyn StateMachine>) -> Result<Reco
     }
 }
 
-fn raft_config(options: &RaftOptions) -> Result<Config, openraft::ConfigError> {
+fn raft_config(options: &RaftOptions) -> Result<Config, ConsensusError> {
     Config {
         cluster_name: options.cluster.to_string(),
         heartbeat_interval: HEARTBEAT_INTERVAL_MS,
@@ -307,6 +322,7 @@ fn raft_config(options: &RaftOptions) -> Result<Config, openraft::ConfigError> {
         ..Config::default()
     }
     .validate()
+    .map_err(stopped)
 }
 
 /// Writes the first configuration, once in a cluster's life.
@@ -314,8 +330,7 @@ async fn initialize(raft: &Raft, members: &BTreeSet<u64>) -> Result<(), Consensu
     if raft.is_initialized().await.map_err(stopped)? {
         return Ok(());
     }
-    let members: BTreeMap<u64, EmptyNode> = members.iter().map(|&id| (id, EmptyNode {})).collect();
-    match raft.initialize(members).await {
+    match raft.initialize(members.clone()).await {
         Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(()),
         Err(error) => Err(stopped(error)),
     }
@@ -487,10 +502,10 @@ pub fn reset_for_rebuild(directory: &Path) -> Result<(), ConsensusError> {
         if !from.exists() {
             continue;
         }
-        let aside = (1_u32..)
+        let aside = (1..=MAX_PUT_ASIDE)
             .map(|number| directory.join(format!("{name}.damaged-{number}")))
             .find(|path| !path.exists())
-            .unwrap_or_else(|| directory.join("damaged"));
+            .ok_or_else(|| stopped(format!("{MAX_PUT_ASIDE} rebuilds are kept; remove some")))?;
         std::fs::rename(&from, &aside).map_err(LogError::io("putting aside", &from))?;
         tracing::warn!(aside = %aside.display(), "put aside; this server is rebuilt from the others");
     }

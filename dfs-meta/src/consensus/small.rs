@@ -71,12 +71,18 @@ impl<T: Serialize + DeserializeOwned + Clone> SmallFile<T> {
         let mut bytes = vec![0; SECTOR_BYTES * 2];
         let mut have = 0;
         while have < bytes.len() {
-            match file.read_at(&mut bytes[have..], have as u64).map_err(LogError::io("reading", &path))? {
+            match file
+                .read_at(&mut bytes[have..], have as u64)
+                .map_err(LogError::io("reading", &path))?
+            {
                 0 => break,
                 some => have += some,
             }
         }
-        let sound = bytes.chunks(SECTOR_BYTES).filter_map(parse).max_by_key(|(counter, ..)| *counter);
+        let sound = bytes
+            .chunks(SECTOR_BYTES)
+            .filter_map(parse)
+            .max_by_key(|(counter, ..)| *counter);
         let mut this = Self {
             path,
             file,
@@ -106,7 +112,9 @@ impl<T: Serialize + DeserializeOwned + Clone> SmallFile<T> {
             }
             // The first write ever was torn in its first sector: nothing was acknowledged. Anything in both sectors is rot.
             None if bytes[SECTOR_BYTES..].iter().all(|&byte| byte == 0) => {
-                this.file.set_len(2 * SECTOR_BYTES as u64).map_err(LogError::io("extending", &this.path))?;
+                this.file
+                    .set_len(2 * SECTOR_BYTES as u64)
+                    .map_err(LogError::io("extending", &this.path))?;
                 this.file.sync_all().map_err(LogError::io("syncing", &this.path))?;
                 if let Some(directory) = this.path.parent() {
                     sync_directory(directory)?;
@@ -149,7 +157,9 @@ impl<T: Serialize + DeserializeOwned + Clone> SmallFile<T> {
         let sector = sector(self.cluster, self.counter, &bytes);
         self.poisoned = true;
         for at in [0, SECTOR_BYTES as u64] {
-            self.file.write_all_at(&sector, at).map_err(LogError::io("writing", &self.path))?;
+            self.file
+                .write_all_at(&sector, at)
+                .map_err(LogError::io("writing", &self.path))?;
             self.file.sync_data().map_err(LogError::io("syncing", &self.path))?;
         }
         self.poisoned = false;

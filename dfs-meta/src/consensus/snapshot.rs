@@ -38,8 +38,7 @@ const FRAME_BYTES: usize = 256 << 10;
 /// A frame holds at least one row, however large; bounds what a reader allocates.
 const MAX_FRAME_BYTES: usize = 16 << 20;
 
-/// The newest and the one before it: should the newest rot, the log still reaches back to the other only if it was not
-/// purged, but an operator has something to look at.
+/// The newest, and the one before it for an operator to look at should the newest rot.
 const KEPT: usize = 2;
 
 /// Why a snapshot could not be made or used.
@@ -118,11 +117,14 @@ impl<'a> FrameWriter<'a> {
     }
 
     fn frame(&mut self, kind: u32, plain: &[u8]) -> Result<(), LogError> {
-        let sealed = self.sealer.seal(&aad(&self.head, self.number, kind), plain).map_err(|source| LogError::Seal {
-            path: self.path.to_path_buf(),
-            offset: self.offset,
-            source,
-        })?;
+        let sealed = self
+            .sealer
+            .seal(&aad(&self.head, self.number, kind), plain)
+            .map_err(|source| LogError::Seal {
+                path: self.path.to_path_buf(),
+                offset: self.offset,
+                source,
+            })?;
         if sealed.len() > MAX_FRAME_BYTES {
             return Err(LogError::TooBig(sealed.len()));
         }
@@ -167,6 +169,9 @@ impl<'a> FrameWriter<'a> {
         file.sync_all().map_err(LogError::io("syncing", self.path))
     }
 }
+
+/// Key and value.
+type Row = (Vec<u8>, Vec<u8>);
 
 /// Reads frames in order.
 struct FrameReader {
@@ -273,7 +278,7 @@ impl FrameReader {
         Ok(())
     }
 
-    fn row(&mut self) -> Result<Option<(Vec<u8>, Vec<u8>)>, LogError> {
+    fn row(&mut self) -> Result<Option<Row>, LogError> {
         while self.at == self.rows.len() {
             if self.meta.is_some() {
                 return Ok(None);
@@ -298,11 +303,23 @@ impl FrameReader {
 }
 
 impl Iterator for FrameReader {
-    type Item = Result<(Vec<u8>, Vec<u8>), MachineError>;
+    type Item = Result<Row, MachineError>;
 
     fn next(&mut self) -> Option<Self::Item> {
         self.row().map_err(MachineError::from).transpose()
     }
+}
+
+/// Unique for each snapshot; secrecy is not needed.
+fn salt(path: &Path) -> [u8; 16] {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(path.as_os_str().as_encoded_bytes());
+    hasher.update(&std::process::id().to_le_bytes());
+    let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    hasher.update(&time.as_nanos().to_le_bytes());
+    let mut salt = [0; 16];
+    salt.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
+    salt
 }
 
 impl Snapshots {
@@ -353,7 +370,10 @@ impl Snapshots {
     fn set_current(&self, meta: SnapshotMeta, path: PathBuf) {
         let next = meta.last_log_id.map_or(0, |id| id.index + 1);
         let mut current = self.current.lock();
-        if current.as_ref().is_none_or(|(old, _)| old.last_log_id <= meta.last_log_id) {
+        if current
+            .as_ref()
+            .is_none_or(|(old, _)| old.last_log_id <= meta.last_log_id)
+        {
             *current = Some((meta, path));
         }
         drop(current);
@@ -386,7 +406,10 @@ impl Snapshots {
             offset: length.saturating_sub(HASH_BYTES),
             detail: detail.into(),
         };
-        let Some(hashed) = length.checked_sub(HASH_BYTES).filter(|&hashed| hashed >= HEADER_BYTES as u64) else {
+        let Some(hashed) = length
+            .checked_sub(HASH_BYTES)
+            .filter(|&hashed| hashed >= HEADER_BYTES as u64)
+        else {
             return Err(rot("the file is cut off"));
         };
         let mut hasher = blake3::Hasher::new();
@@ -401,7 +424,10 @@ impl Snapshots {
             }
         }
         let mut stored = [0; HASH_BYTES as usize];
-        limited.into_inner().read_exact(&mut stored).map_err(LogError::io("reading", path))?;
+        limited
+            .into_inner()
+            .read_exact(&mut stored)
+            .map_err(LogError::io("reading", path))?;
         if hasher.finalize() != blake3::Hash::from(stored) {
             return Err(rot("the hash does not match"));
         }
@@ -421,9 +447,12 @@ impl Snapshots {
         let path = self.temporary_path("build");
         let head = Head {
             cluster: self.cluster,
-            salt: self.salt(&path),
+            salt: salt(&path),
         };
-        let id = head.salt.iter().fold(String::new(), |id, byte| id + &format!("{byte:02x}"));
+        let id = head
+            .salt
+            .iter()
+            .fold(String::new(), |id, byte| id + &format!("{byte:02x}"));
         let mut writer = FrameWriter::new(&path, head, &*self.sealer)?;
         let mut sink = |key: &[u8], value: &[u8]| writer.row(key, value).map_err(MachineError::from);
         let position = machine.export(&mut sink).map_err(SnapshotError::Machine)?;
@@ -438,18 +467,6 @@ impl Snapshots {
         let made = self.adopt(&path, &meta)?;
         tracing::info!(path = %made.display(), ms = started.elapsed().as_millis() as u64, "snapshot made");
         Ok((meta, made))
-    }
-
-    /// Unique for each snapshot; secrecy is not needed.
-    fn salt(&self, path: &Path) -> [u8; 16] {
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(path.as_os_str().as_encoded_bytes());
-        hasher.update(&std::process::id().to_le_bytes());
-        let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        hasher.update(&time.as_nanos().to_le_bytes());
-        let mut salt = [0; 16];
-        salt.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
-        salt
     }
 
     /// Verifies a synced temporary file and gives it its place; then removes what is no longer kept.
@@ -475,7 +492,12 @@ impl Snapshots {
     }
 
     /// Replaces the state by the snapshot in `path`.
-    pub(super) fn import(&self, path: &Path, meta: &SnapshotMeta, machine: &dyn StateMachine) -> Result<(), SnapshotError> {
+    pub(super) fn import(
+        &self,
+        path: &Path,
+        meta: &SnapshotMeta,
+        machine: &dyn StateMachine,
+    ) -> Result<(), SnapshotError> {
         let mut reader = FrameReader::open(path, self.cluster, self.sealer.clone())?;
         let position = Position {
             applied: meta.last_log_id,

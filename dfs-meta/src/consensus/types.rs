@@ -6,14 +6,14 @@ use serde::{Deserialize, Serialize};
 /// What one log entry carries: the commands that waited together. Many commands share one entry, one flush and one round of
 /// messages, because openraft waits for the flush of each entry before it looks at the next.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CommandBatch(pub Vec<Bytes>);
+pub(super) struct CommandBatch(pub(super) Vec<Bytes>);
 
 /// The outcomes of a [`CommandBatch`], in its order.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct OutcomeBatch(pub Vec<Vec<u8>>);
+pub(super) struct OutcomeBatch(pub(super) Vec<Vec<u8>>);
 
 openraft::declare_raft_types!(
-    pub TypeConfig:
+    pub(super) TypeConfig:
         D = CommandBatch,
         R = OutcomeBatch,
         NodeId = u64,

@@ -8,9 +8,9 @@
 mod openraft_store;
 pub(crate) mod record;
 pub(crate) mod replay;
-mod writer;
 #[cfg(test)]
 mod tests;
+mod writer;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
@@ -62,8 +62,6 @@ pub(super) struct Log {
     vote: Arc<Mutex<Option<Vote>>>,
     cluster: ClusterId,
     sealer: Arc<dyn Seal>,
-    /// There was no log here before.
-    pub(super) is_new: bool,
 }
 
 struct Slot {
@@ -76,12 +74,12 @@ struct Slot {
 struct Segment {
     file: Arc<File>,
     path: PathBuf,
-    /// Index of the first entry that stands in it, as its header says.
-    next_index: u64,
+    /// Index of the first entry that may stand in it, as its header says.
+    begins_at: u64,
 }
 
 #[derive(Default)]
-struct Index {
+struct Table {
     purged: Option<LogId>,
     slots: VecDeque<Slot>,
     next_index: u64,
@@ -93,13 +91,14 @@ struct Index {
     poisoned: Option<String>,
 }
 
-impl Index {
+impl Table {
     fn first_index(&self) -> u64 {
         self.slots.front().map_or(self.next_index, |slot| slot.id.index)
     }
 
     fn slot(&self, index: u64) -> Option<&Slot> {
-        self.slots.get(usize::try_from(index.checked_sub(self.first_index())?).ok()?)
+        self.slots
+            .get(usize::try_from(index.checked_sub(self.first_index())?).ok()?)
     }
 
     fn slot_mut(&mut self, index: u64) -> Option<&mut Slot> {
@@ -130,7 +129,7 @@ impl Index {
 }
 
 /// What readers and the writer share; the lock is held for memory operations only.
-pub(crate) struct Shared(Mutex<Index>);
+pub(crate) struct Shared(Mutex<Table>);
 
 impl Shared {
     fn poisoned(&self) -> Option<String> {
@@ -145,11 +144,11 @@ impl Shared {
         self.0.lock().committed
     }
 
-    fn add_segment(&self, current: &Current, next_index: u64) {
+    fn add_segment(&self, current: &Current, begins_at: u64) {
         let segment = Segment {
             file: current.file.clone(),
             path: current.path.clone(),
-            next_index,
+            begins_at,
         };
         self.0.lock().segments.insert(current.sequence, segment);
     }
@@ -182,14 +181,18 @@ impl Shared {
         }
         index.next_index = index.next_index.max(upto.index + 1);
         index.purged = index.purged.max(Some(upto));
-        let first = index.slots.front().and_then(|slot| slot.location).map_or(current, |location| location.sequence);
+        let first = index
+            .slots
+            .front()
+            .and_then(|slot| slot.location)
+            .map_or(current, |location| location.sequence);
         // Replay must be able to begin with what is kept: a segment may start behind a truncation that it holds itself,
         // and then those before it are still needed.
         let keep = index
             .segments
             .range(..=first)
             .rev()
-            .find(|(_, segment)| segment.next_index <= upto.index + 1)
+            .find(|(_, segment)| segment.begins_at <= upto.index + 1)
             .map_or(0, |(&sequence, _)| sequence);
         let kept = index.segments.split_off(&keep);
         std::mem::replace(&mut index.segments, kept)
@@ -205,7 +208,7 @@ fn list_segments(directory: &Path) -> Result<BTreeMap<u64, PathBuf>, LogError> {
     for entry in std::fs::read_dir(directory).map_err(LogError::io("listing", directory))? {
         let path = entry.map_err(LogError::io("listing", directory))?.path();
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        if name.ends_with(".spare") {
+        if path.extension().is_some_and(|extension| extension == "spare") {
             std::fs::remove_file(&path).map_err(LogError::io("removing", &path))?;
         } else if let Some(sequence) = name.strip_prefix("log-").and_then(|rest| rest.strip_suffix(".seg")) {
             let sequence = u64::from_str_radix(sequence, 16).map_err(|_| LogError::Rot {
@@ -277,11 +280,13 @@ impl Log {
             let bytes = std::fs::read(path).map_err(LogError::io("reading", path))?;
             let header = read_header(path, &bytes, options.cluster, sequence)?;
             let is_last = last == Some(sequence);
-            let end = replay.segment(&header, &bytes, is_last).map_err(|damage| LogError::Rot {
-                path: path.clone(),
-                offset: damage.offset,
-                detail: damage.detail,
-            })?;
+            let end = replay
+                .segment(&header, &bytes, is_last)
+                .map_err(|damage| LogError::Rot {
+                    path: path.clone(),
+                    offset: damage.offset,
+                    detail: damage.detail,
+                })?;
             let file = File::options()
                 .read(true)
                 .write(true)
@@ -303,40 +308,38 @@ impl Log {
                 Segment {
                     file,
                     path: path.clone(),
-                    next_index: header.next_index,
+                    begins_at: header.next_index,
                 },
             );
         }
         replay.finish();
 
-        let is_new = current.is_none();
-        let current = match current {
-            Some(current) => current,
-            None => {
-                let header = SegmentHeader {
-                    version: SEGMENT_VERSION,
-                    cluster: options.cluster,
-                    sequence: 1,
-                    next_index: 0,
-                    previous_end: 0,
-                };
-                let spare = directory.join("direct.spare");
-                zero_file(&spare, options.segment_size_bytes)?;
-                let current = create_segment(directory, header, &spare, options.segment_size_bytes)?;
-                segments.insert(
-                    1,
-                    Segment {
-                        file: current.file.clone(),
-                        path: current.path.clone(),
-                        next_index: 0,
-                    },
-                );
-                current
-            }
+        let current = if let Some(current) = current {
+            current
+        } else {
+            let header = SegmentHeader {
+                version: SEGMENT_VERSION,
+                cluster: options.cluster,
+                sequence: 1,
+                next_index: 0,
+                previous_end: 0,
+            };
+            let spare = directory.join("direct.spare");
+            zero_file(&spare, options.segment_size_bytes)?;
+            let current = create_segment(directory, header, &spare, options.segment_size_bytes)?;
+            segments.insert(
+                1,
+                Segment {
+                    file: current.file.clone(),
+                    path: current.path.clone(),
+                    begins_at: 0,
+                },
+            );
+            current
         };
         let next_index = replay.next_index.unwrap_or(0);
         let vote_now = vote.get().copied();
-        let shared = Arc::new(Shared(Mutex::new(Index {
+        let shared = Arc::new(Shared(Mutex::new(Table {
             purged: purged_id,
             slots: replay
                 .entries
@@ -351,7 +354,7 @@ impl Log {
             committed: replay.committed,
             segments,
             cached_from: next_index,
-            ..Index::default()
+            ..Table::default()
         })));
         let (ops, receiver) = sync_channel(MAX_WAITING_OPS);
         let log = Self {
@@ -361,7 +364,6 @@ impl Log {
             vote: Arc::new(Mutex::new(vote_now)),
             cluster: options.cluster,
             sealer: options.sealer.clone(),
-            is_new,
         };
         let writer = Writer {
             directory: directory.clone(),
@@ -419,7 +421,9 @@ impl Log {
     pub(super) fn committed(&self) -> Option<LogId> {
         let index = self.shared.0.lock();
         // A hint may name what a torn tail took with it.
-        index.committed.min(index.slots.back().map(|slot| slot.id).or(index.purged))
+        index
+            .committed
+            .min(index.slots.back().map(|slot| slot.id).or(index.purged))
     }
 
     /// Remembers the hint; it reaches the disk with the next batch or when the log is idle.
@@ -481,7 +485,9 @@ impl Log {
     }
 
     fn send(&self, op: Op) -> Result<(), LogError> {
-        self.ops.send(op).map_err(|_| LogError::Poisoned("the log is closed".into()))
+        self.ops
+            .send(op)
+            .map_err(|_| LogError::Poisoned("the log is closed".into()))
     }
 
     fn wait(&self, op: impl FnOnce(Done) -> Op) -> Result<(), LogError> {
@@ -489,7 +495,9 @@ impl Log {
         self.send(op(Box::new(move |result| {
             let _ = sender.send(result);
         })))?;
-        receiver.recv().unwrap_or_else(|_| Err(LogError::Poisoned("the log is closed".into())))
+        receiver
+            .recv()
+            .unwrap_or_else(|_| Err(LogError::Poisoned("the log is closed".into())))
     }
 
     /// Entries `[from, to)` if all of them are in memory.
@@ -510,8 +518,9 @@ impl Log {
                     out.push(entry.clone());
                     continue;
                 }
-                let Some((location, segment)) =
-                    slot.location.and_then(|location| Some((location, index.segments.get(&location.sequence)?)))
+                let Some((location, segment)) = slot
+                    .location
+                    .and_then(|location| Some((location, index.segments.get(&location.sequence)?)))
                 else {
                     break;
                 };
@@ -530,7 +539,8 @@ impl Log {
             detail,
         };
         let mut bytes = vec![0; location.record_bytes];
-        file.read_exact_at(&mut bytes, location.offset).map_err(LogError::io("reading", path))?;
+        file.read_exact_at(&mut bytes, location.offset)
+            .map_err(LogError::io("reading", path))?;
         let (header, body) = match decode_record(&bytes) {
             Found::Record(header, body) => (header, body),
             Found::Nothing => return Err(rot("zeros instead of a record".into())),
@@ -539,11 +549,14 @@ impl Log {
         if header.log_id() != id {
             return Err(rot(format!("entry {} instead of {id}", header.log_id())));
         }
-        let plain = self.sealer.open(&aad(self.cluster, &id), body).map_err(|source| LogError::Seal {
-            path: path.to_path_buf(),
-            offset: location.offset,
-            source,
-        })?;
+        let plain = self
+            .sealer
+            .open(&aad(self.cluster, &id), body)
+            .map_err(|source| LogError::Seal {
+                path: path.to_path_buf(),
+                offset: location.offset,
+                source,
+            })?;
         let payload = dfs_common::codec::decode(&plain).map_err(|error| rot(error.to_string()))?;
         Ok(Entry { log_id: id, payload })
     }
@@ -555,7 +568,10 @@ impl Log {
         let mut count = 0;
         for at in from..to {
             // What is not written yet is rare and small in number: count it as the average command.
-            let size = index.slot(at).and_then(|slot| slot.location).map_or(4096, |location| location.record_bytes);
+            let size = index
+                .slot(at)
+                .and_then(|slot| slot.location)
+                .map_or(4096, |location| location.record_bytes);
             total += size;
             if total > max_bytes && count > 0 {
                 break;
@@ -582,7 +598,8 @@ fn heal_tail(file: &File, path: &Path, bytes: &[u8], end: u64, size: u64) -> Res
     if dirty || length != bytes.len() as u64 {
         tracing::warn!(path = %path.display(), end, "dropping the torn end of the log");
         let zeros = vec![0; (length - end) as usize];
-        file.write_all_at(&zeros, end).map_err(LogError::io("zeroing the torn end of", path))?;
+        file.write_all_at(&zeros, end)
+            .map_err(LogError::io("zeroing the torn end of", path))?;
         file.sync_all().map_err(LogError::io("syncing", path))?;
     }
     Ok(length)

@@ -17,7 +17,7 @@ use crate::consensus::types::{Entry, LogId, StorageError, TypeConfig, Vote};
 const MAX_APPEND_BYTES: usize = 384 << 10;
 
 /// How long a purge waits for the snapshot that covers it; longer than any install is expected to take.
-const COVER_DEADLINE: Duration = Duration::from_secs(60);
+const COVER_DEADLINE: Duration = Duration::from_mins(1);
 
 /// A log and the guard of its purge.
 #[derive(Clone)]
@@ -31,7 +31,9 @@ fn failed(subject: ErrorSubject<u64>, verb: ErrorVerb, error: &LogError) -> Stor
     StorageIOError::new(subject, verb, openraft::AnyError::error(error)).into()
 }
 
-async fn blocking<R: Send + 'static>(work: impl FnOnce() -> Result<R, LogError> + Send + 'static) -> Result<R, LogError> {
+async fn blocking<R: Send + 'static>(
+    work: impl FnOnce() -> Result<R, LogError> + Send + 'static,
+) -> Result<R, LogError> {
     tokio::task::spawn_blocking(work)
         .await
         .unwrap_or_else(|error| Err(LogError::Poisoned(format!("a log task ended early: {error}"))))

@@ -64,12 +64,12 @@ impl Replay {
                         offset: at as u64,
                         record_bytes: record.record_bytes(),
                     };
-                    self.take(record.kind, record.log_id(), location).map_err(|detail| damage(at, detail))?;
+                    self.take(record.kind, record.log_id(), location)
+                        .map_err(|detail| damage(at, detail))?;
                     at += record.record_bytes();
                 }
-                Found::Nothing => break at,
                 Found::Bad(what) if !is_last => return Err(damage(at, what)),
-                Found::Bad(_) => break at,
+                Found::Nothing | Found::Bad(_) => break at,
             }
         };
         if is_last && let Some(later) = later_record_that_relies_on(bytes, end) {
@@ -85,12 +85,18 @@ impl Replay {
     fn join(&mut self, header: &SegmentHeader) -> Result<(), Damage> {
         if let Some((sequence, end)) = self.previous {
             if header.sequence != sequence + 1 {
-                return Err(damage(32, format!("segment {} does not follow {sequence}", header.sequence)));
+                return Err(damage(
+                    32,
+                    format!("segment {} does not follow {sequence}", header.sequence),
+                ));
             }
             if header.previous_end != 0 && header.previous_end != end {
                 return Err(damage(
                     48,
-                    format!("the segment before it should end at {}, but ends at {end}", header.previous_end),
+                    format!(
+                        "the segment before it should end at {}, but ends at {end}",
+                        header.previous_end
+                    ),
                 ));
             }
         }
@@ -135,14 +141,18 @@ impl Replay {
 
     /// Forgets what is purged.
     pub(crate) fn finish(&mut self) {
-        while self.entries.front().is_some_and(|(first, _)| first.index < self.purged_next) {
+        while self
+            .entries
+            .front()
+            .is_some_and(|(first, _)| first.index < self.purged_next)
+        {
             self.entries.pop_front();
         }
     }
 }
 
 fn later_record_that_relies_on(bytes: &[u8], end: usize) -> Option<usize> {
-    (end..bytes.len()).step_by(ALIGNMENT_BYTES).find(|&at| {
-        matches!(decode_record(&bytes[at..]), Found::Record(record, _) if record.synced > end as u64)
-    })
+    (end..bytes.len())
+        .step_by(ALIGNMENT_BYTES)
+        .find(|&at| matches!(decode_record(&bytes[at..]), Found::Record(record, _) if record.synced > end as u64))
 }

@@ -84,7 +84,8 @@ pub(crate) fn zero_file(path: &Path, length: u64) -> Result<File, LogError> {
     let mut at = 0;
     while at < length {
         let some = (length - at).min(zeros.len() as u64) as usize;
-        file.write_all_at(&zeros[..some], at).map_err(LogError::io("zero-filling", path))?;
+        file.write_all_at(&zeros[..some], at)
+            .map_err(LogError::io("zero-filling", path))?;
         at += some as u64;
     }
     file.sync_all().map_err(LogError::io("syncing", path))?;
@@ -107,7 +108,8 @@ pub(crate) fn create_segment(
         .write(true)
         .open(spare)
         .map_err(LogError::io("opening", spare))?;
-    file.write_all_at(&header.encode(), 0).map_err(LogError::io("writing", spare))?;
+    file.write_all_at(&header.encode(), 0)
+        .map_err(LogError::io("writing", spare))?;
     file.sync_data().map_err(LogError::io("syncing", spare))?;
     let path = segment_path(directory, header.sequence);
     std::fs::rename(spare, &path).map_err(LogError::io("naming", &path))?;
@@ -204,11 +206,14 @@ impl Writer {
     fn gather(&mut self, entries: &[Entry], buffer: &mut Buffer) -> Result<(), LogError> {
         for entry in entries {
             let plain = dfs_common::codec::encode(&entry.payload).map_err(|_| LogError::TooBig(usize::MAX))?;
-            let body = self.sealer.seal(&aad(self.cluster, &entry.log_id), &plain).map_err(|source| LogError::Seal {
-                path: self.current.path.clone(),
-                offset: self.current.end + buffer.bytes.len() as u64,
-                source,
-            })?;
+            let body = self
+                .sealer
+                .seal(&aad(self.cluster, &entry.log_id), &plain)
+                .map_err(|source| LogError::Seal {
+                    path: self.current.path.clone(),
+                    offset: self.current.end + buffer.bytes.len() as u64,
+                    source,
+                })?;
             if body.len() > super::record::MAX_BODY_BYTES {
                 return Err(LogError::TooBig(body.len()));
             }
@@ -282,7 +287,10 @@ impl Writer {
             .file
             .write_all_at(&buffer.bytes, current.end)
             .map_err(LogError::io("writing", &current.path))?;
-        current.file.sync_data().map_err(LogError::io("syncing", &current.path))?;
+        current
+            .file
+            .sync_data()
+            .map_err(LogError::io("syncing", &current.path))?;
         current.end += buffer.bytes.len() as u64;
         self.shared.written(&buffer.written);
         buffer.bytes.clear();
