@@ -293,6 +293,8 @@ async fn three_servers_serve_lose_their_leader_and_come_back_from_disk() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 
+    // A server that starts for the first time votes only once it has caught up and heard the leader for a while.
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
     let leader = client.status().await.leader.unwrap().0;
     cluster.stop_server(leader).await;
     let start = Instant::now();
