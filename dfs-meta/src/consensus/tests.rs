@@ -343,6 +343,34 @@ async fn one_that_is_far_behind_or_lost_its_state_gets_a_snapshot() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_that_lost_its_disk_is_told_everything_again() {
+    let mut cluster = Cluster::new(40, 5).await;
+    for number in 0..200 {
+        cluster.propose(&format!("{number}")).await;
+    }
+    cluster.same_everywhere(200).await;
+    cluster.nobody_joins().await;
+    let leader = cluster.leader().await.me();
+    eventually("a purge", || {
+        cluster
+            .server(leader)
+            .status()
+            .purged_index
+            .filter(|&index| index > 100)
+    })
+    .await;
+    let lost = (1..=3).map(MetaId).find(|id| *id != leader).unwrap();
+    cluster.stop(lost).await;
+    std::fs::remove_dir_all(cluster.path(lost)).unwrap();
+    let server = cluster.start(lost, true).await.unwrap();
+    assert!(server.status().joining);
+    cluster.same_everywhere(200).await;
+    cluster.nobody_joins().await;
+    assert_eq!(cluster.leader().await.me(), leader, "the leader kept its place");
+    cluster.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_deposed_leader_answers_nothing_and_its_tail_is_cut() {
     let cluster = Cluster::new(50_000, 10_000).await;
     cluster.propose("agreed").await;
