@@ -10,10 +10,13 @@ use dfs_common::codec;
 use dfs_common::wire::Hello;
 use dfs_common::wire::meta::{ChangeRequest, Heartbeat, KeepAlive, MetaRequest, MetaResponse};
 use dfs_common::wire::namespace::{Caller, NamespaceOp, NamespaceRead, WrappedKey, WriteCommit};
-use dfs_common::wire::storage::{BlockCondition, BlockRun, ForwardRequest, MutateRequest, Mutation, StorageRequest, StorageResponse};
+use dfs_common::wire::storage::{
+    BlockCondition, BlockRun, ForwardRequest, MutateRequest, Mutation, StorageRequest, StorageResponse,
+};
 use dfs_common::{
     BlockIndex, ChainId, ChainInfo, ChainMember, ChunkId, ChunkIndex, ChunkVersion, ClusterId, Epoch, Error, ErrorCode,
-    Incarnation, InodeId, Level, MemberState, RequestId, RoutingVersion, SequenceNumber, SessionId, StorageId, Timestamp, ValidName,
+    Incarnation, InodeId, Level, MemberState, RequestId, RoutingVersion, SequenceNumber, SessionId, StorageId,
+    Timestamp, ValidName,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -24,16 +27,30 @@ struct Golden {
 }
 
 impl Golden {
-    fn message<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(&mut self, name: &'static str, message: &T) {
+    fn message<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(
+        &mut self,
+        name: &'static str,
+        message: &T,
+    ) {
         let bytes = codec::encode(message).unwrap();
-        assert_eq!(&codec::decode::<T>(&bytes).unwrap(), message, "{name} does not survive the wire");
+        assert_eq!(
+            &codec::decode::<T>(&bytes).unwrap(),
+            message,
+            "{name} does not survive the wire"
+        );
         for cut in 0..bytes.len() {
-            assert!(codec::decode::<T>(&bytes[..cut]).is_err(), "{name} cut at {cut} decodes");
+            assert!(
+                codec::decode::<T>(&bytes[..cut]).is_err(),
+                "{name} cut at {cut} decodes"
+            );
         }
-        self.made.insert(name, bytes.iter().fold(String::new(), |mut hex, byte| {
-            let _ = write!(hex, "{byte:02x}");
-            hex
-        }));
+        self.made.insert(
+            name,
+            bytes.iter().fold(String::new(), |mut hex, byte| {
+                let _ = write!(hex, "{byte:02x}");
+                hex
+            }),
+        );
     }
 }
 
@@ -42,7 +59,11 @@ fn messages_encode_to_their_golden_bytes() {
     let mut golden = Golden::default();
     let (chain, epoch) = (ChainId(3), Epoch(9));
     let chunk = ChunkId::new(InodeId(0x1122), ChunkIndex(5));
-    let id = RequestId { session: SessionId(7), channel: 2, sequence: SequenceNumber(41) };
+    let id = RequestId {
+        session: SessionId(7),
+        channel: 2,
+        sequence: SequenceNumber(41),
+    };
     let version = ChunkVersion { epoch, counter: 17 };
     let mutate = MutateRequest {
         chain,
@@ -55,73 +76,151 @@ fn messages_encode_to_their_golden_bytes() {
             first: BlockIndex(4),
             blocks: 2,
             last_length_bytes: 100,
-            conditions: vec![BlockCondition { block: BlockIndex(5), version: ChunkVersion::NONE }],
+            conditions: vec![BlockCondition {
+                block: BlockIndex(5),
+                version: ChunkVersion::NONE,
+            }],
         },
     };
-    golden.message("hello", &Hello { protocol: 1, cluster: ClusterId([0xc1; 16]) });
+    golden.message(
+        "hello",
+        &Hello {
+            protocol: 1,
+            cluster: ClusterId([0xc1; 16]),
+        },
+    );
     golden.message("storage-mutate", &StorageRequest::Mutate(mutate.clone()));
-    golden.message("storage-forward", &StorageRequest::Forward(ForwardRequest { request: mutate, before: ChunkVersion::NONE, version }));
-    golden.message("storage-read", &StorageRequest::Read { chain, epoch, chunk, first: BlockIndex(0), blocks: 8, level: Level::One });
+    golden.message(
+        "storage-forward",
+        &StorageRequest::Forward(ForwardRequest {
+            request: mutate,
+            before: ChunkVersion::NONE,
+            version,
+        }),
+    );
+    golden.message(
+        "storage-read",
+        &StorageRequest::Read {
+            chain,
+            epoch,
+            chunk,
+            first: BlockIndex(0),
+            blocks: 8,
+            level: Level::One,
+        },
+    );
     golden.message("storage-sync", &StorageRequest::Sync { chain, epoch });
-    golden.message("storage-read-answer", &StorageResponse::Read {
-        version,
-        runs: vec![BlockRun { first: BlockIndex(0), blocks: 3, last_length_bytes: 4096, version }],
-    });
-    golden.message("storage-failed", &StorageResponse::Failed(Error::new(ErrorCode::StaleEpoch, "chain 3 is at epoch 10")));
-    golden.message("meta-change", &MetaRequest::Change(ChangeRequest {
-        session: SessionId(7),
-        sequence: SequenceNumber(1),
-        answered_below: SequenceNumber(1),
-        caller: Caller { uid: 1000, gid: 100 },
-        op: NamespaceOp::Create {
-            parent: InodeId::ROOT,
-            name: ValidName::new(b"caf\xe9".to_vec()).unwrap(),
-            mode: 0o644,
-            exclusive: true,
-            key: WrappedKey { kek_version: 1, bytes: vec![0xaa; 60] },
+    golden.message(
+        "storage-read-answer",
+        &StorageResponse::Read {
+            version,
+            runs: vec![BlockRun {
+                first: BlockIndex(0),
+                blocks: 3,
+                last_length_bytes: 4096,
+                version,
+            }],
         },
-    }));
-    golden.message("meta-commit", &MetaRequest::Change(ChangeRequest {
-        session: SessionId(7),
-        sequence: SequenceNumber(2),
-        answered_below: SequenceNumber(2),
-        caller: Caller { uid: 0, gid: 0 },
-        op: NamespaceOp::CommitWrite {
-            inode: InodeId(9),
-            commit: WriteCommit { extend_to_bytes: Some(4097), mtime: Some(Timestamp::from_nanos(-5)), clear_suid: false },
+    );
+    golden.message(
+        "storage-failed",
+        &StorageResponse::Failed(Error::new(ErrorCode::StaleEpoch, "chain 3 is at epoch 10")),
+    );
+    golden.message(
+        "meta-change",
+        &MetaRequest::Change(ChangeRequest {
+            session: SessionId(7),
+            sequence: SequenceNumber(1),
+            answered_below: SequenceNumber(1),
+            caller: Caller { uid: 1000, gid: 100 },
+            op: NamespaceOp::Create {
+                parent: InodeId::ROOT,
+                name: ValidName::new(b"caf\xe9".to_vec()).unwrap(),
+                mode: 0o644,
+                exclusive: true,
+                key: WrappedKey {
+                    kek_version: 1,
+                    bytes: vec![0xaa; 60],
+                },
+            },
+        }),
+    );
+    golden.message(
+        "meta-commit",
+        &MetaRequest::Change(ChangeRequest {
+            session: SessionId(7),
+            sequence: SequenceNumber(2),
+            answered_below: SequenceNumber(2),
+            caller: Caller { uid: 0, gid: 0 },
+            op: NamespaceOp::CommitWrite {
+                inode: InodeId(9),
+                commit: WriteCommit {
+                    extend_to_bytes: Some(4097),
+                    mtime: Some(Timestamp::from_nanos(-5)),
+                    clear_suid: false,
+                },
+            },
+        }),
+    );
+    golden.message(
+        "meta-read",
+        &MetaRequest::Read {
+            session: SessionId(7),
+            reads: vec![NamespaceRead::ReadDirectory {
+                inode: InodeId::ROOT,
+                cookie: 3,
+                limit: 100,
+            }],
         },
-    }));
-    golden.message("meta-read", &MetaRequest::Read { session: SessionId(7), reads: vec![NamespaceRead::ReadDirectory { inode: InodeId::ROOT, cookie: 3, limit: 100 }] });
-    golden.message("meta-keep-alive", &MetaRequest::KeepAlive(KeepAlive {
-        session: SessionId(7),
-        routing: RoutingVersion(4),
-        all: false,
-        opened: vec![InodeId(9)],
-        closed: vec![],
-        report: 12,
-    }));
-    golden.message("meta-heartbeat", &MetaRequest::Heartbeat(Heartbeat {
-        node: StorageId(2),
-        incarnation: Incarnation(0xdead_beef),
-        address: "127.0.0.1:7102".parse().unwrap(),
-        routing: RoutingVersion(4),
-        total_bytes: 1 << 40,
-        used_bytes: 1 << 30,
-        fault: None,
-        resyncs: vec![],
-    }));
+    );
+    golden.message(
+        "meta-keep-alive",
+        &MetaRequest::KeepAlive(KeepAlive {
+            session: SessionId(7),
+            routing: RoutingVersion(4),
+            all: false,
+            opened: vec![InodeId(9)],
+            closed: vec![],
+            report: 12,
+        }),
+    );
+    golden.message(
+        "meta-heartbeat",
+        &MetaRequest::Heartbeat(Heartbeat {
+            node: StorageId(2),
+            incarnation: Incarnation(0xdead_beef),
+            address: "127.0.0.1:7102".parse().unwrap(),
+            routing: RoutingVersion(4),
+            total_bytes: 1 << 40,
+            used_bytes: 1 << 30,
+            fault: None,
+            resyncs: vec![],
+        }),
+    );
     golden.message("meta-not-leader", &MetaResponse::NotLeader { leader: None });
-    golden.message("chain", &ChainInfo {
-        id: chain,
-        epoch,
-        members: vec![
-            ChainMember { node: StorageId(1), state: MemberState::Serving },
-            ChainMember { node: StorageId(2), state: MemberState::Offline },
-        ],
-    });
+    golden.message(
+        "chain",
+        &ChainInfo {
+            id: chain,
+            epoch,
+            members: vec![
+                ChainMember {
+                    node: StorageId(1),
+                    state: MemberState::Serving,
+                },
+                ChainMember {
+                    node: StorageId(2),
+                    state: MemberState::Offline,
+                },
+            ],
+        },
+    );
 
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden.txt");
-    let text = golden.made.iter().fold(String::new(), |text, (name, hex)| format!("{text}{name} {hex}\n"));
+    let text = golden
+        .made
+        .iter()
+        .fold(String::new(), |text, (name, hex)| format!("{text}{name} {hex}\n"));
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
         std::fs::write(&file, &text).unwrap();
     }

@@ -35,16 +35,33 @@ impl BlockCipher {
         aad[32..].copy_from_slice(&key_epoch.to_le_bytes());
         // The order on paper is cluster, inode, chunk, block, epoch; chunk and block are filled in per block.
         let key = UnboundKey::new(&AES_256_GCM, key.bytes()).map_err(|_| CryptoError::Seal)?;
-        Ok(Self { key: LessSafeKey::new(key), aad })
+        Ok(Self {
+            key: LessSafeKey::new(key),
+            aad,
+        })
     }
 
     /// Appends to `out` one run: the seals (28 B each) of all blocks of `plaintext`, then their ciphertexts.
-    pub fn seal(&self, chunk: ChunkIndex, first: BlockIndex, plaintext: &[u8], nonces: &NonceSource, out: &mut Vec<u8>) -> Result<()> {
+    pub fn seal(
+        &self,
+        chunk: ChunkIndex,
+        first: BlockIndex,
+        plaintext: &[u8],
+        nonces: &NonceSource,
+        out: &mut Vec<u8>,
+    ) -> Result<()> {
         let count = u32::try_from(plaintext.len().div_ceil(BLOCK_SIZE_BYTES)).map_err(|_| CryptoError::Seal)?;
         self.seal_with(chunk, first, plaintext, nonces.take(count)?, out)
     }
 
-    fn seal_with(&self, chunk: ChunkIndex, first: BlockIndex, plaintext: &[u8], nonces: NonceRange, out: &mut Vec<u8>) -> Result<()> {
+    fn seal_with(
+        &self,
+        chunk: ChunkIndex,
+        first: BlockIndex,
+        plaintext: &[u8],
+        nonces: NonceRange,
+        out: &mut Vec<u8>,
+    ) -> Result<()> {
         let blocks = plaintext.len().div_ceil(BLOCK_SIZE_BYTES);
         let seals = out.len();
         let data = seals + blocks * SEAL_SIZE_BYTES;
@@ -53,7 +70,11 @@ impl BlockCipher {
         out.extend_from_slice(plaintext);
         let (head, body) = out.split_at_mut(data);
         let seals = head[seals..].chunks_exact_mut(SEAL_SIZE_BYTES);
-        for (at, ((seal, block), nonce)) in seals.zip(body.chunks_mut(BLOCK_SIZE_BYTES)).zip(nonces.iter()).enumerate() {
+        for (at, ((seal, block), nonce)) in seals
+            .zip(body.chunks_mut(BLOCK_SIZE_BYTES))
+            .zip(nonces.iter())
+            .enumerate()
+        {
             let aad = self.aad(chunk, BlockIndex(first.0 + at as u32));
             let tag = self
                 .key
@@ -69,21 +90,38 @@ impl BlockCipher {
     ///
     /// # Errors
     /// `WrongLength` when the sizes do not fit, `BlockDoesNotOpen` for the first block that is not what was sealed there.
-    pub fn open(&self, chunk: ChunkIndex, first: BlockIndex, last_length_bytes: u32, blocks: u32, payload: &[u8], out: &mut [u8]) -> Result<()> {
+    pub fn open(
+        &self,
+        chunk: ChunkIndex,
+        first: BlockIndex,
+        last_length_bytes: u32,
+        blocks: u32,
+        payload: &[u8],
+        out: &mut [u8],
+    ) -> Result<()> {
         let blocks = blocks as usize;
         let size = blocks.saturating_sub(1) * BLOCK_SIZE_BYTES + last_length_bytes as usize;
         let expected = blocks * SEAL_SIZE_BYTES + size;
         if payload.len() != expected || out.len() != size || last_length_bytes as usize > BLOCK_SIZE_BYTES {
-            return Err(CryptoError::WrongLength { expected, actual: payload.len() });
+            return Err(CryptoError::WrongLength {
+                expected,
+                actual: payload.len(),
+            });
         }
         let (seals, data) = payload.split_at(blocks * SEAL_SIZE_BYTES);
         let seals = seals.chunks_exact(SEAL_SIZE_BYTES);
-        for (at, ((seal, cipher), plain)) in seals.zip(data.chunks(BLOCK_SIZE_BYTES)).zip(out.chunks_mut(BLOCK_SIZE_BYTES)).enumerate() {
+        for (at, ((seal, cipher), plain)) in seals
+            .zip(data.chunks(BLOCK_SIZE_BYTES))
+            .zip(out.chunks_mut(BLOCK_SIZE_BYTES))
+            .enumerate()
+        {
             let block = BlockIndex(first.0.saturating_add(at as u32));
             let broken = |_| CryptoError::BlockDoesNotOpen { chunk, block };
             let (nonce, tag) = seal.split_at(NONCE_SIZE_BYTES);
             let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(broken)?;
-            self.key.open_separate_gather(nonce, Aad::from(self.aad(chunk, block)), cipher, tag, plain).map_err(broken)?;
+            self.key
+                .open_separate_gather(nonce, Aad::from(self.aad(chunk, block)), cipher, tag, plain)
+                .map_err(broken)?;
         }
         Ok(())
     }
@@ -113,14 +151,28 @@ mod tests {
         let cipher = cipher();
         let mut out = Vec::new();
         let plain: Vec<u8> = (0..5000_u32).map(|at| at as u8).collect();
-        cipher.seal_with(ChunkIndex(3), BlockIndex(4), &plain, NonceRange::fixed([5; 8], 1, 2), &mut out).unwrap();
+        cipher
+            .seal_with(
+                ChunkIndex(3),
+                BlockIndex(4),
+                &plain,
+                NonceRange::fixed([5; 8], 1, 2),
+                &mut out,
+            )
+            .unwrap();
         assert_eq!(out.len(), 2 * 28 + 5000);
         assert_eq!(blake3::hash(&out).to_hex()[..16], *"f96cd05a8309dc47");
         let reference = Aes256Gcm::new(&Key::<Aes256Gcm>::from([9; 32]));
         let mut nonce = [5; 12];
         nonce[8..].copy_from_slice(&2_u32.to_le_bytes());
         let sealed = reference
-            .encrypt((&nonce).into(), Payload { msg: &plain[4096..], aad: &cipher.aad(ChunkIndex(3), BlockIndex(5)) })
+            .encrypt(
+                (&nonce).into(),
+                Payload {
+                    msg: &plain[4096..],
+                    aad: &cipher.aad(ChunkIndex(3), BlockIndex(5)),
+                },
+            )
             .unwrap();
         assert_eq!(out[28..40], nonce);
         assert_eq!(out[40..56], sealed[904..]);

@@ -6,8 +6,8 @@ use std::path::Path;
 
 use dfs_common::{ClusterId, NodeName, Role};
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ED25519,
-    SanType,
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    PKCS_ED25519, SanType,
 };
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -79,29 +79,45 @@ impl CertificateAuthority {
     pub fn generate(cluster: ClusterId) -> Result<Self> {
         let key = KeyPair::generate_for(&PKCS_ED25519)?;
         let mut params = CertificateParams::new(Vec::new())?;
-        params.distinguished_name.push(DnType::CommonName, format!("dfs cluster {cluster}"));
+        params
+            .distinguished_name
+            .push(DnType::CommonName, format!("dfs cluster {cluster}"));
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         params.subject_alt_names = vec![SanType::URI(uri(cluster, "ca")?)];
         validity(&mut params);
         let certificate_pem = params.self_signed(&key)?.pem();
-        Ok(Self { cluster, certificate_pem, key })
+        Ok(Self {
+            cluster,
+            certificate_pem,
+            key,
+        })
     }
 
     /// From `ca.pem` and `ca.key`.
     pub fn load(directory: &Path) -> Result<Self> {
         let certificate_pem = text(&directory.join("ca.pem"))?;
         let key_path = directory.join("ca.key");
-        let key = KeyPair::from_pem(&text(&key_path)?).map_err(|error| CryptoError::BadFile { path: key_path, reason: error.to_string() })?;
+        let key = KeyPair::from_pem(&text(&key_path)?).map_err(|error| CryptoError::BadFile {
+            path: key_path,
+            reason: error.to_string(),
+        })?;
         let certificate = first_certificate(&certificate_pem, &directory.join("ca.pem"))?;
         let (cluster, _) = split_uri(&uri_of(&certificate)?)?;
-        Ok(Self { cluster, certificate_pem: certificate_pem.to_string(), key })
+        Ok(Self {
+            cluster,
+            certificate_pem: certificate_pem.to_string(),
+            key,
+        })
     }
 
     /// Writes `ca.pem` and `ca.key` (owner only) into a directory that exists.
     pub fn save(&self, directory: &Path) -> Result<()> {
         file::replace(&directory.join("ca.pem"), self.certificate_pem.as_bytes())?;
-        file::replace(&directory.join("ca.key"), Zeroizing::new(self.key.serialize_pem()).as_bytes())
+        file::replace(
+            &directory.join("ca.key"),
+            Zeroizing::new(self.key.serialize_pem()).as_bytes(),
+        )
     }
 
     #[must_use]
@@ -114,7 +130,10 @@ impl CertificateAuthority {
         let key = KeyPair::generate_for(&PKCS_ED25519)?;
         let mut params = CertificateParams::new(vec![dns_name(name)])?;
         params.distinguished_name.push(DnType::CommonName, name.to_string());
-        params.subject_alt_names.push(SanType::URI(uri(self.cluster, &format!("{}/{}", name.role, name.number))?));
+        params.subject_alt_names.push(SanType::URI(uri(
+            self.cluster,
+            &format!("{}/{}", name.role, name.number),
+        )?));
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
         validity(&mut params);
@@ -135,8 +154,12 @@ impl Credentials {
     pub fn load(directory: &Path) -> Result<Self> {
         let certificate_path = directory.join("cert.pem");
         let certificate_pem = text(&certificate_path)?;
-        let identity = identity_of(&first_certificate(&certificate_pem, &certificate_path)?)
-            .map_err(|error| CryptoError::BadFile { path: certificate_path, reason: error.to_string() })?;
+        let identity = identity_of(&first_certificate(&certificate_pem, &certificate_path)?).map_err(|error| {
+            CryptoError::BadFile {
+                path: certificate_path,
+                reason: error.to_string(),
+            }
+        })?;
         Ok(Self {
             cluster: identity.cluster,
             name: identity.name,
@@ -148,7 +171,10 @@ impl Credentials {
 
     /// Writes the three files, creating the directory.
     pub fn save(&self, directory: &Path) -> Result<()> {
-        fs::create_dir_all(directory).map_err(|source| CryptoError::File { path: directory.to_path_buf(), source })?;
+        fs::create_dir_all(directory).map_err(|source| CryptoError::File {
+            path: directory.to_path_buf(),
+            source,
+        })?;
         file::replace(&directory.join("ca.pem"), self.ca_pem.as_bytes())?;
         file::replace(&directory.join("cert.pem"), self.certificate_pem.as_bytes())?;
         file::replace(&directory.join("key.pem"), self.key_pem.as_bytes())
@@ -173,8 +199,10 @@ impl Credentials {
     }
 
     pub(crate) fn key(&self) -> Result<PrivateKeyDer<'static>> {
-        PrivateKeyDer::from_pem_slice(self.key_pem.as_bytes())
-            .map_err(|error| CryptoError::BadFile { path: "key.pem".into(), reason: error.to_string() })
+        PrivateKeyDer::from_pem_slice(self.key_pem.as_bytes()).map_err(|error| CryptoError::BadFile {
+            path: "key.pem".into(),
+            reason: error.to_string(),
+        })
     }
 }
 
@@ -188,12 +216,18 @@ pub fn identity_of(certificate: &CertificateDer<'_>) -> Result<PeerIdentity> {
     let (role, number) = rest.split_once('/').ok_or_else(bad)?;
     let role: Role = role.parse().map_err(|_| bad())?;
     let number = number.parse().map_err(|_| bad())?;
-    Ok(PeerIdentity { cluster, name: NodeName::new(role, number) })
+    Ok(PeerIdentity {
+        cluster,
+        name: NodeName::new(role, number),
+    })
 }
 
 fn uri_of(certificate: &CertificateDer<'_>) -> Result<String> {
-    let (_, parsed) = X509Certificate::from_der(certificate).map_err(|error| CryptoError::BadCertificate(error.to_string()))?;
-    let names = parsed.subject_alternative_name().map_err(|error| CryptoError::BadCertificate(error.to_string()))?;
+    let (_, parsed) =
+        X509Certificate::from_der(certificate).map_err(|error| CryptoError::BadCertificate(error.to_string()))?;
+    let names = parsed
+        .subject_alternative_name()
+        .map_err(|error| CryptoError::BadCertificate(error.to_string()))?;
     names
         .iter()
         .flat_map(|names| &names.value.general_names)
@@ -206,7 +240,10 @@ fn uri_of(certificate: &CertificateDer<'_>) -> Result<String> {
 
 fn split_uri(uri: &str) -> Result<(ClusterId, String)> {
     let bad = || CryptoError::BadCertificate(format!("{uri:?} is not dfs://cluster/role/number"));
-    let (cluster, rest) = uri.strip_prefix("dfs://").and_then(|rest| rest.split_once('/')).ok_or_else(bad)?;
+    let (cluster, rest) = uri
+        .strip_prefix("dfs://")
+        .and_then(|rest| rest.split_once('/'))
+        .ok_or_else(bad)?;
     Ok((cluster.parse().map_err(|_| bad())?, rest.to_owned()))
 }
 
@@ -221,13 +258,18 @@ fn validity(params: &mut CertificateParams) {
 
 fn text(path: &Path) -> Result<Zeroizing<String>> {
     let bytes = file::read(path)?;
-    let text = std::str::from_utf8(&bytes).map_err(|_| CryptoError::BadFile { path: path.to_path_buf(), reason: "not PEM".to_owned() })?;
+    let text = std::str::from_utf8(&bytes).map_err(|_| CryptoError::BadFile {
+        path: path.to_path_buf(),
+        reason: "not PEM".to_owned(),
+    })?;
     Ok(Zeroizing::new(text.to_owned()))
 }
 
 fn first_certificate(pem: &str, path: &Path) -> Result<CertificateDer<'static>> {
-    CertificateDer::from_pem_slice(pem.as_bytes())
-        .map_err(|error| CryptoError::BadFile { path: path.to_path_buf(), reason: format!("no certificate in PEM: {error}") })
+    CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|error| CryptoError::BadFile {
+        path: path.to_path_buf(),
+        reason: format!("no certificate in PEM: {error}"),
+    })
 }
 
 #[cfg(test)]
@@ -246,8 +288,19 @@ mod tests {
         ca.issue(name).unwrap().save(&at).unwrap();
         let loaded = Credentials::load(&at).unwrap();
         assert_eq!((loaded.cluster(), loaded.name()), (ca.cluster(), name));
-        assert_eq!(identity_of(&loaded.certificate().unwrap()).unwrap(), PeerIdentity { cluster: ca.cluster(), name });
+        assert_eq!(
+            identity_of(&loaded.certificate().unwrap()).unwrap(),
+            PeerIdentity {
+                cluster: ca.cluster(),
+                name
+            }
+        );
         assert!(identity_of(&loaded.ca().unwrap()).is_err(), "the CA is nobody");
-        assert!(Credentials::load(&directory.path().join("none")).unwrap_err().to_string().contains("none"));
+        assert!(
+            Credentials::load(&directory.path().join("none"))
+                .unwrap_err()
+                .to_string()
+                .contains("none")
+        );
     }
 }

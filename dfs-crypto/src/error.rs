@@ -9,7 +9,9 @@ pub type Result<T, E = CryptoError> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 pub enum CryptoError {
     /// Wrong key, wrong place, or changed bytes: AES-GCM does not tell which.
-    #[error("block {block} of chunk {chunk} does not open: its bytes, its place or its key are not those it was sealed with")]
+    #[error(
+        "block {block} of chunk {chunk} does not open: its bytes, its place or its key are not those it was sealed with"
+    )]
     BlockDoesNotOpen { chunk: ChunkIndex, block: BlockIndex },
     #[error("a sealed record does not open: its bytes, its place or its key are not those it was sealed with")]
     RecordDoesNotOpen,
@@ -36,9 +38,10 @@ pub enum CryptoError {
 impl From<CryptoError> for Error {
     fn from(error: CryptoError) -> Self {
         let code = match &error {
-            CryptoError::BlockDoesNotOpen { .. } | CryptoError::RecordDoesNotOpen | CryptoError::KeyDoesNotOpen { .. } | CryptoError::WrongLength { .. } => {
-                ErrorCode::Corrupt
-            }
+            CryptoError::BlockDoesNotOpen { .. }
+            | CryptoError::RecordDoesNotOpen
+            | CryptoError::KeyDoesNotOpen { .. }
+            | CryptoError::WrongLength { .. } => ErrorCode::Corrupt,
             CryptoError::BadCertificate(_) | CryptoError::Tls(_) => ErrorCode::Unauthorized,
             CryptoError::File { .. } | CryptoError::BadFile { .. } => ErrorCode::InvalidArgument,
             CryptoError::NoRandomness(_) | CryptoError::Generation(_) | CryptoError::Seal => ErrorCode::Internal,

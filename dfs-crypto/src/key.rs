@@ -107,7 +107,11 @@ impl Kek {
         bytes.extend_from_slice(&key.0);
         let tag = self
             .cipher()?
-            .seal_in_place_separate_tag(Nonce::assume_unique_for_key(nonce), Aad::from(wrap_aad(cluster, kek_version)), &mut bytes[12..])
+            .seal_in_place_separate_tag(
+                Nonce::assume_unique_for_key(nonce),
+                Aad::from(wrap_aad(cluster, kek_version)),
+                &mut bytes[12..],
+            )
             .map_err(|_| CryptoError::Seal)?;
         bytes.extend_from_slice(tag.as_ref());
         Ok(WrappedKey { kek_version, bytes })
@@ -116,7 +120,9 @@ impl Kek {
     /// # Errors
     /// `KeyDoesNotOpen` when it was wrapped by another root, version or cluster, or was changed.
     pub fn unwrap(&self, cluster: ClusterId, wrapped: &WrappedKey) -> Result<FileKey> {
-        let broken = || CryptoError::KeyDoesNotOpen { kek_version: wrapped.kek_version };
+        let broken = || CryptoError::KeyDoesNotOpen {
+            kek_version: wrapped.kek_version,
+        };
         if wrapped.bytes.len() != WRAPPED_SIZE_BYTES {
             return Err(broken());
         }
@@ -131,7 +137,9 @@ impl Kek {
     }
 
     fn cipher(&self) -> Result<LessSafeKey> {
-        UnboundKey::new(&AES_256_GCM, &self.0).map(LessSafeKey::new).map_err(|_| CryptoError::Seal)
+        UnboundKey::new(&AES_256_GCM, &self.0)
+            .map(LessSafeKey::new)
+            .map_err(|_| CryptoError::Seal)
     }
 }
 
@@ -166,8 +174,10 @@ impl MetaKey {
 fn load_hex(path: &Path) -> Result<[u8; KEY_SIZE_BYTES]> {
     let text = file::read(path)?;
     let mut key = [0; KEY_SIZE_BYTES];
-    hex::decode_to_slice(text.trim_ascii(), &mut key)
-        .map_err(|_| CryptoError::BadFile { path: path.to_path_buf(), reason: "not a key of 64 hex digits".to_owned() })?;
+    hex::decode_to_slice(text.trim_ascii(), &mut key).map_err(|_| CryptoError::BadFile {
+        path: path.to_path_buf(),
+        reason: "not a key of 64 hex digits".to_owned(),
+    })?;
     Ok(key)
 }
 

@@ -32,7 +32,9 @@ pub struct NonceRange {
 
 impl NonceSource {
     pub fn new() -> Result<Self> {
-        Ok(Self { state: Mutex::new(Session::draw()?) })
+        Ok(Self {
+            state: Mutex::new(Session::draw()?),
+        })
     }
 
     /// `count` nonces that nobody else gets.
@@ -41,7 +43,11 @@ impl NonceSource {
         if state.next.checked_add(count).is_none() {
             *state = Session::draw()?;
         }
-        let range = NonceRange { session: state.id, first: state.next, count };
+        let range = NonceRange {
+            session: state.id,
+            first: state.next,
+            count,
+        };
         state.next = state.next.checked_add(count).ok_or(CryptoError::Seal)?;
         Ok(range)
     }
@@ -86,7 +92,11 @@ mod tests {
         let threads: Vec<_> = (0..4)
             .map(|_| {
                 let source = Arc::clone(&source);
-                std::thread::spawn(move || (0..1000).flat_map(|n| source.take(n % 7).unwrap().iter().collect::<Vec<_>>()).collect::<Vec<_>>())
+                std::thread::spawn(move || {
+                    (0..1000)
+                        .flat_map(|n| source.take(n % 7).unwrap().iter().collect::<Vec<_>>())
+                        .collect::<Vec<_>>()
+                })
             })
             .collect();
         let all: Vec<_> = threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect();

@@ -24,7 +24,10 @@ impl std::fmt::Debug for RecordSealer {
 impl RecordSealer {
     pub(crate) fn new(key: &[u8; 32]) -> Result<Self> {
         let key = UnboundKey::new(&AES_256_GCM, key).map_err(|_| CryptoError::Seal)?;
-        Ok(Self { key: LessSafeKey::new(key), nonces: NonceSource::new()? })
+        Ok(Self {
+            key: LessSafeKey::new(key),
+            nonces: NonceSource::new()?,
+        })
     }
 
     pub fn seal(&self, aad: &[u8], plain: &[u8]) -> Result<Vec<u8>> {
@@ -34,7 +37,11 @@ impl RecordSealer {
         out.extend_from_slice(plain);
         let tag = self
             .key
-            .seal_in_place_separate_tag(Nonce::assume_unique_for_key(nonce), Aad::from(aad), &mut out[NONCE_SIZE_BYTES..])
+            .seal_in_place_separate_tag(
+                Nonce::assume_unique_for_key(nonce),
+                Aad::from(aad),
+                &mut out[NONCE_SIZE_BYTES..],
+            )
             .map_err(|_| CryptoError::Seal)?;
         out.extend_from_slice(tag.as_ref());
         Ok(out)
@@ -50,7 +57,9 @@ impl RecordSealer {
         let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| CryptoError::RecordDoesNotOpen)?;
         let (cipher, tag) = rest.split_at(rest.len() - 16);
         let mut plain = vec![0; cipher.len()];
-        self.key.open_separate_gather(nonce, Aad::from(aad), cipher, tag, &mut plain).map_err(|_| CryptoError::RecordDoesNotOpen)?;
+        self.key
+            .open_separate_gather(nonce, Aad::from(aad), cipher, tag, &mut plain)
+            .map_err(|_| CryptoError::RecordDoesNotOpen)?;
         Ok(plain)
     }
 }
@@ -97,7 +106,11 @@ mod tests {
         assert!(sealer.open(b"row 8", &sealed).is_err());
         assert!(RecordSealer::new(&[2; 32]).unwrap().open(b"row 7", &sealed).is_err());
         assert!(sealer.open(b"row 7", &sealed[..20]).is_err());
-        assert_ne!(sealed, sealer.seal(b"row 7", b"secret").unwrap(), "a nonce is used once");
+        assert_ne!(
+            sealed,
+            sealer.seal(b"row 7", b"secret").unwrap(),
+            "a nonce is used once"
+        );
     }
 
     #[test]

@@ -15,7 +15,10 @@ struct Take;
 
 impl Service for Take {
     async fn call(&self, request: Incoming) -> Result<Outgoing, Error> {
-        Ok(Outgoing { header: request.header.to_vec(), payload: Vec::new() })
+        Ok(Outgoing {
+            header: request.header.to_vec(),
+            payload: Vec::new(),
+        })
     }
 }
 
@@ -52,11 +55,18 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
             calls.join_next().await.ok_or("no call")???;
         }
         let (peer, megabyte) = (peer.clone(), megabyte.clone());
-        calls.spawn(async move { peer.call::<_, u64>(Lane::Bulk, &7_u64, &[megabyte], deadline).await.map(drop) as Result<(), NetError> });
+        calls.spawn(async move {
+            peer.call::<_, u64>(Lane::Bulk, &7_u64, &[megabyte], deadline)
+                .await
+                .map(drop) as Result<(), NetError>
+        });
     }
     while let Some(done) = calls.join_next().await {
         done??;
     }
-    println!("1 MiB requests, 8 at a time: {:.0} MiB/s", 2048.0 / start.elapsed().as_secs_f64());
+    println!(
+        "1 MiB requests, 8 at a time: {:.0} MiB/s",
+        2048.0 / start.elapsed().as_secs_f64()
+    );
     Ok(())
 }

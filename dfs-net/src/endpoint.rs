@@ -49,7 +49,10 @@ impl Endpoint {
     ///
     /// # Errors
     /// `Bind` when the port is taken or the address is not this host's; `Credentials` when they make no TLS identity.
-    #[expect(clippy::unused_async, reason = "must run within a runtime, and says so by its signature")]
+    #[expect(
+        clippy::unused_async,
+        reason = "must run within a runtime, and says so by its signature"
+    )]
     pub async fn bind(credentials: &Credentials, listen: SocketAddr) -> Result<Self, NetError> {
         let bad = |error: &dyn std::fmt::Display| NetError::Credentials(error.to_string());
         let server = tls::server_config(credentials, ALPN).map_err(|error| bad(&error))?;
@@ -57,9 +60,13 @@ impl Endpoint {
         let server_crypto = Arc::new(QuicServerConfig::try_from(server).map_err(|error| bad(&error))?);
         let client_crypto = Arc::new(QuicClientConfig::try_from(client).map_err(|error| bad(&error))?);
         let socket = transport::socket(listen)?;
-        let fail = |error: std::io::Error| NetError::Bind { address: listen, reason: error.to_string() };
+        let fail = |error: std::io::Error| NetError::Bind {
+            address: listen,
+            reason: error.to_string(),
+        };
         // Nothing comes in before `serve`: a process that only asks must not collect strangers' handshakes.
-        let quic = quinn::Endpoint::new(transport::endpoint_config(), None, socket, Arc::new(TokioRuntime)).map_err(fail)?;
+        let quic =
+            quinn::Endpoint::new(transport::endpoint_config(), None, socket, Arc::new(TokioRuntime)).map_err(fail)?;
         let address = quic.local_addr().map_err(fail)?;
         let inner = EndpointInner {
             quic,

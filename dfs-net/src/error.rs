@@ -10,12 +10,26 @@ pub enum NetError {
     #[error("{address}: {reason}")]
     Bind { address: SocketAddr, reason: String },
     #[error("{peer} at {address} did not answer within {} ms", deadline.as_millis())]
-    Timeout { peer: NodeName, address: SocketAddr, deadline: Duration },
+    Timeout {
+        peer: NodeName,
+        address: SocketAddr,
+        deadline: Duration,
+    },
     #[error("{peer} at {address} can not be reached: {reason}")]
-    Unreachable { peer: NodeName, address: SocketAddr, reason: String },
+    Unreachable {
+        peer: NodeName,
+        address: SocketAddr,
+        reason: String,
+    },
     /// The other side does not accept this certificate, or shows one that is not accepted here.
-    #[error("{peer} at {address} and this process do not accept each other's certificate or protocol: {reason}; check that the credentials are of this cluster and role")]
-    Refused { peer: NodeName, address: SocketAddr, reason: String },
+    #[error(
+        "{peer} at {address} and this process do not accept each other's certificate or protocol: {reason}; check that the credentials are of this cluster and role"
+    )]
+    Refused {
+        peer: NodeName,
+        address: SocketAddr,
+        reason: String,
+    },
     #[error("{0}")]
     Remote(#[from] Error),
     #[error("credentials: {0}")]

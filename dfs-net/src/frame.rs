@@ -46,7 +46,11 @@ impl Prefix {
         if header > MAX_HEADER_SIZE_BYTES || payload > MAX_PAYLOAD_SIZE_BYTES {
             return Err(FrameError::TooBig { header, payload });
         }
-        Ok(Self { word: word(0), header, payload })
+        Ok(Self {
+            word: word(0),
+            header,
+            payload,
+        })
     }
 
     /// Bytes that the frame will take in memory.
@@ -64,7 +68,11 @@ pub(crate) async fn read_prefix(stream: &mut RecvStream) -> Result<Prefix, Frame
 pub(crate) async fn read_body(stream: &mut RecvStream, prefix: Prefix) -> Result<Frame, FrameError> {
     let header = read_bytes(stream, prefix.header).await?;
     let payload = read_bytes(stream, prefix.payload).await?;
-    Ok(Frame { word: prefix.word, header, payload })
+    Ok(Frame {
+        word: prefix.word,
+        header,
+        payload,
+    })
 }
 
 /// `length` bytes; not copied when they lie in one piece already.
@@ -79,14 +87,22 @@ async fn read_bytes(stream: &mut RecvStream, length: usize) -> Result<Bytes, Fra
     let mut whole = BytesMut::with_capacity(length);
     whole.extend_from_slice(&first);
     while whole.len() < length {
-        let chunk = stream.read_chunk(length - whole.len(), true).await?.ok_or(FrameError::Short)?;
+        let chunk = stream
+            .read_chunk(length - whole.len(), true)
+            .await?
+            .ok_or(FrameError::Short)?;
         whole.extend_from_slice(&chunk.bytes);
     }
     Ok(whole.freeze())
 }
 
 /// Sends a whole frame; payload parts go as they are.
-pub(crate) async fn write(stream: &mut SendStream, word: u32, header: &[u8], payload: &[Bytes]) -> Result<(), WriteError> {
+pub(crate) async fn write(
+    stream: &mut SendStream,
+    word: u32,
+    header: &[u8],
+    payload: &[Bytes],
+) -> Result<(), WriteError> {
     let payload_size: usize = payload.iter().map(Bytes::len).sum();
     let mut head = BytesMut::with_capacity(PREFIX_BYTES + header.len());
     head.extend_from_slice(&word.to_le_bytes());
@@ -112,7 +128,14 @@ mod tests {
             bytes[8..].copy_from_slice(&payload.to_le_bytes());
             Prefix::parse(bytes)
         };
-        assert!(matches!(prefix(10, 1 << 20), Ok(Prefix { word: 7, header: 10, payload: 1_048_576 })));
+        assert!(matches!(
+            prefix(10, 1 << 20),
+            Ok(Prefix {
+                word: 7,
+                header: 10,
+                payload: 1_048_576
+            })
+        ));
         assert!(prefix(u32::MAX, 0).is_err());
         assert!(prefix(0, u32::MAX).is_err());
         assert!(prefix(0, MAX_PAYLOAD_SIZE_BYTES as u32 + 1).is_err());

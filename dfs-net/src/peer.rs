@@ -129,7 +129,11 @@ impl Peer {
                 let (header, payload) = answer?;
                 Ok((codec::decode(&header)?, payload))
             }
-            Err(_) => Err(NetError::Timeout { peer: inner.name, address: inner.address, deadline }),
+            Err(_) => Err(NetError::Timeout {
+                peer: inner.name,
+                address: inner.address,
+                deadline,
+            }),
         }
     }
 }
@@ -146,15 +150,25 @@ impl PeerInner {
         }
     }
 
-    async fn exchange(&self, lane: Lane, header: &[u8], payload: &[Bytes], deadline: Duration) -> Result<(Bytes, Bytes), NetError> {
+    async fn exchange(
+        &self,
+        lane: Lane,
+        header: &[u8],
+        payload: &[Bytes],
+        deadline: Duration,
+    ) -> Result<(Bytes, Bytes), NetError> {
         let (send, recv) = self.open(lane).await?;
         let mut send = ResetOnDrop(send);
         let mut recv = recv;
         let deadline_ms = u32::try_from(deadline.as_millis()).unwrap_or(u32::MAX);
-        frame::write(&mut send.0, deadline_ms, header, payload).await.map_err(|error| self.unreachable(&error))?;
+        frame::write(&mut send.0, deadline_ms, header, payload)
+            .await
+            .map_err(|error| self.unreachable(&error))?;
         send.0.finish().map_err(|error| self.unreachable(&error))?;
         let broken = |error: FrameError| match error {
-            FrameError::TooBig { .. } => NetError::Remote(Error::new(ErrorCode::BadMessage, format!("{} sent {error}", self.name))),
+            FrameError::TooBig { .. } => {
+                NetError::Remote(Error::new(ErrorCode::BadMessage, format!("{} sent {error}", self.name)))
+            }
             _ => self.unreachable(&error),
         };
         let prefix = frame::read_prefix(&mut recv).await.map_err(broken)?;
@@ -176,7 +190,9 @@ impl PeerInner {
             let connection = self.connection(slot, lane).await?;
             match connection.open_bi().await {
                 Ok(streams) => return Ok(streams),
-                Err(error) if refusal(&error).is_some() => return Err(self.refused(refusal(&error).unwrap_or_default())),
+                Err(error) if refusal(&error).is_some() => {
+                    return Err(self.refused(refusal(&error).unwrap_or_default()));
+                }
                 Err(_) => slot.forget(&connection),
             }
         }
@@ -193,7 +209,10 @@ impl PeerInner {
                 None => self.start(slot, &mut state, lane),
             }
         };
-        let done = attempt.wait_for(Option::is_some).await.map_err(|_| self.unreachable(&"the attempt to connect was given up"))?;
+        let done = attempt
+            .wait_for(Option::is_some)
+            .await
+            .map_err(|_| self.unreachable(&"the attempt to connect was given up"))?;
         done.clone().unwrap_or_else(|| Err(self.unreachable(&"no attempt")))
     }
 
@@ -209,7 +228,11 @@ impl PeerInner {
             }
             let result = match timeout(CONNECT_TIMEOUT, connect(&endpoint, name, address, lane)).await {
                 Ok(result) => result,
-                Err(_) => Err(NetError::Unreachable { peer: name, address, reason: "no answer to the handshake".to_owned() }),
+                Err(_) => Err(NetError::Unreachable {
+                    peer: name,
+                    address,
+                    reason: "no answer to the handshake".to_owned(),
+                }),
             };
             slot.state.lock().finish(&result);
             let _ = tell.send(Some(result));
@@ -218,11 +241,19 @@ impl PeerInner {
     }
 
     fn unreachable(&self, reason: &(dyn std::fmt::Display + Sync)) -> NetError {
-        NetError::Unreachable { peer: self.name, address: self.address, reason: reason.to_string() }
+        NetError::Unreachable {
+            peer: self.name,
+            address: self.address,
+            reason: reason.to_string(),
+        }
     }
 
     fn refused(&self, reason: String) -> NetError {
-        NetError::Refused { peer: self.name, address: self.address, reason }
+        NetError::Refused {
+            peer: self.name,
+            address: self.address,
+            reason,
+        }
     }
 }
 
@@ -233,7 +264,11 @@ impl Slot {
 
     fn forget(&self, dead: &Connection) {
         let mut state = self.state.lock();
-        if state.connection.as_ref().is_some_and(|connection| connection.stable_id() == dead.stable_id()) {
+        if state
+            .connection
+            .as_ref()
+            .is_some_and(|connection| connection.stable_id() == dead.stable_id())
+        {
             state.connection = None;
         }
     }
@@ -241,7 +276,10 @@ impl Slot {
 
 impl SlotState {
     fn standing(&self) -> Option<Connection> {
-        self.connection.as_ref().filter(|connection| connection.close_reason().is_none()).cloned()
+        self.connection
+            .as_ref()
+            .filter(|connection| connection.close_reason().is_none())
+            .cloned()
     }
 
     fn finish(&mut self, result: &Result<Connection, NetError>) {
@@ -268,9 +306,22 @@ impl Drop for ResetOnDrop {
     }
 }
 
-async fn connect(endpoint: &EndpointInner, name: NodeName, address: SocketAddr, lane: Lane) -> Result<Connection, NetError> {
-    let unreachable = |reason: String| NetError::Unreachable { peer: name, address, reason };
-    let refused = |reason: String| NetError::Refused { peer: name, address, reason };
+async fn connect(
+    endpoint: &EndpointInner,
+    name: NodeName,
+    address: SocketAddr,
+    lane: Lane,
+) -> Result<Connection, NetError> {
+    let unreachable = |reason: String| NetError::Unreachable {
+        peer: name,
+        address,
+        reason,
+    };
+    let refused = |reason: String| NetError::Refused {
+        peer: name,
+        address,
+        reason,
+    };
     let classify = |error: ConnectionError| match refusal(&error) {
         Some(reason) => refused(reason),
         None => unreachable(error.to_string()),
@@ -285,19 +336,32 @@ async fn connect(endpoint: &EndpointInner, name: NodeName, address: SocketAddr, 
         Some(identity) if identity.cluster == endpoint.cluster && identity.name == name => {}
         Some(identity) => {
             connection.close(VarInt::from_u32(REFUSED), b"not who was called");
-            return Err(refused(format!("its certificate is of {} in cluster {}", identity.name, identity.cluster)));
+            return Err(refused(format!(
+                "its certificate is of {} in cluster {}",
+                identity.name, identity.cluster
+            )));
         }
         None => {
             connection.close(VarInt::from_u32(REFUSED), b"no dfs certificate");
             return Err(refused("its certificate is none of dfs".to_owned()));
         }
     }
-    let hello = codec::encode(&(Hello { protocol: PROTOCOL_VERSION, cluster: endpoint.cluster }, lane))?;
+    let hello = codec::encode(&(
+        Hello {
+            protocol: PROTOCOL_VERSION,
+            cluster: endpoint.cluster,
+        },
+        lane,
+    ))?;
     let answer = async {
         let (mut send, mut recv) = connection.open_bi().await.map_err(classify)?;
-        send.write_all(&hello).await.map_err(|error| unreachable(error.to_string()))?;
+        send.write_all(&hello)
+            .await
+            .map_err(|error| unreachable(error.to_string()))?;
         let _ = send.finish();
-        recv.read_to_end(HELLO_MAX_BYTES).await.map_err(|error| unreachable(error.to_string()))
+        recv.read_to_end(HELLO_MAX_BYTES)
+            .await
+            .map_err(|error| unreachable(error.to_string()))
     };
     let answer: Result<Vec<u8>, NetError> = answer.await;
     let answer = match (answer, connection.close_reason()) {
@@ -309,7 +373,10 @@ async fn connect(endpoint: &EndpointInner, name: NodeName, address: SocketAddr, 
     let hello: Hello = codec::decode(&answer)?;
     if hello.protocol != PROTOCOL_VERSION || hello.cluster != endpoint.cluster {
         connection.close(VarInt::from_u32(REFUSED), b"another protocol version or cluster");
-        return Err(refused(format!("it speaks version {} for cluster {}", hello.protocol, hello.cluster)));
+        return Err(refused(format!(
+            "it speaks version {} for cluster {}",
+            hello.protocol, hello.cluster
+        )));
     }
     Ok(connection)
 }
@@ -317,8 +384,12 @@ async fn connect(endpoint: &EndpointInner, name: NodeName, address: SocketAddr, 
 /// Why a connection was refused, if it was refused and not merely lost.
 pub(crate) fn refusal(error: &ConnectionError) -> Option<String> {
     match error {
-        ConnectionError::TransportError(error) if CRYPTO_ERRORS.contains(&u64::from(error.code)) => Some(error.to_string()),
-        ConnectionError::ConnectionClosed(close) if CRYPTO_ERRORS.contains(&u64::from(close.error_code)) => Some(close.to_string()),
+        ConnectionError::TransportError(error) if CRYPTO_ERRORS.contains(&u64::from(error.code)) => {
+            Some(error.to_string())
+        }
+        ConnectionError::ConnectionClosed(close) if CRYPTO_ERRORS.contains(&u64::from(close.error_code)) => {
+            Some(close.to_string())
+        }
         ConnectionError::ApplicationClosed(close) if close.error_code == VarInt::from_u32(REFUSED) => {
             Some(String::from_utf8_lossy(&close.reason).into_owned())
         }
@@ -327,6 +398,9 @@ pub(crate) fn refusal(error: &ConnectionError) -> Option<String> {
 }
 
 pub(crate) fn peer_certificate(connection: &Connection) -> Option<CertificateDer<'static>> {
-    let chain = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
+    let chain = connection
+        .peer_identity()?
+        .downcast::<Vec<CertificateDer<'static>>>()
+        .ok()?;
     chain.first().cloned()
 }

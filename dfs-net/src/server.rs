@@ -78,7 +78,12 @@ pub(crate) async fn serve<S: Service>(endpoint: Arc<EndpointInner>, service: Arc
             incoming = endpoint.quic.accept() => incoming,
         };
         let Some(incoming) = incoming else { return };
-        let (endpoint, service, shutdown, bounds) = (Arc::clone(&endpoint), Arc::clone(&service), shutdown.clone(), Arc::clone(&bounds));
+        let (endpoint, service, shutdown, bounds) = (
+            Arc::clone(&endpoint),
+            Arc::clone(&service),
+            shutdown.clone(),
+            Arc::clone(&bounds),
+        );
         tokio::spawn(async move {
             tokio::select! {
                 () = shutdown.cancelled() => {}
@@ -88,7 +93,12 @@ pub(crate) async fn serve<S: Service>(endpoint: Arc<EndpointInner>, service: Arc
     }
 }
 
-async fn connection<S: Service>(endpoint: &EndpointInner, service: &Arc<S>, incoming: quinn::Incoming, bounds: &Arc<Bounds>) {
+async fn connection<S: Service>(
+    endpoint: &EndpointInner,
+    service: &Arc<S>,
+    incoming: quinn::Incoming,
+    bounds: &Arc<Bounds>,
+) {
     let address = incoming.remote_address();
     let Ok(_place) = bounds.connections.try_acquire() else {
         warn!(%address, "refused a connection: {CONNECTIONS_MAX} are open already");
@@ -96,7 +106,9 @@ async fn connection<S: Service>(endpoint: &EndpointInner, service: &Arc<S>, inco
         return;
     };
     let established = {
-        let Ok(_handshake) = bounds.handshakes.acquire().await else { return };
+        let Ok(_handshake) = bounds.handshakes.acquire().await else {
+            return;
+        };
         timeout(HANDSHAKE_TIMEOUT, establish(endpoint, incoming)).await
     };
     let (connection, peer, lane) = match established {
@@ -120,12 +132,19 @@ async fn connection<S: Service>(endpoint: &EndpointInner, service: &Arc<S>, inco
 }
 
 /// Handshake, identity and `Hello`. `Err(Some(reason))` is a refusal worth a line, `Err(None)` a connection that just ended.
-async fn establish(endpoint: &EndpointInner, incoming: quinn::Incoming) -> Result<(Connection, PeerIdentity, Lane), Option<String>> {
+async fn establish(
+    endpoint: &EndpointInner,
+    incoming: quinn::Incoming,
+) -> Result<(Connection, PeerIdentity, Lane), Option<String>> {
     let certificates = |error: ConnectionError| {
         refusal(&error).map(|reason| format!("its certificate is not accepted here, or it does not accept ours ({reason}); both must be of this cluster's CA"))
     };
     let config = Arc::new(endpoint.server_config(incoming.remote_address()));
-    let connection = incoming.accept_with(config).map_err(certificates)?.await.map_err(certificates)?;
+    let connection = incoming
+        .accept_with(config)
+        .map_err(certificates)?
+        .await
+        .map_err(certificates)?;
     let refuse = |connection: &Connection, reason: String| {
         connection.close(VarInt::from_u32(REFUSED), reason.as_bytes());
         Some(reason)
@@ -134,23 +153,49 @@ async fn establish(endpoint: &EndpointInner, incoming: quinn::Incoming) -> Resul
         .ok_or_else(|| refuse(&connection, "it shows no certificate".to_owned()))
         .and_then(|certificate| identity_of(&certificate).map_err(|error| refuse(&connection, error.to_string())))?;
     if identity.cluster != endpoint.cluster {
-        return Err(refuse(&connection, format!("its certificate is of cluster {}, this is {}", identity.cluster, endpoint.cluster)));
+        return Err(refuse(
+            &connection,
+            format!(
+                "its certificate is of cluster {}, this is {}",
+                identity.cluster, endpoint.cluster
+            ),
+        ));
     }
     let (mut send, mut recv) = connection.accept_bi().await.map_err(certificates)?;
-    let hello = recv.read_to_end(HELLO_MAX_BYTES).await.map_err(|error| refuse(&connection, format!("no greeting: {error}")))?;
-    let (hello, lane): (Hello, Lane) = codec::decode(&hello).map_err(|error| refuse(&connection, format!("no greeting: {error}")))?;
+    let hello = recv
+        .read_to_end(HELLO_MAX_BYTES)
+        .await
+        .map_err(|error| refuse(&connection, format!("no greeting: {error}")))?;
+    let (hello, lane): (Hello, Lane) =
+        codec::decode(&hello).map_err(|error| refuse(&connection, format!("no greeting: {error}")))?;
     if hello.protocol != PROTOCOL_VERSION || hello.cluster != endpoint.cluster {
-        let reason = format!("{} speaks protocol {}, this is {PROTOCOL_VERSION}: run the same version everywhere", identity.name, hello.protocol);
+        let reason = format!(
+            "{} speaks protocol {}, this is {PROTOCOL_VERSION}: run the same version everywhere",
+            identity.name, hello.protocol
+        );
         return Err(refuse(&connection, reason));
     }
-    let answer = codec::encode(&Hello { protocol: PROTOCOL_VERSION, cluster: endpoint.cluster }).map_err(|_| None)?;
+    let answer = codec::encode(&Hello {
+        protocol: PROTOCOL_VERSION,
+        cluster: endpoint.cluster,
+    })
+    .map_err(|_| None)?;
     send.write_all(&answer).await.map_err(|_| None)?;
     let _ = send.finish();
     Ok((connection, identity, lane))
 }
 
-async fn request<S: Service>(service: &S, peer: PeerIdentity, lane: Lane, mut send: SendStream, mut recv: RecvStream, bounds: &Bounds) {
-    let Ok(prefix) = timeout(TRANSFER_TIMEOUT, frame::read_prefix(&mut recv)).await else { return };
+async fn request<S: Service>(
+    service: &S,
+    peer: PeerIdentity,
+    lane: Lane,
+    mut send: SendStream,
+    mut recv: RecvStream,
+    bounds: &Bounds,
+) {
+    let Ok(prefix) = timeout(TRANSFER_TIMEOUT, frame::read_prefix(&mut recv)).await else {
+        return;
+    };
     let prefix = match prefix {
         Ok(prefix) => prefix,
         Err(error @ FrameError::TooBig { .. }) => {
@@ -160,18 +205,35 @@ async fn request<S: Service>(service: &S, peer: PeerIdentity, lane: Lane, mut se
         }
         Err(_) => return,
     };
-    let Ok(_place) = bounds.requests.acquire().await else { return };
+    let Ok(_place) = bounds.requests.acquire().await else {
+        return;
+    };
     let kib = u32::try_from(prefix.size_bytes() / 1024 + 1).unwrap_or(REQUEST_MEMORY_KIB);
-    let Ok(_memory) = bounds.memory_kib.acquire_many(kib).await else { return };
-    let Ok(Ok(frame)) = timeout(TRANSFER_TIMEOUT, frame::read_body(&mut recv, prefix)).await else { return };
+    let Ok(_memory) = bounds.memory_kib.acquire_many(kib).await else {
+        return;
+    };
+    let Ok(Ok(frame)) = timeout(TRANSFER_TIMEOUT, frame::read_body(&mut recv, prefix)).await else {
+        return;
+    };
     let deadline = Duration::from_millis(u64::from(frame.word));
-    let incoming = Incoming { peer, lane, header: frame.header, payload: frame.payload, deadline };
+    let incoming = Incoming {
+        peer,
+        lane,
+        header: frame.header,
+        payload: frame.payload,
+        deadline,
+    };
     let given_up = send.stopped();
     let result = tokio::select! {
         result = timeout(deadline, service.call(incoming)) => result,
         _ = given_up => return,
     };
-    let late = |_| Err(Error::new(ErrorCode::Timeout, format!("not done within {} ms", deadline.as_millis())));
+    let late = |_| {
+        Err(Error::new(
+            ErrorCode::Timeout,
+            format!("not done within {} ms", deadline.as_millis()),
+        ))
+    };
     answer(&mut send, result.unwrap_or_else(late)).await;
 }
 
@@ -182,12 +244,25 @@ async fn answer(send: &mut SendStream, result: Result<Outgoing, Error>) {
     };
     let payload_size: usize = outgoing.payload.iter().map(Bytes::len).sum();
     let (status, outgoing) = if outgoing.header.len() > MAX_HEADER_SIZE_BYTES || payload_size > MAX_PAYLOAD_SIZE_BYTES {
-        (1, error_response(&Error::new(ErrorCode::Internal, format!("an answer of {} + {payload_size} B is over the limits", outgoing.header.len()))))
+        (
+            1,
+            error_response(&Error::new(
+                ErrorCode::Internal,
+                format!(
+                    "an answer of {} + {payload_size} B is over the limits",
+                    outgoing.header.len()
+                ),
+            )),
+        )
     } else {
         (status, outgoing)
     };
     // Who asked may be gone; nobody else is interested.
-    let written = timeout(TRANSFER_TIMEOUT, frame::write(send, status, &outgoing.header, &outgoing.payload)).await;
+    let written = timeout(
+        TRANSFER_TIMEOUT,
+        frame::write(send, status, &outgoing.header, &outgoing.payload),
+    )
+    .await;
     if matches!(written, Ok(Ok(()))) {
         let _ = send.finish();
     } else {
@@ -197,5 +272,8 @@ async fn answer(send: &mut SendStream, result: Result<Outgoing, Error>) {
 }
 
 fn error_response(error: &Error) -> Outgoing {
-    Outgoing { header: codec::encode(error).unwrap_or_default(), payload: Vec::new() }
+    Outgoing {
+        header: codec::encode(error).unwrap_or_default(),
+        payload: Vec::new(),
+    }
 }

@@ -64,11 +64,18 @@ impl Transports {
             .mtu_discovery_config(Some(discovery))
             .initial_rtt(Duration::from_millis(20))
             .congestion_controller_factory(Arc::new(congestion));
-        Self { loopback: Arc::new(loopback), network: Arc::new(network) }
+        Self {
+            loopback: Arc::new(loopback),
+            network: Arc::new(network),
+        }
     }
 
     pub(crate) fn toward(&self, address: IpAddr) -> Arc<TransportConfig> {
-        Arc::clone(if address.is_loopback() { &self.loopback } else { &self.network })
+        Arc::clone(if address.is_loopback() {
+            &self.loopback
+        } else {
+            &self.network
+        })
     }
 }
 
@@ -98,11 +105,16 @@ pub(crate) fn endpoint_config() -> EndpointConfig {
 pub(crate) fn socket(listen: SocketAddr) -> Result<UdpSocket, NetError> {
     let socket = UdpSocket::bind(listen).map_err(|error| {
         let reason = match error.kind() {
-            std::io::ErrorKind::AddrInUse => "the port is in use by another process; stop it or choose another port".to_owned(),
+            std::io::ErrorKind::AddrInUse => {
+                "the port is in use by another process; stop it or choose another port".to_owned()
+            }
             std::io::ErrorKind::AddrNotAvailable => "this host does not have that address".to_owned(),
             _ => error.to_string(),
         };
-        NetError::Bind { address: listen, reason }
+        NetError::Bind {
+            address: listen,
+            reason,
+        }
     })?;
     // Root may go over the system's limit; others get as much as it allows.
     if sockopt::set_socket_recv_buffer_size_force(&socket, SOCKET_BUFFER_BYTES).is_err() {

@@ -15,7 +15,10 @@ struct Echo;
 
 impl Service for Echo {
     async fn call(&self, request: Incoming) -> Result<Outgoing, Error> {
-        Ok(Outgoing { header: codec::encode(&7_u32)?, payload: vec![request.payload] })
+        Ok(Outgoing {
+            header: codec::encode(&7_u32)?,
+            payload: vec![request.payload],
+        })
     }
 }
 
@@ -26,7 +29,9 @@ async fn garbage_and_oversize_leave_the_server_well() {
     let name = NodeName::new(Role::Storage, 1);
     let server = Endpoint::bind(&authority.issue(name).unwrap(), local).await.unwrap();
     let address = server.local_address();
-    let client = Endpoint::bind(&authority.issue(NodeName::new(Role::Client, 1)).unwrap(), local).await.unwrap();
+    let client = Endpoint::bind(&authority.issue(NodeName::new(Role::Client, 1)).unwrap(), local)
+        .await
+        .unwrap();
     let peer = client.peer(name, address);
 
     // Asked before anybody serves: the handshake is tried again until somebody does.
@@ -39,7 +44,10 @@ async fn garbage_and_oversize_leave_the_server_well() {
     });
     let ask = |payload: Bytes| {
         let peer = peer.clone();
-        async move { peer.call::<_, u32>(Lane::Bulk, &1_u32, &[payload], Duration::from_secs(5)).await }
+        async move {
+            peer.call::<_, u32>(Lane::Bulk, &1_u32, &[payload], Duration::from_secs(5))
+                .await
+        }
     };
     assert_eq!(ask(Bytes::from_static(b"x")).await.unwrap().1, "x");
 

@@ -28,11 +28,20 @@ impl DevCluster {
     #[must_use]
     pub fn up() -> Self {
         let turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-        let directory = tempfile::Builder::new().prefix("dfs-test-").tempdir_in("/var/tmp").expect("/var/tmp is writable");
+        let directory = tempfile::Builder::new()
+            .prefix("dfs-test-")
+            .tempdir_in("/var/tmp")
+            .expect("/var/tmp is writable");
         let mount = directory.path().join("mnt");
         let data = directory.path().join("data");
         fs::create_dir(&mount).expect("a fresh directory");
-        let cluster = Self { directory, mount, data, extra_mounts: Vec::new(), _turn: turn };
+        let cluster = Self {
+            directory,
+            mount,
+            data,
+            extra_mounts: Vec::new(),
+            _turn: turn,
+        };
         let _ = cluster.start_all().expect_ok("dfs dev up");
         cluster
     }
@@ -89,10 +98,18 @@ impl DevCluster {
     /// Process id by name, from `dev ps`.
     #[must_use]
     pub fn pid(&self, name: &str) -> u32 {
-        let listed = dfs(["dev", "ps", "--data", text(&self.data), "-o", "json"]).expect_ok("dev ps").stdout;
+        let listed = dfs(["dev", "ps", "--data", text(&self.data), "-o", "json"])
+            .expect_ok("dev ps")
+            .stdout;
         let listed: Value = serde_json::from_str(&listed).expect("dev ps prints JSON");
-        let row = listed.as_array().and_then(|rows| rows.iter().find(|row| row["name"] == name)).expect(name);
-        row["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok()).expect("a pid")
+        let row = listed
+            .as_array()
+            .and_then(|rows| rows.iter().find(|row| row["name"] == name))
+            .expect(name);
+        row["pid"]
+            .as_u64()
+            .and_then(|pid| u32::try_from(pid).ok())
+            .expect("a pid")
     }
 
     /// Waits until `dfs health` says ok; returns how long that took.
@@ -104,7 +121,12 @@ impl DevCluster {
             if health.ok() {
                 return start.elapsed();
             }
-            assert!(start.elapsed() < bound, "not healthy after {bound:?}:\n{}{}", health.stdout, health.stderr);
+            assert!(
+                start.elapsed() < bound,
+                "not healthy after {bound:?}:\n{}{}",
+                health.stdout,
+                health.stderr
+            );
             thread::sleep(Duration::from_millis(200));
         }
     }
@@ -117,7 +139,10 @@ impl DevCluster {
 
     /// A second mount of the same cluster.
     pub fn mount_again(&mut self) -> PathBuf {
-        let at = self.directory.path().join(format!("mnt{}", self.extra_mounts.len() + 2));
+        let at = self
+            .directory
+            .path()
+            .join(format!("mnt{}", self.extra_mounts.len() + 2));
         fs::create_dir(&at).expect("a fresh directory");
         let config = self.config();
         let _ = dfs(["mount", "--cluster", text(&config), text(&at)]).expect_ok("a second mount");
@@ -128,7 +153,10 @@ impl DevCluster {
     /// Last lines of every daemon's log, for a failing test's message.
     #[must_use]
     pub fn logs(&self) -> String {
-        shell(&format!("tail -n 30 {}/log/*.log 2>/dev/null || true", self.data.display()))
+        shell(&format!(
+            "tail -n 30 {}/log/*.log 2>/dev/null || true",
+            self.data.display()
+        ))
     }
 }
 

@@ -29,10 +29,18 @@ impl Appender {
         let (acknowledged, errors, longest) = (Arc::default(), Arc::default(), Arc::default());
         let thread = {
             let (path, stop) = (path.to_path_buf(), Arc::clone(&stop));
-            let (acknowledged, errors, longest) = (Arc::clone(&acknowledged), Arc::clone(&errors), Arc::clone(&longest));
+            let (acknowledged, errors, longest) =
+                (Arc::clone(&acknowledged), Arc::clone(&errors), Arc::clone(&longest));
             thread::spawn(move || append_until(&path, &stop, &acknowledged, &errors, &longest))
         };
-        Self { path: path.to_path_buf(), stop, acknowledged, errors, longest, thread: Some(thread) }
+        Self {
+            path: path.to_path_buf(),
+            stop,
+            acknowledged,
+            errors,
+            longest,
+            thread: Some(thread),
+        }
     }
 
     #[must_use]
@@ -64,7 +72,9 @@ impl Appender {
     #[track_caller]
     pub fn check(&self) {
         let mut bytes = Vec::new();
-        File::open(&self.path).and_then(|mut file| file.read_to_end(&mut bytes)).unwrap_or_else(|e| panic!("{}: {e}", self.path.display()));
+        File::open(&self.path)
+            .and_then(|mut file| file.read_to_end(&mut bytes))
+            .unwrap_or_else(|e| panic!("{}: {e}", self.path.display()));
         let (mut next, mut repeated) = (0_u64, 0_u64);
         for (at, chunk) in bytes.chunks(RECORD).enumerate() {
             if chunk == record(next) {
@@ -74,12 +84,25 @@ impl Appender {
             } else {
                 // A torn end that nobody was told of is no loss.
                 let unacknowledged_tail = next >= self.acknowledged();
-                assert!(unacknowledged_tail, "record at {} is wrong; {next} were right, {} acknowledged", at * RECORD, self.acknowledged());
+                assert!(
+                    unacknowledged_tail,
+                    "record at {} is wrong; {next} were right, {} acknowledged",
+                    at * RECORD,
+                    self.acknowledged()
+                );
                 break;
             }
         }
-        assert!(next >= self.acknowledged(), "{} acknowledged, {next} found", self.acknowledged());
-        assert!(repeated <= self.errors(), "{repeated} records stand twice after {} errors", self.errors());
+        assert!(
+            next >= self.acknowledged(),
+            "{} acknowledged, {next} found",
+            self.acknowledged()
+        );
+        assert!(
+            repeated <= self.errors(),
+            "{repeated} records stand twice after {} errors",
+            self.errors()
+        );
     }
 }
 

@@ -2,7 +2,12 @@
 //!
 //! Whatever happens to a test, its cluster is unmounted and its processes are gone afterwards: `Drop` does it, and a
 //! leftover of a run that was killed stands in a temporary directory that nothing else uses.
-#![expect(clippy::missing_panics_doc, clippy::expect_used, clippy::panic, reason = "helpers of tests fail by panicking")]
+#![expect(
+    clippy::missing_panics_doc,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "helpers of tests fail by panicking"
+)]
 
 pub mod cluster;
 pub mod history;

@@ -30,7 +30,14 @@ impl Finished {
     #[track_caller]
     #[must_use]
     pub fn expect_ok(self, what: &str) -> Self {
-        assert!(self.ok(), "{what}: exit {:?} after {:?}\n{}\n{}", self.code, self.took, self.stdout, self.stderr);
+        assert!(
+            self.ok(),
+            "{what}: exit {:?} after {:?}\n{}\n{}",
+            self.code,
+            self.took,
+            self.stdout,
+            self.stderr
+        );
         self
     }
 }
@@ -40,7 +47,9 @@ impl Finished {
 pub fn dfs_binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY.get_or_init(|| {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ stands in the workspace");
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .parent()
+            .expect("tests/ stands in the workspace");
         let built = Command::new(env!("CARGO"))
             .current_dir(root)
             .args(["build", "--release", "--quiet", "--package", "dfs-cli"])
@@ -48,7 +57,10 @@ pub fn dfs_binary() -> &'static Path {
             .expect("cargo starts");
         assert!(built.success(), "dfs does not build");
         let test = std::env::current_exe().expect("a test has a path");
-        let target = test.ancestors().find(|at| at.ends_with("release")).expect("tests run from target/release/deps");
+        let target = test
+            .ancestors()
+            .find(|at| at.ends_with("release"))
+            .expect("tests run from target/release/deps");
         target.join("dfs")
     })
 }
@@ -61,12 +73,19 @@ pub fn dfs<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Finished 
 /// Runs a shell line; panics unless it ends with 0. Returns its output.
 #[track_caller]
 pub fn shell(line: &str) -> String {
-    run(Command::new("bash").arg("-euo").arg("pipefail").arg("-c").arg(line)).expect_ok(line).stdout
+    run(Command::new("bash").arg("-euo").arg("pipefail").arg("-c").arg(line))
+        .expect_ok(line)
+        .stdout
 }
 
 /// Runs a shell line in a directory; the caller judges the result.
 pub fn run_in(directory: &Path, line: &str) -> Finished {
-    run(Command::new("bash").arg("-euo").arg("pipefail").arg("-c").arg(line).current_dir(directory))
+    run(Command::new("bash")
+        .arg("-euo")
+        .arg("pipefail")
+        .arg("-c")
+        .arg(line)
+        .current_dir(directory))
 }
 
 /// Runs a command to its end, killing it after [`COMMAND_DEADLINE`].
@@ -81,8 +100,14 @@ pub fn run(command: &mut Command) -> Finished {
     let stdout = drain(child.stdout.take());
     let stderr = drain(child.stderr.take());
     let code = wait(&mut child, start);
-    let text = |reader: thread::JoinHandle<Vec<u8>>| String::from_utf8_lossy(&reader.join().unwrap_or_default()).into_owned();
-    Finished { code, stdout: text(stdout), stderr: text(stderr), took: start.elapsed() }
+    let text =
+        |reader: thread::JoinHandle<Vec<u8>>| String::from_utf8_lossy(&reader.join().unwrap_or_default()).into_owned();
+    Finished {
+        code,
+        stdout: text(stdout),
+        stderr: text(stderr),
+        took: start.elapsed(),
+    }
 }
 
 fn wait(child: &mut Child, start: Instant) -> Option<i32> {

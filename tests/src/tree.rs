@@ -18,10 +18,20 @@ fn visit(root: &Path, at: &Path, out: &mut String) {
     let meta = fs::symlink_metadata(at).unwrap_or_else(|e| panic!("{}: {e}", at.display()));
     let kind = meta.file_type();
     let name = at.strip_prefix(root).unwrap_or(at).as_os_str();
-    let _ = write!(out, "{} mode={:o} uid={} gid={}", name.display(), meta.mode(), meta.uid(), meta.gid());
+    let _ = write!(
+        out,
+        "{} mode={:o} uid={} gid={}",
+        name.display(),
+        meta.mode(),
+        meta.uid(),
+        meta.gid()
+    );
     if kind.is_dir() {
         let _ = writeln!(out, " mtime={}.{:09}", meta.mtime(), meta.mtime_nsec());
-        let mut names: Vec<_> = fs::read_dir(at).expect("a directory").map(|entry| entry.expect("an entry").path()).collect();
+        let mut names: Vec<_> = fs::read_dir(at)
+            .expect("a directory")
+            .map(|entry| entry.expect("an entry").path())
+            .collect();
         names.sort();
         for path in names {
             visit(root, &path, out);
@@ -30,10 +40,25 @@ fn visit(root: &Path, at: &Path, out: &mut String) {
         let _ = writeln!(out, " -> {}", fs::read_link(at).expect("a link").display());
     } else if kind.is_file() {
         let content = fs::read(at).unwrap_or_else(|e| panic!("{}: {e}", at.display()));
-        let hash = content.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
-        let _ = writeln!(out, " links={} size={} mtime={}.{:09} fnv={hash:016x}", meta.nlink(), meta.len(), meta.mtime(), meta.mtime_nsec());
+        let hash = content.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, &byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        });
+        let _ = writeln!(
+            out,
+            " links={} size={} mtime={}.{:09} fnv={hash:016x}",
+            meta.nlink(),
+            meta.len(),
+            meta.mtime(),
+            meta.mtime_nsec()
+        );
     } else {
-        let _ = writeln!(out, " fifo={} socket={} rdev={:x}", kind.is_fifo(), kind.is_socket(), meta.rdev());
+        let _ = writeln!(
+            out,
+            " fifo={} socket={} rdev={:x}",
+            kind.is_fifo(),
+            kind.is_socket(),
+            meta.rdev()
+        );
     }
 }
 
@@ -44,7 +69,6 @@ pub fn difference(left: &str, right: &str) -> Option<String> {
     if let Some((a, b)) = pairs.find(|(a, b)| a != b) {
         return Some(format!("- {a}\n+ {b}"));
     }
-    (left.lines().count() != right.lines().count()).then(|| {
-        format!("{} lines against {}", left.lines().count(), right.lines().count())
-    })
+    (left.lines().count() != right.lines().count())
+        .then(|| format!("{} lines against {}", left.lines().count(), right.lines().count()))
 }

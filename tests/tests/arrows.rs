@@ -17,7 +17,15 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("dfs-fuse", &["dfs-common", "dfs-client"]),
     (
         "dfs-cli",
-        &["dfs-common", "dfs-crypto", "dfs-net", "dfs-meta", "dfs-storage", "dfs-client", "dfs-fuse"],
+        &[
+            "dfs-common",
+            "dfs-crypto",
+            "dfs-net",
+            "dfs-meta",
+            "dfs-storage",
+            "dfs-client",
+            "dfs-fuse",
+        ],
     ),
 ];
 
@@ -30,11 +38,23 @@ const PURE: &[&str] = &[
     "dfs-storage/src/replica",
 ];
 
-const IMPURE_WORDS: &[&str] =
-    &["tokio", "quinn", "std::fs", "SystemTime", "Instant::now", "rand::", "getrandom", "std::net::UdpSocket", "std::thread"];
+const IMPURE_WORDS: &[&str] = &[
+    "tokio",
+    "quinn",
+    "std::fs",
+    "SystemTime",
+    "Instant::now",
+    "rand::",
+    "getrandom",
+    "std::net::UdpSocket",
+    "std::thread",
+];
 
 fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ stands in the workspace").to_path_buf()
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("tests/ stands in the workspace")
+        .to_path_buf()
 }
 
 fn rust_files(at: &Path, found: &mut Vec<PathBuf>) {
@@ -57,9 +77,17 @@ fn crates_use_only_crates_below_them() {
         let manifest = fs::read_to_string(root().join(name).join("Cargo.toml")).expect(name);
         let manifest: toml::Table = manifest.parse().expect(name);
         for section in ["dependencies", "build-dependencies", "dev-dependencies"] {
-            let Some(dependencies) = manifest.get(section).and_then(toml::Value::as_table) else { continue };
-            for dependency in dependencies.keys().filter(|dependency| allowed.contains_key(dependency.as_str())) {
-                assert!(below.contains(&dependency.as_str()), "{name} must not use {dependency} ({section})");
+            let Some(dependencies) = manifest.get(section).and_then(toml::Value::as_table) else {
+                continue;
+            };
+            for dependency in dependencies
+                .keys()
+                .filter(|dependency| allowed.contains_key(dependency.as_str()))
+            {
+                assert!(
+                    below.contains(&dependency.as_str()),
+                    "{name} must not use {dependency} ({section})"
+                );
             }
         }
     }
@@ -75,9 +103,18 @@ fn pure_modules_name_no_io() {
             let text = fs::read_to_string(&file).expect("readable");
             // Tests beside the code may do what they like.
             let code = text.split("#[cfg(test)]").next().unwrap_or_default();
-            for (number, line) in code.lines().enumerate().filter(|(_, line)| !line.trim_start().starts_with("//")) {
+            for (number, line) in code
+                .lines()
+                .enumerate()
+                .filter(|(_, line)| !line.trim_start().starts_with("//"))
+            {
                 for word in IMPURE_WORDS {
-                    assert!(!line.contains(word), "{}:{}: {word} in a pure module: {line}", file.display(), number + 1);
+                    assert!(
+                        !line.contains(word),
+                        "{}:{}: {word} in a pure module: {line}",
+                        file.display(),
+                        number + 1
+                    );
                 }
             }
         }

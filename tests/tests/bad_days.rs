@@ -16,13 +16,19 @@ const HEALED_WITHIN: Duration = Duration::from_secs(30);
 
 /// `DFS_TEST_ROUNDS=10` runs the bad days longer, and the power cuts over every server.
 fn rounds() -> Option<usize> {
-    std::env::var("DFS_TEST_ROUNDS").ok().and_then(|rounds| rounds.parse().ok())
+    std::env::var("DFS_TEST_ROUNDS")
+        .ok()
+        .and_then(|rounds| rounds.parse().ok())
 }
 
 #[test]
 fn one_dead_server_costs_a_pause_and_nothing_else() {
     let cluster = DevCluster::up();
-    shell(&format!("head -c 40000000 /dev/urandom > {0}/big && sha256sum < {0}/big > {1}/sum", cluster.mount.display(), cluster.local().display()));
+    shell(&format!(
+        "head -c 40000000 /dev/urandom > {0}/big && sha256sum < {0}/big > {1}/sum",
+        cluster.mount.display(),
+        cluster.local().display()
+    ));
     let leader = cluster.leader();
     for victim in ["storage-1", "storage-2", "storage-3", leader.as_str()] {
         let mut log = Appender::start(&cluster.mount.join(format!("log-{victim}")));
@@ -36,9 +42,17 @@ fn one_dead_server_costs_a_pause_and_nothing_else() {
         cluster.wait_healthy(HEALED_WITHIN);
         log.stop();
         assert_eq!(log.errors(), 0, "errors seen by the application after {victim} died");
-        assert!(log.longest() < LONGEST_STALL, "{victim}: longest stall {:?}", log.longest());
+        assert!(
+            log.longest() < LONGEST_STALL,
+            "{victim}: longest stall {:?}",
+            log.longest()
+        );
         log.check();
-        shell(&format!("echo 3 > /proc/sys/vm/drop_caches; sha256sum < {}/big | cmp - {}/sum", cluster.mount.display(), cluster.local().display()));
+        shell(&format!(
+            "echo 3 > /proc/sys/vm/drop_caches; sha256sum < {}/big | cmp - {}/sum",
+            cluster.mount.display(),
+            cluster.local().display()
+        ));
         cluster.verify_replicas();
     }
 }
@@ -65,12 +79,20 @@ fn writes_wait_for_a_second_replica_and_then_say_why_not() {
     assert!(log.contains("in sync"), "the log says why:\n{log}");
 
     // kill -9 of a process that waits inside the mount works.
-    let mut stuck = std::process::Command::new("sh").args(["-c", "echo x > stuck; sync stuck"]).current_dir(&cluster.mount).spawn().unwrap();
+    let mut stuck = std::process::Command::new("sh")
+        .args(["-c", "echo x > stuck; sync stuck"])
+        .current_dir(&cluster.mount)
+        .spawn()
+        .unwrap();
     thread::sleep(Duration::from_secs(1));
     stuck.kill().unwrap();
     let killed = Instant::now();
     stuck.wait().unwrap();
-    assert!(killed.elapsed() < Duration::from_secs(35), "kill -9 took {:?}", killed.elapsed());
+    assert!(
+        killed.elapsed() < Duration::from_secs(35),
+        "kill -9 took {:?}",
+        killed.elapsed()
+    );
 
     cluster.start("storage-1");
     cluster.start("storage-2");
@@ -86,7 +108,15 @@ fn everything_killed_at_once_comes_back_with_every_fsynced_byte() {
     for round in 0..rounds().unwrap_or(2) {
         let mut log = Appender::start(&cluster.mount.join(format!("log-{round}")));
         thread::sleep(Duration::from_millis(1500));
-        let names = ["meta-1", "meta-2", "meta-3", "storage-1", "storage-2", "storage-3", "mount"];
+        let names = [
+            "meta-1",
+            "meta-2",
+            "meta-3",
+            "storage-1",
+            "storage-2",
+            "storage-3",
+            "mount",
+        ];
         let pids: Vec<_> = names.iter().map(|name| cluster.pid(name).to_string()).collect();
         shell(&format!("kill -9 {}", pids.join(" ")));
         thread::sleep(Duration::from_millis(300));
@@ -110,7 +140,12 @@ fn a_returning_node_gets_what_it_missed() {
     cluster.kill("storage-2");
     thread::sleep(Duration::from_secs(3));
     fs::write(at.join("rewritten"), vec![2; 9_500_000]).unwrap();
-    fs::OpenOptions::new().write(true).open(at.join("truncated")).unwrap().set_len(5_000_001).unwrap();
+    fs::OpenOptions::new()
+        .write(true)
+        .open(at.join("truncated"))
+        .unwrap()
+        .set_len(5_000_001)
+        .unwrap();
     fs::remove_file(at.join("removed")).unwrap();
     fs::write(at.join("new"), vec![4; 5_000_000]).unwrap();
     // Writes go on while it is brought up to date.
@@ -144,13 +179,21 @@ fn a_dead_cluster_never_hangs_the_mount() {
     }
     let start = Instant::now();
     assert!(fs::metadata(cluster.mount.join("anything")).is_err());
-    assert!(start.elapsed() < Duration::from_secs(45), "stat took {:?}", start.elapsed());
+    assert!(
+        start.elapsed() < Duration::from_secs(45),
+        "stat took {:?}",
+        start.elapsed()
+    );
     let _ = file.write_at(b"x", 0);
     drop(file);
     let start = Instant::now();
     let umount = dfs_tests::dfs(["umount", "--force", cluster.mount.to_str().unwrap()]);
     assert!(umount.ok(), "{}{}", umount.stdout, umount.stderr);
-    assert!(start.elapsed() < Duration::from_secs(45), "umount took {:?}", start.elapsed());
+    assert!(
+        start.elapsed() < Duration::from_secs(45),
+        "umount took {:?}",
+        start.elapsed()
+    );
 }
 
 /// The page cache of a killed process survives, that of a machine without power does not. Data directories on file
@@ -159,11 +202,24 @@ fn a_dead_cluster_never_hangs_the_mount() {
 fn a_power_cut_loses_nothing_that_was_fsynced() {
     let cluster = DevCluster::up();
     let _ = cluster.down().expect_ok("dev down");
-    let every = [("storage-2", "ext4"), ("meta-1", "ext4"), ("meta-3", "xfs"), ("storage-1", "xfs"), ("storage-3", "ext4"), ("meta-2", "ext4")];
+    let every = [
+        ("storage-2", "ext4"),
+        ("meta-1", "ext4"),
+        ("meta-3", "xfs"),
+        ("storage-1", "xfs"),
+        ("storage-3", "ext4"),
+        ("meta-2", "ext4"),
+    ];
     let some = if rounds().is_some() { every.len() } else { 3 };
-    let disks: Vec<_> = every.iter().take(some).map(|(name, kind)| (*name, LoopDisk::under(&cluster, name, kind))).collect();
+    let disks: Vec<_> = every
+        .iter()
+        .take(some)
+        .map(|(name, kind)| (*name, LoopDisk::under(&cluster, name, kind)))
+        .collect();
     let _ = cluster.start_all().expect_ok("dev up");
-    for (round, (name, disk)) in (0..rounds().unwrap_or(1)).flat_map(|round| disks.iter().map(move |entry| (round, entry))) {
+    for (round, (name, disk)) in
+        (0..rounds().unwrap_or(1)).flat_map(|round| disks.iter().map(move |entry| (round, entry)))
+    {
         let mut log = Appender::start(&cluster.mount.join(format!("log-{name}-{round}")));
         thread::sleep(Duration::from_millis(1500));
         disk.cut_power(&cluster, name);
@@ -190,10 +246,17 @@ impl LoopDisk {
         let at = data_directory(cluster, name);
         let image = cluster.local().join(format!("{name}.img"));
         let quiet = if kind == "xfs" { "-q" } else { "-qF" };
-        shell(&format!("truncate -s 1200M {0} && mkfs.{kind} {quiet} {0} && mv {1} {1}.moved && mkdir {1}", image.display(), at.display()));
+        shell(&format!(
+            "truncate -s 1200M {0} && mkfs.{kind} {quiet} {0} && mv {1} {1}.moved && mkdir {1}",
+            image.display(),
+            at.display()
+        ));
         let disk = Self { image, at };
         disk.mount();
-        shell(&format!("cp -a {0}.moved/. {0}/ && rm -rf {0}.moved && sync -f {0}", disk.at.display()));
+        shell(&format!(
+            "cp -a {0}.moved/. {0}/ && rm -rf {0}.moved && sync -f {0}",
+            disk.at.display()
+        ));
         disk
     }
 
@@ -205,10 +268,17 @@ impl LoopDisk {
     fn cut_power(&self, cluster: &DevCluster, name: &str) {
         let pid = cluster.pid(name);
         let shutdown = "import fcntl,os,struct,sys; fd=os.open(sys.argv[1],os.O_RDONLY); fcntl.ioctl(fd,0x8004587D,struct.pack('I',2))";
-        shell(&format!("kill -STOP {pid} && python3 -c \"{shutdown}\" {} && kill -9 {pid}", self.at.display()));
+        shell(&format!(
+            "kill -STOP {pid} && python3 -c \"{shutdown}\" {} && kill -9 {pid}",
+            self.at.display()
+        ));
         let start = Instant::now();
         while !run(std::process::Command::new("umount").arg(&self.at)).ok() {
-            assert!(start.elapsed() < Duration::from_secs(10), "{} does not unmount", self.at.display());
+            assert!(
+                start.elapsed() < Duration::from_secs(10),
+                "{} does not unmount",
+                self.at.display()
+            );
             thread::sleep(Duration::from_millis(100));
         }
     }
@@ -227,11 +297,19 @@ fn data_directory(cluster: &DevCluster, name: &str) -> std::path::PathBuf {
     for file in found {
         let mut text = String::new();
         fs::File::open(&file).unwrap().read_to_string(&mut text).unwrap();
-        let Ok(config) = text.parse::<toml::Table>() else { continue };
-        let Some(node) = config.get("node").and_then(toml::Value::as_table) else { continue };
+        let Ok(config) = text.parse::<toml::Table>() else {
+            continue;
+        };
+        let Some(node) = config.get("node").and_then(toml::Value::as_table) else {
+            continue;
+        };
         if node.get("name").and_then(toml::Value::as_str) == Some(name) {
             let data = Path::new(node["data"].as_str().unwrap());
-            return if data.is_absolute() { data.to_path_buf() } else { file.parent().unwrap().join(data) };
+            return if data.is_absolute() {
+                data.to_path_buf()
+            } else {
+                file.parent().unwrap().join(data)
+            };
         }
     }
     panic!("no configuration of {name} under {}", cluster.data.display());

@@ -12,14 +12,23 @@ use tempfile::TempDir;
 fn one_clear_line(finished: &Finished, words: &[&str]) {
     assert!(!finished.ok(), "must fail: {finished:?}");
     let lines: Vec<_> = finished.stderr.lines().filter(|line| !line.trim().is_empty()).collect();
-    assert_eq!(lines.len(), 1, "one line, not:\n{}\n{}", finished.stderr, finished.stdout);
+    assert_eq!(
+        lines.len(),
+        1,
+        "one line, not:\n{}\n{}",
+        finished.stderr,
+        finished.stdout
+    );
     for word in words {
         assert!(lines[0].contains(word), "{word:?} is missing in: {}", lines[0]);
     }
 }
 
 fn scratch() -> TempDir {
-    tempfile::Builder::new().prefix("dfs-test-").tempdir_in("/var/tmp").unwrap()
+    tempfile::Builder::new()
+        .prefix("dfs-test-")
+        .tempdir_in("/var/tmp")
+        .unwrap()
 }
 
 #[test]
@@ -39,19 +48,40 @@ fn mount_points_are_checked_before_anything_starts() {
 
 #[test]
 fn help_and_wrong_arguments() {
-    for verb in [&["--help"][..], &["dev", "--help"], &["dev", "up", "--help"], &["init", "--help"], &["meta", "--help"], &["storage", "--help"], &["mount", "--help"], &["umount", "--help"], &["status", "--help"], &["health", "--help"], &["chain", "--help"], &["chain", "verify", "--help"], &["where", "--help"]] {
+    for verb in [
+        &["--help"][..],
+        &["dev", "--help"],
+        &["dev", "up", "--help"],
+        &["init", "--help"],
+        &["meta", "--help"],
+        &["storage", "--help"],
+        &["mount", "--help"],
+        &["umount", "--help"],
+        &["status", "--help"],
+        &["health", "--help"],
+        &["chain", "--help"],
+        &["chain", "verify", "--help"],
+        &["where", "--help"],
+    ] {
         let help = dfs(verb).expect_ok("help");
         assert!(help.stdout.contains("Usage"), "{verb:?}: {}", help.stdout);
     }
     assert_eq!(dfs(["dev", "up"]).code, Some(2));
     assert_eq!(dfs(["no-such-verb"]).code, Some(2));
-    one_clear_line(&dfs(["status", "--cluster", "/nonexistent/cluster.toml"]), &["/nonexistent/cluster.toml"]);
+    one_clear_line(
+        &dfs(["status", "--cluster", "/nonexistent/cluster.toml"]),
+        &["/nonexistent/cluster.toml"],
+    );
     one_clear_line(&dfs(["umount", "/var"]), &["/var", "not"]);
     let scratch = scratch();
     let config = scratch.path().join("cluster.toml");
     fs::write(&config, "cluster = \"12\"\ncolour = \"red\"\n").unwrap();
     let finished = dfs(["status", "--cluster", config.to_str().unwrap()]);
-    assert!(!finished.ok() && finished.stderr.contains("colour"), "{}", finished.stderr);
+    assert!(
+        !finished.ok() && finished.stderr.contains("colour"),
+        "{}",
+        finished.stderr
+    );
 }
 
 #[test]
@@ -60,7 +90,10 @@ fn servers_refuse_what_is_not_theirs() {
     one_clear_line(&cluster.start_all(), &["running"]);
 
     // The directory of a running node.
-    let config = shell(&format!("grep -rl --include=*.toml 'name = \"storage-1\"' {}", cluster.data.display()));
+    let config = shell(&format!(
+        "grep -rl --include=*.toml 'name = \"storage-1\"' {}",
+        cluster.data.display()
+    ));
     let config = config.lines().next().unwrap().to_owned();
     one_clear_line(&dfs(["storage", "--config", &config]), &["in use"]);
 
@@ -73,11 +106,22 @@ fn servers_refuse_what_is_not_theirs() {
 
     // Another node's credentials: the role does not fit.
     let wrong_role = fs::read_to_string(&config).unwrap();
-    let meta_credentials = shell(&format!("grep -rl --include=*.toml 'name = \"meta-1\"' {} | xargs grep -h credentials | cut -d'\"' -f2", cluster.data.display()));
-    let own = wrong_role.lines().find(|line| line.starts_with("credentials")).unwrap().to_owned();
+    let meta_credentials = shell(&format!(
+        "grep -rl --include=*.toml 'name = \"meta-1\"' {} | xargs grep -h credentials | cut -d'\"' -f2",
+        cluster.data.display()
+    ));
+    let own = wrong_role
+        .lines()
+        .find(|line| line.starts_with("credentials"))
+        .unwrap()
+        .to_owned();
     let scratch = scratch();
     let foreign = scratch.path().join("node.toml");
-    fs::write(&foreign, wrong_role.replace(&own, &format!("credentials = \"{}\"", meta_credentials.trim()))).unwrap();
+    fs::write(
+        &foreign,
+        wrong_role.replace(&own, &format!("credentials = \"{}\"", meta_credentials.trim())),
+    )
+    .unwrap();
     if std::path::Path::new(meta_credentials.trim()).is_absolute() {
         one_clear_line(&dfs(["storage", "--config", foreign.to_str().unwrap()]), &["meta-1"]);
     }
@@ -94,7 +138,10 @@ fn servers_refuse_what_is_not_theirs() {
 fn garbage_on_the_ports_is_ignored() {
     let cluster = DevCluster::up();
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-    let addresses = shell(&format!("grep -rh --include=*.toml '^listen' {} | cut -d'\"' -f2 | sort -u", cluster.data.display()));
+    let addresses = shell(&format!(
+        "grep -rh --include=*.toml '^listen' {} | cut -d'\"' -f2 | sort -u",
+        cluster.data.display()
+    ));
     for address in addresses.lines() {
         for size in [0_usize, 1, 20, 1200, 60_000] {
             let garbage: Vec<u8> = (0..size).map(|at| (at * 31 % 251) as u8).collect();

@@ -22,7 +22,9 @@ impl Hosts {
         let tag = format!("dt{}", std::process::id() % 100_000);
         let mut hosts = Self { tag, names: Vec::new() };
         let bridge = format!("{}b", hosts.tag);
-        shell(&format!("ip netns add {bridge} && ip -n {bridge} link add br0 type bridge && ip -n {bridge} link set br0 up"));
+        shell(&format!(
+            "ip netns add {bridge} && ip -n {bridge} link add br0 type bridge && ip -n {bridge} link set br0 up"
+        ));
         for number in 1..=count {
             let name = format!("{}n{number}", hosts.tag);
             shell(&format!(
@@ -37,7 +39,9 @@ impl Hosts {
 
     fn command(&self, number: usize) -> Command {
         let mut command = Command::new("ip");
-        command.args(["netns", "exec", &self.names[number - 1]]).arg(dfs_binary());
+        command
+            .args(["netns", "exec", &self.names[number - 1]])
+            .arg(dfs_binary());
         command
     }
 }
@@ -89,33 +93,62 @@ fn seven_hosts_set_up_by_hand_work_and_strangers_are_refused() {
     let mut servers = Servers::default();
     let log = |name: &str| fs::File::create(scratch.path().join(format!("{name}.log"))).unwrap();
     for number in 1..=6 {
-        let (role, id) = if number <= 3 { ("meta", number) } else { ("storage", number - 3) };
+        let (role, id) = if number <= 3 {
+            ("meta", number)
+        } else {
+            ("storage", number - 3)
+        };
         let name = format!("{role}-{id}");
         let config = node_config(&cluster, &name);
-        let child = hosts.command(number).arg(role).arg("--config").arg(config).stdout(Stdio::null()).stderr(log(&name)).spawn().unwrap();
+        let child = hosts
+            .command(number)
+            .arg(role)
+            .arg("--config")
+            .arg(config)
+            .stdout(Stdio::null())
+            .stderr(log(&name))
+            .spawn()
+            .unwrap();
         servers.0.push(child);
     }
     let config = cluster.join("cluster.toml");
     let start = Instant::now();
     while !run(hosts.command(7).args(["health", "--cluster"]).arg(&config)).ok() {
-        assert!(start.elapsed() < Duration::from_secs(30), "not healthy: {}", shell(&format!("tail -n 20 {}/*.log", scratch.path().display())));
+        assert!(
+            start.elapsed() < Duration::from_secs(30),
+            "not healthy: {}",
+            shell(&format!("tail -n 20 {}/*.log", scratch.path().display()))
+        );
         thread::sleep(Duration::from_millis(200));
     }
     let mount = scratch.path().join("mnt");
     fs::create_dir(&mount).unwrap();
     let unmount = Unmount(mount.clone());
     let _ = run(hosts.command(7).args(["mount", "--cluster"]).arg(&config).arg(&mount)).expect_ok("dfs mount");
-    shell(&format!("cd {0} && head -c 20000000 /dev/urandom > random && cp random copy && sync && cmp random copy && mkdir d && mv copy d/ && ls -l d", mount.display()));
+    shell(&format!(
+        "cd {0} && head -c 20000000 /dev/urandom > random && cp random copy && sync && cmp random copy && mkdir d && mv copy d/ && ls -l d",
+        mount.display()
+    ));
 
     // Somebody with a certificate of another CA.
     let foreign = scratch.path().join("foreign");
     init(&foreign);
     let foreign_mount = scratch.path().join("foreign-mnt");
     fs::create_dir(&foreign_mount).unwrap();
-    let refused = run(hosts.command(7).args(["status", "--cluster"]).arg(foreign.join("cluster.toml")));
+    let refused = run(hosts
+        .command(7)
+        .args(["status", "--cluster"])
+        .arg(foreign.join("cluster.toml")));
     assert!(!refused.ok(), "another cluster's client was let in");
-    assert!(refused.stderr.to_lowercase().contains("certificate"), "a clear line at the client: {}", refused.stderr);
-    let told = shell(&format!("grep -ih certificate {}/meta-*.log | head -n 3", scratch.path().display()));
+    assert!(
+        refused.stderr.to_lowercase().contains("certificate"),
+        "a clear line at the client: {}",
+        refused.stderr
+    );
+    let told = shell(&format!(
+        "grep -ih certificate {}/meta-*.log | head -n 3",
+        scratch.path().display()
+    ));
     assert!(!told.is_empty(), "a clear line at the server");
 
     // A storage node's certificate does not make a client.
@@ -123,13 +156,28 @@ fn seven_hosts_set_up_by_hand_work_and_strangers_are_refused() {
     let text = fs::read_to_string(&config).unwrap();
     let own = text.lines().find(|line| line.starts_with("credentials")).unwrap();
     let storage_config = fs::read_to_string(node_config(&cluster, "storage-1")).unwrap();
-    let credentials = storage_config.lines().find(|line| line.starts_with("credentials")).unwrap();
+    let credentials = storage_config
+        .lines()
+        .find(|line| line.starts_with("credentials"))
+        .unwrap();
     let credentials = credentials.split('"').nth(1).unwrap();
     let credentials = node_config(&cluster, "storage-1").parent().unwrap().join(credentials);
-    fs::write(&impostor, text.replace(own, &format!("credentials = \"{}\"", credentials.display()))).unwrap();
-    let refused = run(hosts.command(7).args(["mount", "--cluster"]).arg(&impostor).arg(&foreign_mount));
+    fs::write(
+        &impostor,
+        text.replace(own, &format!("credentials = \"{}\"", credentials.display())),
+    )
+    .unwrap();
+    let refused = run(hosts
+        .command(7)
+        .args(["mount", "--cluster"])
+        .arg(&impostor)
+        .arg(&foreign_mount));
     assert!(!refused.ok(), "a storage node's certificate mounted");
-    assert!(refused.stderr.contains("storage-1"), "names who it is: {}", refused.stderr);
+    assert!(
+        refused.stderr.contains("storage-1"),
+        "names who it is: {}",
+        refused.stderr
+    );
 
     let _ = dfs(["umount", mount.to_str().unwrap()]).expect_ok("umount");
     drop(unmount);
@@ -137,6 +185,9 @@ fn seven_hosts_set_up_by_hand_work_and_strangers_are_refused() {
 
 /// The file whose `[node]` has this name.
 fn node_config(cluster: &Path, name: &str) -> PathBuf {
-    let found = shell(&format!("grep -rl --include=*.toml '^name = \"{name}\"' {}", cluster.display()));
+    let found = shell(&format!(
+        "grep -rl --include=*.toml '^name = \"{name}\"' {}",
+        cluster.display()
+    ));
     PathBuf::from(found.lines().next().unwrap())
 }

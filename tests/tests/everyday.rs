@@ -39,7 +39,10 @@ fn work(at: &Path, random: &Path) {
 #[track_caller]
 fn assert_same(left: &Path, right: &Path, when: &str) {
     // Times of day differ between the two runs; those that the work set itself are from before this year.
-    let (left, right) = (mask_recent_times(&tree::fingerprint(left)), mask_recent_times(&tree::fingerprint(right)));
+    let (left, right) = (
+        mask_recent_times(&tree::fingerprint(left)),
+        mask_recent_times(&tree::fingerprint(right)),
+    );
     if let Some(difference) = tree::difference(&left, &right) {
         panic!("{when}:\n{difference}");
     }
@@ -47,10 +50,19 @@ fn assert_same(left: &Path, right: &Path, when: &str) {
 
 fn mask_recent_times(text: &str) -> String {
     let mask = |word: &str| {
-        let seconds = word.strip_prefix("mtime=").and_then(|time| time.split('.').next()).and_then(|time| time.parse::<i64>().ok());
-        if seconds.is_some_and(|seconds| seconds > 1_700_000_000) { "mtime=recent".to_owned() } else { word.to_owned() }
+        let seconds = word
+            .strip_prefix("mtime=")
+            .and_then(|time| time.split('.').next())
+            .and_then(|time| time.parse::<i64>().ok());
+        if seconds.is_some_and(|seconds| seconds > 1_700_000_000) {
+            "mtime=recent".to_owned()
+        } else {
+            word.to_owned()
+        }
     };
-    text.lines().map(|line| line.split(' ').map(mask).collect::<Vec<_>>().join(" ") + "\n").collect()
+    text.lines()
+        .map(|line| line.split(' ').map(mask).collect::<Vec<_>>().join(" ") + "\n")
+        .collect()
 }
 
 #[test]
@@ -66,7 +78,10 @@ fn ordinary_tools_see_what_they_see_on_a_local_disk() {
     assert_same(&here, &there, "right after the work");
     let explicit = fs::metadata(there.join("renamed")).unwrap();
     assert_eq!((explicit.mtime(), explicit.mtime_nsec()), (981_173_106, 789_012_345));
-    assert_eq!((explicit.uid(), explicit.gid(), explicit.mode() & 0o7777), (12, 34, 0o640));
+    assert_eq!(
+        (explicit.uid(), explicit.gid(), explicit.mode() & 0o7777),
+        (12, 34, 0o640)
+    );
 
     let _ = run_in(&there, "git init -q repo && cd repo && git config user.email a@b && git config user.name a && cp -r ../src . && git add -A && git commit -qm one && cd .. && git clone -q repo clone && cd clone && git fsck --strict && git status --porcelain && test -z \"$(git status --porcelain)\"")
         .expect_ok("git clone and fsck");
@@ -92,7 +107,10 @@ fn names_and_limits_are_those_of_linux() {
     let odd = cluster.mount.join(std::ffi::OsStr::from_bytes(b"caf\xe9 \xff\n'\"\\*"));
     fs::write(&odd, b"odd").unwrap();
     assert_eq!(fs::read(&odd).unwrap(), b"odd");
-    let listed: Vec<_> = fs::read_dir(&cluster.mount).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    let listed: Vec<_> = fs::read_dir(&cluster.mount)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
     assert_eq!(listed, [odd.file_name().unwrap()]);
 
     assert!(fs::write(cluster.mount.join("x".repeat(255)), b"").is_ok());
@@ -101,17 +119,31 @@ fn names_and_limits_are_those_of_linux() {
     let loop_errno = |result: std::io::Result<()>| result.unwrap_err().raw_os_error();
     assert_eq!(loop_errno(fs::remove_dir(&odd)), Some(20), "ENOTDIR");
     assert_eq!(loop_errno(fs::create_dir(&odd)), Some(17), "EEXIST");
-    assert_eq!(loop_errno(fs::File::open(cluster.mount.join("none")).map(drop)), Some(2), "ENOENT");
+    assert_eq!(
+        loop_errno(fs::File::open(cluster.mount.join("none")).map(drop)),
+        Some(2),
+        "ENOENT"
+    );
     fs::create_dir(cluster.mount.join("full")).unwrap();
     fs::write(cluster.mount.join("full/x"), b"").unwrap();
-    assert_eq!(loop_errno(fs::remove_dir(cluster.mount.join("full"))), Some(39), "ENOTEMPTY");
+    assert_eq!(
+        loop_errno(fs::remove_dir(cluster.mount.join("full"))),
+        Some(39),
+        "ENOTEMPTY"
+    );
 }
 
 #[test]
 fn an_unlinked_open_file_lives_until_its_last_close() {
     let cluster = DevCluster::up();
     let path = cluster.mount.join("orphan");
-    let file = fs::OpenOptions::new().create(true).truncate(true).read(true).write(true).open(&path).unwrap();
+    let file = fs::OpenOptions::new()
+        .create(true)
+        .truncate(true)
+        .read(true)
+        .write(true)
+        .open(&path)
+        .unwrap();
     file.write_all_at(&[7; 100_000], 0).unwrap();
     file.sync_all().unwrap();
     fs::remove_file(&path).unwrap();
@@ -140,10 +172,18 @@ fn a_second_mount_sees_what_the_first_one_closed() {
     let mut cluster = DevCluster::up();
     let other = cluster.mount_again();
     for round in 0..20_u32 {
-        let (from, to) = if round % 2 == 0 { (&cluster.mount, &other) } else { (&other, &cluster.mount) };
+        let (from, to) = if round % 2 == 0 {
+            (&cluster.mount, &other)
+        } else {
+            (&other, &cluster.mount)
+        };
         let text = format!("round {round}: {}", "x".repeat(round as usize * 333));
         fs::write(from.join("shared"), &text).unwrap();
-        assert_eq!(fs::metadata(to.join("shared")).unwrap().len(), text.len() as u64, "stat is exact");
+        assert_eq!(
+            fs::metadata(to.join("shared")).unwrap().len(),
+            text.len() as u64,
+            "stat is exact"
+        );
         assert_eq!(fs::read_to_string(to.join("shared")).unwrap(), text);
     }
     // Two mounts write different bytes of the same blocks: both must be there.
@@ -161,8 +201,14 @@ fn a_second_mount_sees_what_the_first_one_closed() {
     a.join().unwrap();
     b.join().unwrap();
     let expected: Vec<u8> = (0..20_000).map(|at| if at % 200 < 100 { b'a' } else { b'b' }).collect();
-    assert!(fs::read(cluster.mount.join("mixed")).unwrap() == expected, "seen from the first mount");
-    assert!(fs::read(other.join("mixed")).unwrap() == expected, "seen from the second mount");
+    assert!(
+        fs::read(cluster.mount.join("mixed")).unwrap() == expected,
+        "seen from the first mount"
+    );
+    assert!(
+        fs::read(other.join("mixed")).unwrap() == expected,
+        "seen from the second mount"
+    );
 }
 
 #[test]
@@ -173,11 +219,20 @@ fn nothing_readable_stands_on_the_servers_disks() {
     fs::create_dir(&directory).unwrap();
     fs::write(directory.join(format!("file-{canary}")), canary.repeat(1000)).unwrap();
     std::os::unix::fs::symlink(format!("target-{canary}"), directory.join("link")).unwrap();
-    let _ = run_in(&directory, &format!("sync && for i in $(seq 1 50); do echo {canary} > f$i; done; mv f1 {canary}-moved")).expect_ok("write");
+    let _ = run_in(
+        &directory,
+        &format!("sync && for i in $(seq 1 50); do echo {canary} > f$i; done; mv f1 {canary}-moved"),
+    )
+    .expect_ok("write");
     let search = format!("! grep -raql {canary} {}", cluster.data.display());
     shell(&search);
     let _ = cluster.down().expect_ok("dev down");
     shell(&search);
     let _ = cluster.start_all().expect_ok("dev up");
-    assert_eq!(fs::read_to_string(directory.join(format!("{canary}-moved"))).unwrap().trim(), canary);
+    assert_eq!(
+        fs::read_to_string(directory.join(format!("{canary}-moved")))
+            .unwrap()
+            .trim(),
+        canary
+    );
 }

@@ -9,13 +9,29 @@ use anyhow::{Context, Result, bail};
 /// One profile and one target directory for everything: the tests run the very binary that users build.
 const VERIFY: &[&[&str]] = &[
     &["fmt", "--all", "--check"],
-    &["clippy", "--release", "--workspace", "--all-targets", "--", "-D", "warnings"],
+    &[
+        "clippy",
+        "--release",
+        "--workspace",
+        "--all-targets",
+        "--",
+        "-D",
+        "warnings",
+    ],
     &["build", "--release", "--workspace"],
     &["test", "--release", "--workspace"],
 ];
 
 const FIX: &[&[&str]] = &[
-    &["clippy", "--release", "--workspace", "--all-targets", "--fix", "--allow-dirty", "--allow-staged"],
+    &[
+        "clippy",
+        "--release",
+        "--workspace",
+        "--all-targets",
+        "--fix",
+        "--allow-dirty",
+        "--allow-staged",
+    ],
     &["fmt", "--all"],
 ];
 
