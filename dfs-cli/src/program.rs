@@ -68,11 +68,14 @@ fn start(cli: &Cli) -> Outcome {
     }
 }
 
+/// The consensus library tells every step of every election; what matters of it, the servers say themselves.
+const SERVER_LOG: &str = "info,openraft=error";
+
 fn log_to_stderr(cli: &Cli) -> Outcome<()> {
     // A verb's failure is one line that it prints itself; what lies under it is for who asks.
     let default = match cli.verb {
-        Verb::Meta(_) | Verb::Storage(_) => "info",
-        Verb::Mount(ref mount) if mount.foreground => "info",
+        Verb::Meta(_) | Verb::Storage(_) => SERVER_LOG,
+        Verb::Mount(ref mount) if mount.foreground => SERVER_LOG,
         _ => "off",
     };
     let filter = cli

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// No command of a test runs longer than this: a hang is a failure with a name, not a stuck gate.
-const COMMAND_DEADLINE: Duration = Duration::from_secs(240);
+const COMMAND_DEADLINE: Duration = Duration::from_mins(4);
 
 /// What a command left.
 #[derive(Clone, Debug)]

@@ -1,6 +1,13 @@
 //! The arrows between crates point down only, and what must be pure names no clock, no randomness, no I/O.
 //!
 //! Read from the sources themselves, so that a shortcut in a manifest or a `use` is caught where it is made.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::large_stack_arrays,
+    reason = "a test fails by panicking"
+)]
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -57,14 +64,31 @@ fn root() -> PathBuf {
         .to_path_buf()
 }
 
+/// Source files under `at`, without the modules that exist for tests only (`#[cfg(test)] mod name;`).
 fn rust_files(at: &Path, found: &mut Vec<PathBuf>) {
     if at.is_file() {
         found.push(at.to_path_buf());
         return;
     }
-    for entry in fs::read_dir(at).unwrap_or_else(|e| panic!("{}: {e}", at.display())) {
-        let path = entry.expect("readable").path();
-        if path.is_dir() || path.extension().is_some_and(|extension| extension == "rs") {
+    let entries: Vec<PathBuf> = fs::read_dir(at)
+        .unwrap_or_else(|e| panic!("{}: {e}", at.display()))
+        .map(|entry| entry.expect("readable").path())
+        .collect();
+    let mut test_modules = Vec::new();
+    for file in entries.iter().filter(|path| path.is_file()) {
+        let text = fs::read_to_string(file).expect("readable");
+        for after in text.split("#[cfg(test)]").skip(1) {
+            let declared = after
+                .trim_start()
+                .strip_prefix("mod ")
+                .and_then(|rest| rest.split_once(';'));
+            test_modules.extend(declared.map(|(name, _)| name.to_owned()));
+        }
+    }
+    for path in entries {
+        let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let wanted = path.is_dir() || path.extension().is_some_and(|extension| extension == "rs");
+        if wanted && !test_modules.contains(&stem) {
             rust_files(&path, found);
         }
     }

@@ -1,5 +1,12 @@
 //! The documented way to set a cluster up by hand, with every server and the client on a host of its own (a network
 //! namespace each), and what strangers get.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::large_stack_arrays,
+    reason = "a test fails by panicking"
+)]
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,12 @@
 //! What people do all day with ordinary tools, on the mount and on the local file system, must come out the same, and
 //! must still be the same after the whole cluster went down and came back.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::large_stack_arrays,
+    reason = "a test fails by panicking"
+)]
 
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
@@ -16,7 +23,6 @@ mkdir -p src && for d in $(seq 1 12); do mkdir -p "src/dir $d/deep/er"; for f in
   head -c $((f * 997 * d)) /dev/zero | tr '\0' "$(printf \\$(printf %03o $((64 + d))))" > "src/dir $d/deep/file-$f"; done; done
 : > src/empty
 cp -r src copy && tar cf - src | (mkdir untarred && tar xf - -C untarred)
-head -c 9000000 /dev/urandom > "$SHARED_RANDOM" 2>/dev/null || true
 cp "$SHARED_RANDOM" random && dd if=random of=dd bs=64k status=none conv=fsync
 mv src/empty renamed && mv "copy/dir 1" moved && mv dd "moved/"
 ln random hard && ln -s random soft && ln -s /nonexistent dangling && ln hard moved/hard2
@@ -83,10 +89,12 @@ fn ordinary_tools_see_what_they_see_on_a_local_disk() {
         (12, 34, 0o640)
     );
 
-    let _ = run_in(&there, "git init -q repo && cd repo && git config user.email a@b && git config user.name a && cp -r ../src . && git add -A && git commit -qm one && cd .. && git clone -q repo clone && cd clone && git fsck --strict && git status --porcelain && test -z \"$(git status --porcelain)\"")
+    let tools = cluster.mount.join("tools");
+    fs::create_dir(&tools).unwrap();
+    let _ = run_in(&tools, "git init -q repo && cd repo && git config user.email a@b && git config user.name a && cp -r ../../same/src . && git add -A && git commit -qm one && cd .. && git clone -q repo clone && cd clone && git fsck --strict && git status --porcelain && test -z \"$(git status --porcelain)\"")
         .expect_ok("git clone and fsck");
     let _ = run_in(
-        &there,
+        &tools,
         "sqlite3 base.db 'create table t(a integer primary key, b text);' && for i in $(seq 1 30); do sqlite3 base.db \"begin; insert into t(b) values(hex(randomblob(500))); insert into t(b) values('x$i'); commit;\"; done && test \"$(sqlite3 base.db 'select count(*) from t')\" = 60 && test \"$(sqlite3 base.db 'pragma integrity_check')\" = ok",
     )
     .expect_ok("sqlite");
@@ -95,10 +103,10 @@ fn ordinary_tools_see_what_they_see_on_a_local_disk() {
     assert!(fs::read_dir(&cluster.mount).unwrap().next().is_none(), "unmounted");
     let up = cluster.start_all().expect_ok("dev up again");
     assert!(up.took < Duration::from_secs(15), "{:?}", up.took);
-    let _ = run_in(&there, "test \"$(sqlite3 base.db 'pragma integrity_check')\" = ok && git -C clone fsck --strict && rm -rf repo clone base.db").expect_ok("after the restart");
+    let _ = run_in(&tools, "test \"$(sqlite3 base.db 'pragma integrity_check')\" = ok && git -C clone fsck --strict && rm -rf repo clone base.db").expect_ok("after the restart");
     assert_same(&here, &there, "after down and up");
     cluster.verify_replicas();
-    let _ = run_in(&cluster.mount, "rm -rf same && test -z \"$(ls -A)\"").expect_ok("rm -rf");
+    let _ = run_in(&cluster.mount, "rm -rf same tools && test -z \"$(ls -A)\"").expect_ok("rm -rf");
 }
 
 #[test]

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use dfs_common::Role;
 use dfs_common::wire::meta::ClusterStatus;
-use dfs_fuse::check_mount_point;
+use dfs_fuse::{MountError, check_mount_point};
 use rustix::process::Signal;
 
 use super::layout::{self, CLUSTER_FILE, DevCluster, DevNode, MOUNT};
@@ -49,7 +49,11 @@ pub(super) fn run(mount_point: &Path, data: Option<PathBuf>, meta: Option<u32>, 
     } else {
         check_new_directory(&directory)?;
     }
-    let mount_point = check_mount_point(mount_point)?;
+    let mount_point = if existing {
+        usable_again(&DevCluster::open(&directory)?, mount_point)?
+    } else {
+        check_mount_point(mount_point)?
+    };
     if mount_point.starts_with(&directory) || directory.starts_with(&mount_point) {
         return Err(Failure::usage(format!(
             "mount point {} and data directory {} lie in each other; choose two places",
@@ -79,6 +83,18 @@ pub(super) fn run(mount_point: &Path, data: Option<PathBuf>, meta: Option<u32>, 
             Err(failure)
         }
     }
+}
+
+/// The checked mount point, after what a killed mount process of this cluster left there is detached: nobody can use it.
+fn usable_again(cluster: &DevCluster, mount_point: &Path) -> Outcome<PathBuf> {
+    let checked = check_mount_point(mount_point);
+    if let Err(MountError::Dead(dead)) = &checked
+        && cluster.mount_point().is_ok_and(|ours| ours == *dead)
+    {
+        dfs_fuse::unmount(dead, true)?;
+        return Ok(check_mount_point(mount_point)?);
+    }
+    Ok(checked?)
 }
 
 fn check_not_running(cluster: &DevCluster) -> Outcome<()> {
@@ -314,7 +330,7 @@ pub(super) fn start_one(cluster: &DevCluster, name: &str) -> Outcome {
         return Err(Failure::new(format!("{name} is running already (pid {})", process.pid)));
     }
     let Some(node) = cluster.node(name) else {
-        let mount_point = check_mount_point(&cluster.mount_point()?)?;
+        let mount_point = usable_again(cluster, &cluster.mount_point()?)?;
         start_mount(cluster, &mount_point)?;
         return Ok(Code::Ok);
     };

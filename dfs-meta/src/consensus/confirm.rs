@@ -15,10 +15,12 @@ use super::types::Vote;
 /// How long a follower refuses to vote after it heard from its leader: openraft's lease, the longest election timeout.
 pub(super) const LEASE_MS: u64 = ELECTION_TIMEOUT_MAX_MS;
 
-/// A follower stands for election when it has heard nothing for the lease and this together: 0.9 to 1.2 s.
-pub(super) const ELECTION_TIMEOUT_MIN_MS: u64 = 300;
-pub(super) const ELECTION_TIMEOUT_MAX_MS: u64 = 600;
-pub(super) const HEARTBEAT_INTERVAL_MS: u64 = 100;
+/// A follower stands for election when it has heard nothing for the lease and this together: 1.1 to 1.4 s.
+/// Shorter ones flap on a machine whose processors are taken away for half a second at a time.
+pub(super) const ELECTION_TIMEOUT_MIN_MS: u64 = 400;
+pub(super) const ELECTION_TIMEOUT_MAX_MS: u64 = 700;
+/// Also the deadline of an append: one that is missed costs openraft's back-off, so it must survive a slow sync.
+pub(super) const HEARTBEAT_INTERVAL_MS: u64 = 200;
 
 // Clocks of two machines differ in rate by far less than the third that is left.
 const _: () = assert!(dfs_common::wire::meta::LEADER_CONFIRMED_MS * 3 <= LEASE_MS * 2);
