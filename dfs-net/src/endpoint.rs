@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 use dfs_common::wire::ALPN;
@@ -17,6 +17,9 @@ use crate::error::NetError;
 use crate::peer::{Peer, PeerInner};
 use crate::server::{self, Service};
 use crate::transport::{self, Transports};
+
+/// Peers that are kept without a handle on them; more than a cluster has servers.
+const PEERS_KEPT: usize = 1024;
 
 /// How long `close` waits for peers to hear of it.
 const CLOSE_WAIT: Duration = Duration::from_millis(200);
@@ -35,7 +38,8 @@ pub(crate) struct EndpointInner {
     transports: Transports,
     client_crypto: Arc<QuicClientConfig>,
     server_crypto: Arc<QuicServerConfig>,
-    peers: Mutex<HashMap<(NodeName, SocketAddr), Weak<PeerInner>>>,
+    /// Kept with their connections while nobody holds a handle: a handshake costs more than any request.
+    peers: Mutex<HashMap<(NodeName, SocketAddr), Arc<PeerInner>>>,
 }
 
 impl std::fmt::Debug for EndpointInner {
@@ -100,12 +104,14 @@ impl Endpoint {
     #[must_use]
     pub fn peer(&self, name: NodeName, address: SocketAddr) -> Peer {
         let mut peers = self.inner.peers.lock();
-        if let Some(known) = peers.get(&(name, address)).and_then(Weak::upgrade) {
+        if let Some(known) = peers.get(&(name, address)).cloned() {
             return Peer::from(known);
         }
-        peers.retain(|_, peer| peer.strong_count() > 0);
-        let peer = Arc::new(PeerInner::new(Arc::clone(&self.inner), name, address));
-        peers.insert((name, address), Arc::downgrade(&peer));
+        if peers.len() >= PEERS_KEPT {
+            peers.retain(|_, peer| Arc::strong_count(peer) > 1);
+        }
+        let peer = Arc::new(PeerInner::new(Arc::downgrade(&self.inner), name, address));
+        peers.insert((name, address), Arc::clone(&peer));
         Peer::from(peer)
     }
 

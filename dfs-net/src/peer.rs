@@ -1,8 +1,8 @@
 //! Another process, as this one asks it: connections by lane, made when needed and once for all who wait.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -47,7 +47,8 @@ pub struct Peer {
 }
 
 pub(crate) struct PeerInner {
-    endpoint: Arc<EndpointInner>,
+    /// The endpoint owns its peers; a handle alone does not keep the socket.
+    endpoint: Weak<EndpointInner>,
     name: NodeName,
     address: SocketAddr,
     control: Arc<Slot>,
@@ -139,7 +140,7 @@ impl Peer {
 }
 
 impl PeerInner {
-    pub(crate) fn new(endpoint: Arc<EndpointInner>, name: NodeName, address: SocketAddr) -> Self {
+    pub(crate) fn new(endpoint: Weak<EndpointInner>, name: NodeName, address: SocketAddr) -> Self {
         Self {
             endpoint,
             name,
@@ -221,12 +222,22 @@ impl PeerInner {
         let (tell, attempt) = watch::channel(None);
         state.attempt = Some(attempt.clone());
         let not_before = state.not_before;
-        let (slot, endpoint, name, address) = (Arc::clone(slot), Arc::clone(&self.endpoint), self.name, self.address);
+        let (slot, endpoint, name, address) = (Arc::clone(slot), Weak::clone(&self.endpoint), self.name, self.address);
         tokio::spawn(async move {
             if let Some(not_before) = not_before {
                 sleep_until(not_before).await;
             }
-            let result = match timeout(CONNECT_TIMEOUT, connect(&endpoint, name, address, lane)).await {
+            let connecting = async {
+                match endpoint.upgrade() {
+                    Some(endpoint) => connect(&endpoint, name, address, lane).await,
+                    None => Err(NetError::Unreachable {
+                        peer: name,
+                        address,
+                        reason: "this process closed its endpoint".to_owned(),
+                    }),
+                }
+            };
+            let result = match timeout(CONNECT_TIMEOUT, connecting).await {
                 Ok(result) => result,
                 Err(_) => Err(NetError::Unreachable {
                     peer: name,

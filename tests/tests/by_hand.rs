@@ -45,9 +45,10 @@ impl Hosts {
     }
 
     fn command(&self, number: usize) -> Command {
-        let mut command = Command::new("ip");
+        let mut command = Command::new("nsenter");
         command
-            .args(["netns", "exec", &self.names[number - 1]])
+            // Not `ip netns exec`: that would hide the mount in a mount namespace of its own.
+            .arg(format!("--net=/run/netns/{}", self.names[number - 1]))
             .arg(dfs_binary());
         command
     }

@@ -32,7 +32,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::disk::RealDisk;
 use crate::replica::Input;
-use crate::store::{ChunkStore, StoreOptions};
+use crate::store::{ChunkStore, RecoveryReport, StoreOptions};
 
 use directory::DataDirectory;
 use lease::Lease;
@@ -73,6 +73,7 @@ struct Opened {
     directory: DataDirectory,
     store: ChunkStore,
     rotten: BTreeSet<dfs_common::ChunkId>,
+    report: RecoveryReport,
 }
 
 /// A node with its tasks, over any network.
@@ -109,18 +110,12 @@ fn open_store(options: &StorageOptions, cluster: ClusterId, name: NodeName, id: 
             "damage on disk"
         );
     }
-    tracing::info!(
-        chunks = report.chunks,
-        records = report.records,
-        torn_bytes = report.torn_tail_bytes,
-        damaged = report.rot.len(),
-        "store opened"
-    );
     let rotten = report.rot.iter().filter_map(|rot| rot.chunk).collect();
     Ok(Opened {
         directory,
         store,
         rotten,
+        report,
     })
 }
 
@@ -280,6 +275,14 @@ impl StorageServer {
             .await
             .map_err(Error::from)?;
         let address = endpoint.local_address();
+        // Only now: a start that fails says one line.
+        tracing::info!(
+            chunks = opened.report.chunks,
+            records = opened.report.records,
+            torn_bytes = opened.report.torn_tail_bytes,
+            damaged = opened.report.rot.len(),
+            "store opened"
+        );
         let transport = Arc::new(QuicTransport::new(endpoint.clone()));
         let advertised = options.advertise.unwrap_or(address);
         let running = Running::start(opened, id, advertised, transport, &options.config)?;
