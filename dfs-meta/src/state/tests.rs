@@ -427,12 +427,29 @@ fn a_row_moved_to_another_key_does_not_open() {
     bench.create(TOP, "a").unwrap();
     drop(bench);
     {
-        let database = sled::open(directory.path()).unwrap();
+        // sled gives its lock back from a thread of its own, a moment after it was dropped.
+        let database = (0..500)
+            .find_map(|_| {
+                let opened = sled::open(directory.path()).ok();
+                if opened.is_none() {
+                    std::thread::sleep(std::time::Duration::from_millis(10));
+                }
+                opened
+            })
+            .unwrap();
         let tree = database.open_tree("rows").unwrap();
         let top = tree.get(keys::inode(TOP)).unwrap().unwrap();
         tree.insert(keys::inode(InodeId(2)), top).unwrap();
     }
-    let store = SledStore::open(directory.path(), TestSealer).unwrap();
+    let store = (0..500)
+        .find_map(|_| {
+            let opened = SledStore::open(directory.path(), TestSealer).ok();
+            if opened.is_none() {
+                std::thread::sleep(std::time::Duration::from_millis(10));
+            }
+            opened
+        })
+        .unwrap();
     assert!(store.get(&keys::inode(TOP)).is_ok());
     assert!(matches!(
         store.get(&keys::inode(InodeId(2))),
