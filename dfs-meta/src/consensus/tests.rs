@@ -256,7 +256,7 @@ async fn eventually<R>(what: &str, mut probe: impl FnMut() -> Option<R>) -> R {
             return found;
         }
         assert!(
-            started.elapsed() < Duration::from_secs(30),
+            started.elapsed() < Duration::from_secs(10),
             "waited too long for {what}"
         );
         tokio::time::sleep(Duration::from_millis(5)).await;
