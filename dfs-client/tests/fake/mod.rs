@@ -17,7 +17,7 @@ use bytes::Bytes;
 use dfs_client::{Client, ClientOptions};
 use dfs_common::chain::{ChainInfo, ChainMember, ChainTable, MemberState, NodeInfo, RoutingTable};
 use dfs_common::config::{ClusterConfig, MetaServer};
-use dfs_common::wire::meta::{KeepAliveAnswer, MetaRequest, MetaResponse};
+use dfs_common::wire::meta::{ChangeAnswer, KeepAliveAnswer, MetaRequest, MetaResponse};
 use dfs_common::wire::namespace::*;
 use dfs_common::wire::storage::*;
 use dfs_common::*;
@@ -454,7 +454,10 @@ impl World {
                 let known = self.answers.get(&key).cloned();
                 let outcome = known.unwrap_or_else(|| self.change(change.op));
                 self.answers.insert(key, outcome.clone());
-                MetaResponse::Change(outcome)
+                MetaResponse::Change(ChangeAnswer {
+                    outcome,
+                    parents: Vec::new(),
+                })
             }
             MetaRequest::Read { session, reads } => {
                 if !self.sessions.contains(&session) {

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-use super::namespace::{Caller, NamespaceAnswer, NamespaceChange, NamespaceOp, NamespaceRead};
+use super::namespace::{Attributes, Caller, NamespaceAnswer, NamespaceChange, NamespaceOp, NamespaceRead};
 use crate::chain::RoutingTable;
 use crate::error::Error;
 use crate::id::{ChainId, Epoch, Incarnation, InodeId, MetaId, RoutingVersion, SequenceNumber, SessionId, StorageId};
@@ -63,7 +63,7 @@ pub enum MetaResponse {
     },
     SessionClosed,
     KeepAlive(KeepAliveAnswer),
-    Change(Result<NamespaceChange, Error>),
+    Change(ChangeAnswer),
     Read(Vec<Result<NamespaceAnswer, Error>>),
     /// `None`: nothing newer.
     Routing(Option<RoutingTable>),
@@ -108,6 +108,14 @@ pub struct ChangeRequest {
     pub answered_below: SequenceNumber,
     pub caller: Caller,
     pub op: NamespaceOp,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChangeAnswer {
+    pub outcome: Result<NamespaceChange, Error>,
+    /// The directories whose entries the change is about, as they are after it: their times and link counts have moved,
+    /// and a client would ask for them next.
+    pub parents: Vec<Attributes>,
 }
 
 /// Changes of one session that may be unanswered at a time. Bounds the dedupe table.

@@ -193,6 +193,29 @@ pub enum NamespaceOp {
     },
 }
 
+impl NamespaceOp {
+    /// Directories whose entries it changes; none for a change of an inode itself.
+    pub fn parents(&self) -> impl Iterator<Item = InodeId> {
+        let (first, second) = match *self {
+            Self::Create { parent, .. }
+            | Self::Mkdir { parent, .. }
+            | Self::Mknod { parent, .. }
+            | Self::Symlink { parent, .. }
+            | Self::Link { parent, .. }
+            | Self::Unlink { parent, .. }
+            | Self::Rmdir { parent, .. } => (Some(parent), None),
+            Self::Rename { parent, new_parent, .. } => (Some(parent), (new_parent != parent).then_some(new_parent)),
+            Self::SetAttributes { .. }
+            | Self::SetLength { .. }
+            | Self::CommitWrite { .. }
+            | Self::SetXattr { .. }
+            | Self::RemoveXattr { .. }
+            | Self::SetPolicy { .. } => (None, None),
+        };
+        first.into_iter().chain(second)
+    }
+}
+
 /// Answer to a [`NamespaceOp`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum NamespaceChange {

@@ -21,9 +21,14 @@ pub(super) struct MachineStore {
     machine: Arc<dyn StateMachine>,
     snapshots: Arc<Snapshots>,
     position: Position,
+    log: Log,
     /// Files being received, by inode number: openraft gives back a handle, we need the path.
     receiving: BTreeMap<u64, PathBuf>,
 }
+
+/// So many commands are applied where they arrive: they end in memory within microseconds, and a change of threads costs
+/// more. With more of them other work should not wait.
+const INLINE_COMMANDS: usize = 32;
 
 /// Runs blocking work where it may block.
 fn blocking<R>(work: impl FnOnce() -> R) -> R {
@@ -89,6 +94,7 @@ impl MachineStore {
             machine,
             snapshots,
             position,
+            log: log.clone(),
             receiving: BTreeMap::new(),
         })
     }
@@ -158,7 +164,23 @@ impl RaftStateMachine<TypeConfig> for MachineStore {
         I::IntoIter: OptionalSend,
     {
         let entries: Vec<Entry> = entries.into_iter().collect();
-        blocking(|| self.apply_entries(&entries))
+        // Nothing is applied, and so nothing acknowledged, that is not on this server's disk: the engine counts this
+        // server's own copy before it is.
+        if let Some(last) = entries.last().map(|entry| entry.log_id) {
+            self.log
+                .durable(last)
+                .await
+                .map_err(|error| StorageError::from(StorageIOError::apply(last, AnyError::new(&error))))?;
+        }
+        let commands = |entry: &Entry| match &entry.payload {
+            EntryPayload::Normal(batch) => batch.0.len(),
+            EntryPayload::Blank | EntryPayload::Membership(_) => 0,
+        };
+        if entries.iter().map(commands).sum::<usize>() <= INLINE_COMMANDS {
+            self.apply_entries(&entries)
+        } else {
+            blocking(|| self.apply_entries(&entries))
+        }
     }
 
     async fn get_snapshot_builder(&mut self) -> Self {

@@ -19,8 +19,9 @@ use parking_lot::Mutex;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::confirm::{Confirmations, leader_id};
-use super::types::TypeConfig;
+use super::confirm::{Confirmations, LEASE_MS, leader_id};
+use super::log::Log;
+use super::types::{LogId, TypeConfig, Vote};
 
 pub(super) const KIND_APPEND: u8 = 1;
 pub(super) const KIND_VOTE: u8 = 2;
@@ -28,6 +29,12 @@ pub(super) const KIND_SNAPSHOT_PART: u8 = 3;
 
 /// Pause after a failed message. A server that returns is heard within it; one that is away costs ten attempts a second.
 const BACKOFF: Duration = Duration::from_millis(100);
+
+/// The longest that a sync may take before its server is no fit leader.
+const STALL_LIMIT: Duration = Duration::from_millis(LEASE_MS);
+
+/// How long a follower may wait to hear of a commit when no entry carries it; well below a heartbeat.
+const COMMIT_DELAY: Duration = Duration::from_millis(50);
 
 /// Carries an opaque message to another server's [`super::Consensus::handle`] and its answer back. Must not hang beyond
 /// the deadline; dropping the future cancels.
@@ -46,11 +53,47 @@ pub const fn is_bulk(kind: u8) -> bool {
 pub(super) struct Network {
     pub(super) transport: Arc<dyn Transport>,
     pub(super) confirmations: Arc<Mutex<Confirmations>>,
+    pub(super) log: Log,
 }
 
 pub(super) struct Link {
     to: u64,
     network: Network,
+    answered: Option<Answered>,
+    /// The commit that was last told, and when.
+    told: Option<(LogId, Instant)>,
+}
+
+/// What the other server last said yes to on this link.
+struct Answered {
+    vote: Vote,
+    sent: Instant,
+    matched: Option<LogId>,
+}
+
+impl Link {
+    /// What to say of the commit. Followers only apply what is committed, which nobody waits for: they hear of it a few
+    /// times a second and do that work in batches, instead of in the way of every entry.
+    fn commit_to_tell(&mut self, committed: Option<LogId>) -> Option<LogId> {
+        match (self.told, committed) {
+            (Some((told, at)), Some(id)) if at.elapsed() < COMMIT_DELAY => Some(told.min(id)),
+            (_, Some(id)) => {
+                self.told = Some((id, Instant::now()));
+                Some(id)
+            }
+            (_, None) => None,
+        }
+    }
+
+    /// Whether an append without entries would tell the other server nothing but a newer commit: it said yes to the same
+    /// leader about the same log a moment ago. openraft sends one after every commit, and the next entry waits behind it.
+    /// A link made for a read barrier has no answer yet, so its message always goes.
+    fn is_news(&self, rpc: &AppendEntriesRequest<TypeConfig>) -> bool {
+        let known = self.answered.as_ref().is_some_and(|answered| {
+            answered.vote == rpc.vote && answered.matched >= rpc.prev_log_id && answered.sent.elapsed() < COMMIT_DELAY
+        });
+        !(rpc.entries.is_empty() && known)
+    }
 }
 
 impl RaftNetworkFactory<TypeConfig> for Network {
@@ -60,6 +103,8 @@ impl RaftNetworkFactory<TypeConfig> for Network {
         Link {
             to: target,
             network: self.clone(),
+            answered: None,
+            told: None,
         }
     }
 }
@@ -90,9 +135,24 @@ impl Link {
 impl RaftNetwork<TypeConfig> for Link {
     async fn append_entries(
         &mut self,
-        rpc: AppendEntriesRequest<TypeConfig>,
+        mut rpc: AppendEntriesRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<u64>, Failed<RaftError<u64>>> {
+        // A leader whose own disk hangs acknowledges nothing: somebody else should lead, and will if it falls silent.
+        let stalled = self.network.log.stalled_for();
+        if stalled > STALL_LIMIT {
+            let detail = format!("this server's log disk has not answered for {} ms", stalled.as_millis());
+            return Err(RPCError::Unreachable(Unreachable::new(&dfs_common::Error::new(
+                dfs_common::ErrorCode::Overloaded,
+                detail,
+            ))));
+        }
+        // The engine counts this server's copy before it is on disk; others must not believe in a commit until it is.
+        rpc.leader_commit = rpc.leader_commit.min(self.network.log.last_durable());
+        if !self.is_news(&rpc) {
+            return Ok(AppendEntriesResponse::Success);
+        }
+        rpc.leader_commit = self.commit_to_tell(rpc.leader_commit);
         let sent = Instant::now();
         let answer = self.ask(KIND_APPEND, &rpc, &option).await?;
         if !matches!(answer, AppendEntriesResponse::HigherVote(_)) {
@@ -101,6 +161,11 @@ impl RaftNetwork<TypeConfig> for Link {
                 .lock()
                 .answered(leader_id(&rpc.vote), self.to, sent);
         }
+        self.answered = matches!(answer, AppendEntriesResponse::Success).then(|| Answered {
+            vote: rpc.vote,
+            sent,
+            matched: rpc.entries.last().map(|entry| entry.log_id).or(rpc.prev_log_id),
+        });
         Ok(answer)
     }
 

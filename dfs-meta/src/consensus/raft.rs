@@ -167,6 +167,7 @@ impl RaftConsensus {
         let network = Network {
             transport,
             confirmations: confirmations.clone(),
+            log: log.clone(),
         };
         let store = LogStore {
             log: log.clone(),
@@ -228,7 +229,17 @@ impl RaftConsensus {
 
     async fn handle_append(&self, request: AppendEntriesRequest<TypeConfig>) -> dfs_common::Result<Vec<u8>> {
         let (vote, committed) = (request.vote, request.leader_commit.map(|id| id.index));
+        let last = request.entries.last().map(|entry| entry.log_id).or(request.prev_log_id);
         let answer = self.raft.append_entries(request).await;
+        // The engine answers when the entries are in memory.
+        if let Some(last) = last
+            && matches!(&answer, Ok(answer) if answer.is_success())
+        {
+            self.log
+                .durable(last)
+                .await
+                .map_err(|error| dfs_common::Error::new(ErrorCode::Poisoned, error.to_string()))?;
+        }
         if matches!(&answer, Ok(answer) if answer.is_success()) && self.joining.is_active() {
             let applied = self.raft.data_metrics().borrow().last_applied.map(|id| id.index);
             if self.joining.heard(&vote, committed, applied, Instant::now()) {

@@ -3,8 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use dfs_common::wire::meta::{ChangeRequest, ClusterStatus, MetaRequest, MetaResponse, MetaStatus, SESSION_LEASE_MS};
-use dfs_common::wire::namespace::NamespaceRead;
+use dfs_common::wire::meta::{
+    ChangeAnswer, ChangeRequest, ClusterStatus, MetaRequest, MetaResponse, MetaStatus, SESSION_LEASE_MS,
+};
+use dfs_common::wire::namespace::{NamespaceAnswer, NamespaceRead, StatFs};
 use dfs_common::{Error, ErrorCode, MetaId, NodeName, Result, RoutingVersion, SessionId, StorageId};
 use tracing::{info, warn};
 
@@ -153,8 +155,24 @@ async fn close_session(shared: &Shared, session: SessionId, time: Duration) -> R
 }
 
 async fn change_namespace(shared: &Shared, change: ChangeRequest, time: Duration) -> Result<MetaResponse> {
+    let directories: Vec<_> = change
+        .op
+        .parents()
+        .map(|inode| NamespaceRead::GetAttributes { inode })
+        .collect();
     match shared.propose(CommandKind::Change(change), time).await? {
-        Outcome::Change(result) => Ok(MetaResponse::Change(result)),
+        Outcome::Change(outcome) => {
+            // What was just applied lies in memory. A directory that is gone meanwhile has nothing to tell.
+            let answers = shared.state.read(&directories, StatFs::default());
+            let parents = answers
+                .into_iter()
+                .filter_map(|answer| match answer {
+                    Ok(NamespaceAnswer::Attributes(attributes)) => Some(attributes),
+                    Ok(_) | Err(_) => None,
+                })
+                .collect();
+            Ok(MetaResponse::Change(ChangeAnswer { outcome, parents }))
+        }
         other => Err(unexpected(&other)),
     }
 }

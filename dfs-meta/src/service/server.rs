@@ -23,7 +23,10 @@ use super::{Parts, assemble};
 use crate::consensus::{Consensus, MachineError, RaftConsensus, RaftOptions, Seal, StateMachine, reset_for_rebuild};
 use crate::namespace::NameHash;
 use crate::state::State;
-use crate::store::{SledStore, ValueSealer};
+use crate::store::{SledStore, ValueSealer, WriteBack};
+
+/// Applied state: commits end in memory, sled gets them a moment later.
+type MetaStore = WriteBack<SledStore>;
 
 /// What a metadata server is started with.
 #[derive(Clone, Debug)]
@@ -59,7 +62,7 @@ pub struct MetaServer {
     me: MetaId,
     endpoint: Endpoint,
     engine: Arc<RaftConsensus>,
-    state: Arc<State<SledStore>>,
+    state: Arc<State<MetaStore>>,
     tasks: TaskTracker,
     stop: CancellationToken,
     // Last, so that nobody else gets the directory before everything in it is closed.
@@ -126,7 +129,12 @@ impl MetaServer {
         self.endpoint.close().await;
         let state = Arc::clone(&self.state);
         // Not needed for durability, which is the log's; it makes the next start quick.
-        match tokio::task::spawn_blocking(move || state.store().flush()).await {
+        match tokio::task::spawn_blocking(move || {
+            state.store().drain()?;
+            state.store().below().flush()
+        })
+        .await
+        {
             Ok(Ok(())) => {}
             Ok(Err(e)) => warn!(error = %e, "the applied state was not written out; it is rebuilt at the next start"),
             Err(e) => warn!(error = %e, "writing out the applied state was cut off"),
@@ -235,8 +243,8 @@ struct Base {
 }
 
 struct Engine {
-    state: Arc<State<SledStore>>,
-    machine: Arc<Observed<SledStore>>,
+    state: Arc<State<MetaStore>>,
+    machine: Arc<Observed<MetaStore>>,
     consensus: Arc<RaftConsensus>,
 }
 
@@ -290,7 +298,7 @@ impl Base {
         }
     }
 
-    async fn open_state(&self, data: &DataDirectory) -> Result<State<SledStore>, StartError> {
+    async fn open_state(&self, data: &DataDirectory) -> Result<State<MetaStore>, StartError> {
         match self.try_state(data).await {
             Ok(state) => Ok(state),
             Err(e) => {
@@ -302,10 +310,10 @@ impl Base {
         }
     }
 
-    async fn try_state(&self, data: &DataDirectory) -> Result<State<SledStore>, StartError> {
+    async fn try_state(&self, data: &DataDirectory) -> Result<State<MetaStore>, StartError> {
         let (directory, cluster) = (data.state(), self.cluster);
         let (sealer, hasher) = (Sealed(self.sealer()?), Names(self.key.name_hasher()));
-        let opening = move || State::open(SledStore::open(&directory, sealer)?, hasher, cluster);
+        let opening = move || State::open(WriteBack::new(SledStore::open(&directory, sealer)?)?, hasher, cluster);
         match tokio::task::spawn_blocking(opening).await {
             Ok(opened) => opened.map_err(|e| StartError::State(e.into())),
             Err(e) => Err(StartError::State(Error::new(

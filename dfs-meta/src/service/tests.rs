@@ -242,7 +242,7 @@ impl World {
             op,
         });
         match self.call(CLIENT, request).await {
-            MetaResponse::Change(Ok(change)) => change,
+            MetaResponse::Change(answer) => answer.outcome.unwrap(),
             other => panic!("{other:?}"),
         }
     }

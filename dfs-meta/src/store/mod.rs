@@ -10,6 +10,7 @@ mod memory;
 mod overlay;
 mod sealed;
 mod typed;
+mod write_back;
 
 use std::collections::BTreeMap;
 
@@ -19,6 +20,7 @@ pub use memory::MemoryStore;
 pub use overlay::Overlay;
 pub use sealed::{SledStore, ValueSealer};
 pub use typed::{decode, encode, for_each_row, get};
+pub use write_back::WriteBack;
 
 /// A row: its key and its value.
 pub type Row = (Vec<u8>, Vec<u8>);
@@ -114,8 +116,9 @@ impl Batch {
     }
 
     /// Later rows win.
-    pub fn append(&mut self, mut later: Self) {
-        self.rows.append(&mut later.rows);
+    pub fn append(&mut self, later: Self) {
+        // Not BTreeMap::append, which goes through all that is here already.
+        self.rows.extend(later.rows);
     }
 
     pub fn is_empty(&self) -> bool {

@@ -66,18 +66,23 @@ impl<S: Rows + ?Sized> Rows for Overlay<'_, S> {
         // Enough of the base that `limit` rows are left when all pending deletions hit.
         let deleted = pending.values().filter(|value| value.is_none()).count();
         let base = self.base.scan(from, to, limit.saturating_add(deleted))?;
-        if pending.is_empty() {
-            return Ok(base);
-        }
-        let mut rows: BTreeMap<Vec<u8>, Vec<u8>> = base.into_iter().collect();
-        for (key, value) in pending {
-            match value {
-                Some(value) => rows.insert(key.clone(), value.clone()),
-                None => rows.remove(key),
-            };
-        }
-        Ok(rows.into_iter().take(limit).collect())
+        Ok(merge(base, pending, limit))
     }
+}
+
+/// The first `limit` rows of `base` with `pending` laid over it.
+pub(super) fn merge(base: Vec<Row>, pending: BTreeMap<&Vec<u8>, &Option<Vec<u8>>>, limit: usize) -> Vec<Row> {
+    if pending.is_empty() {
+        return base;
+    }
+    let mut rows: BTreeMap<Vec<u8>, Vec<u8>> = base.into_iter().collect();
+    for (key, value) in pending {
+        match value {
+            Some(value) => rows.insert(key.clone(), value.clone()),
+            None => rows.remove(key),
+        };
+    }
+    rows.into_iter().take(limit).collect()
 }
 
 #[cfg(test)]

@@ -18,9 +18,11 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::{Duration, Instant};
 
 use dfs_common::ClusterId;
 use parking_lot::Mutex;
+use tokio::sync::watch;
 
 pub(super) use openraft_store::LogStore;
 use record::{Found, SEGMENT_HEADER_BYTES, SEGMENT_VERSION, SegmentHeader, aad, decode_record};
@@ -66,8 +68,22 @@ pub(super) struct Log {
 
 struct Slot {
     id: LogId,
+    /// `None` until it is on disk.
     location: Option<Location>,
     cached: Option<Entry>,
+    /// About what its record takes.
+    size_bytes: usize,
+}
+
+/// Bytes of a record beside its commands, and of an entry without any.
+const RECORD_OVERHEAD_BYTES: usize = 256;
+
+fn size_of(entry: &Entry) -> usize {
+    let commands = match &entry.payload {
+        openraft::EntryPayload::Normal(batch) => batch.0.iter().map(|command| command.len() + 16).sum(),
+        openraft::EntryPayload::Blank | openraft::EntryPayload::Membership(_) => 0,
+    };
+    RECORD_OVERHEAD_BYTES + commands
 }
 
 /// A segment for reading and for deciding when it can go.
@@ -89,9 +105,16 @@ struct Table {
     cached_from: u64,
     cached_bytes: usize,
     poisoned: Option<String>,
+    /// Since when the disk owes something and has taken nothing.
+    owes_since: Option<Instant>,
 }
 
 impl Table {
+    fn note_progress(&mut self) {
+        let owes = self.slots.back().is_some_and(|slot| slot.location.is_none());
+        self.owes_since = owes.then(Instant::now);
+    }
+
     fn first_index(&self) -> u64 {
         self.slots.front().map_or(self.next_index, |slot| slot.id.index)
     }
@@ -129,19 +152,35 @@ impl Table {
 }
 
 /// What readers and the writer share; the lock is held for memory operations only.
-pub(crate) struct Shared(Mutex<Table>);
+pub(crate) struct Shared {
+    table: Mutex<Table>,
+    /// Counts what was synced, or failed: those who wait for the disk look again.
+    synced: watch::Sender<u64>,
+}
 
 impl Shared {
+    fn new(table: Table) -> Self {
+        Self {
+            table: Mutex::new(table),
+            synced: watch::Sender::new(0),
+        }
+    }
+
     fn poisoned(&self) -> Option<String> {
-        self.0.lock().poisoned.clone()
+        self.table.lock().poisoned.clone()
     }
 
     fn poison(&self, reason: String) {
-        self.0.lock().poisoned.get_or_insert(reason);
+        self.table.lock().poisoned.get_or_insert(reason);
+        self.tell();
+    }
+
+    fn tell(&self) {
+        self.synced.send_modify(|count| *count += 1);
     }
 
     fn committed(&self) -> Option<LogId> {
-        self.0.lock().committed
+        self.table.lock().committed
     }
 
     fn add_segment(&self, current: &Current, begins_at: u64) {
@@ -150,11 +189,11 @@ impl Shared {
             path: current.path.clone(),
             begins_at,
         };
-        self.0.lock().segments.insert(current.sequence, segment);
+        self.table.lock().segments.insert(current.sequence, segment);
     }
 
     fn written(&self, written: &[(LogId, Location)]) {
-        let mut index = self.0.lock();
+        let mut index = self.table.lock();
         for (id, location) in written {
             let counted = match index.slot_mut(id.index) {
                 // A truncation may have been asked for since.
@@ -169,11 +208,14 @@ impl Shared {
             }
         }
         index.evict();
+        index.note_progress();
+        drop(index);
+        self.tell();
     }
 
     /// Forgets entries up to `upto` and returns the files that hold nothing else.
     fn purge(&self, upto: LogId, current: u64) -> Vec<PathBuf> {
-        let mut index = self.0.lock();
+        let mut index = self.table.lock();
         while index.slots.front().is_some_and(|slot| slot.id.index <= upto.index) {
             if let Some(slot) = index.slots.pop_front() {
                 index.forget(&slot);
@@ -339,7 +381,7 @@ impl Log {
         };
         let next_index = replay.next_index.unwrap_or(0);
         let vote_now = vote.get().copied();
-        let shared = Arc::new(Shared(Mutex::new(Table {
+        let shared = Arc::new(Shared::new(Table {
             purged: purged_id,
             slots: replay
                 .entries
@@ -348,6 +390,7 @@ impl Log {
                     id,
                     location: Some(location),
                     cached: None,
+                    size_bytes: location.record_bytes,
                 })
                 .collect(),
             next_index,
@@ -355,7 +398,7 @@ impl Log {
             segments,
             cached_from: next_index,
             ..Table::default()
-        })));
+        }));
         let (ops, receiver) = sync_channel(MAX_WAITING_OPS);
         let log = Self {
             shared: shared.clone(),
@@ -373,6 +416,7 @@ impl Log {
             shared,
             current,
             next_index,
+            synced_next: next_index,
             vote,
             purged,
             committed_written: replay.committed,
@@ -401,17 +445,64 @@ impl Log {
     }
 
     fn last_index_here(&self) -> Option<u64> {
-        self.shared.0.lock().slots.back().map(|slot| slot.id.index)
+        self.shared.table.lock().slots.back().map(|slot| slot.id.index)
     }
 
     /// `(purged, last)`; last is purged if nothing else is here.
     pub(super) fn state(&self) -> (Option<LogId>, Option<LogId>) {
-        let index = self.shared.0.lock();
+        let index = self.shared.table.lock();
         (index.purged, index.slots.back().map(|slot| slot.id).or(index.purged))
     }
 
+    /// The last entry that is on this server's disk, with all before it.
+    pub(super) fn last_durable(&self) -> Option<LogId> {
+        let table = self.shared.table.lock();
+        // Records are written in order, and few are under way.
+        let durable = table.slots.iter().rev().find(|slot| slot.location.is_some());
+        durable.map(|slot| slot.id).or(table.purged)
+    }
+
+    /// How long the disk has taken nothing of what it owes.
+    pub(super) fn stalled_for(&self) -> Duration {
+        let owes_since = self.shared.table.lock().owes_since;
+        owes_since.map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
+    /// Waits until `id` and all before it are on this server's disk.
+    ///
+    /// # Errors
+    /// The disk failed, or a newer leader had the entry removed.
+    pub(super) async fn durable(&self, id: LogId) -> Result<(), LogError> {
+        let mut synced = self.shared.synced.subscribe();
+        loop {
+            {
+                let table = self.shared.table.lock();
+                if let Some(reason) = &table.poisoned {
+                    return Err(LogError::Poisoned(reason.clone()));
+                }
+                match table.slot(id.index) {
+                    Some(slot) if slot.id == id && slot.location.is_none() => {}
+                    Some(slot) if slot.id == id => return Ok(()),
+                    None if table.purged >= Some(id) => return Ok(()),
+                    _ => {
+                        return Err(LogError::NotHere {
+                            index: id.index,
+                            first: table.first_index(),
+                            next: table.next_index,
+                        });
+                    }
+                }
+                // Before the table is let go: whatever is synced after this look is told after it.
+                synced.mark_unchanged();
+            }
+            if synced.changed().await.is_err() {
+                return Err(LogError::Poisoned("the log is closed".into()));
+            }
+        }
+    }
+
     pub(super) fn log_id(&self, index: u64) -> Option<LogId> {
-        self.shared.0.lock().slot(index).map(|slot| slot.id)
+        self.shared.table.lock().slot(index).map(|slot| slot.id)
     }
 
     pub(super) fn vote(&self) -> Option<Vote> {
@@ -419,7 +510,7 @@ impl Log {
     }
 
     pub(super) fn committed(&self) -> Option<LogId> {
-        let index = self.shared.0.lock();
+        let index = self.shared.table.lock();
         // A hint may name what a torn tail took with it.
         index
             .committed
@@ -428,14 +519,14 @@ impl Log {
 
     /// Remembers the hint; it reaches the disk with the next batch or when the log is idle.
     pub(super) fn set_committed(&self, committed: Option<LogId>) {
-        let mut index = self.shared.0.lock();
+        let mut index = self.shared.table.lock();
         index.committed = index.committed.max(committed);
     }
 
     /// Entries are readable at once; `done` is called when they are durable.
     pub(super) fn append(&self, entries: Vec<Entry>, done: Done) -> Result<(), LogError> {
         {
-            let mut index = self.shared.0.lock();
+            let mut index = self.shared.table.lock();
             if let Some(reason) = &index.poisoned {
                 return Err(LogError::Poisoned(reason.clone()));
             }
@@ -452,8 +543,10 @@ impl Log {
                     id: entry.log_id,
                     location: None,
                     cached: Some(entry.clone()),
+                    size_bytes: size_of(entry),
                 });
             }
+            index.owes_since.get_or_insert_with(Instant::now);
         }
         self.send(Op::Append { entries, done })
     }
@@ -461,7 +554,7 @@ impl Log {
     /// Drops entries from `since` on; returns when that is durable.
     pub(super) fn truncate(&self, since: LogId) -> Result<(), LogError> {
         {
-            let mut index = self.shared.0.lock();
+            let mut index = self.shared.table.lock();
             while index.slots.back().is_some_and(|slot| slot.id.index >= since.index) {
                 if let Some(slot) = index.slots.pop_back() {
                     index.forget(&slot);
@@ -469,6 +562,7 @@ impl Log {
             }
             index.next_index = index.next_index.min(since.index);
             index.cached_from = index.cached_from.min(index.next_index);
+            index.note_progress();
         }
         self.wait(|done| Op::Truncate { since, done })
     }
@@ -502,17 +596,17 @@ impl Log {
 
     /// Entries `[from, to)` if all of them are in memory.
     pub(super) fn read_cached(&self, from: u64, to: u64) -> Option<Vec<Entry>> {
-        let index = self.shared.0.lock();
+        let index = self.shared.table.lock();
         (from..to).map(|at| index.slot(at)?.cached.clone()).collect()
     }
 
     /// Entries `[from, to)` that are here. Blocks on disk.
     pub(super) fn read(&self, from: u64, to: u64) -> Result<Vec<Entry>, LogError> {
-        let from = from.max(self.shared.0.lock().first_index());
+        let from = from.max(self.shared.table.lock().first_index());
         let mut out = Vec::new();
         for at in from..to {
             let (id, place) = {
-                let index = self.shared.0.lock();
+                let index = self.shared.table.lock();
                 let Some(slot) = index.slot(at) else { break };
                 if let Some(entry) = &slot.cached {
                     out.push(entry.clone());
@@ -563,16 +657,11 @@ impl Log {
 
     /// How many of `[from, to)` fit into one message of `max_bytes`; at least one.
     pub(super) fn count_within(&self, from: u64, to: u64, max_bytes: usize) -> u64 {
-        let index = self.shared.0.lock();
+        let index = self.shared.table.lock();
         let mut total = 0;
         let mut count = 0;
         for at in from..to {
-            // What is not written yet is rare and small in number: count it as the average command.
-            let size = index
-                .slot(at)
-                .and_then(|slot| slot.location)
-                .map_or(4096, |location| location.record_bytes);
-            total += size;
+            total += index.slot(at).map_or(0, |slot| slot.size_bytes);
             if total > max_bytes && count > 0 {
                 break;
             }

@@ -116,12 +116,14 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         I: IntoIterator<Item = Entry> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
-        let done = Box::new(move |result: Result<(), LogError>| {
-            callback.log_io_completed(result.map_err(std::io::Error::other));
-        });
+        // openraft does nothing else until the callback comes: it would send entries to the others only after they are on
+        // this disk. So it is told at once, and those who speak for this server wait for the disk themselves: see
+        // `Log::durable` and `Log::last_durable`.
         self.log
-            .append(entries.into_iter().collect(), done)
-            .map_err(|error| failed(ErrorSubject::Logs, ErrorVerb::Write, &error))
+            .append(entries.into_iter().collect(), Box::new(drop))
+            .map_err(|error| failed(ErrorSubject::Logs, ErrorVerb::Write, &error))?;
+        callback.log_io_completed(Ok(()));
+        Ok(())
     }
 
     async fn truncate(&mut self, log_id: LogId) -> Result<(), StorageError> {

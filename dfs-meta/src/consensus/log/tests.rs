@@ -63,7 +63,7 @@ fn sample(directory: &Path) -> (PathBuf, Vec<u8>, Vec<usize>) {
     let mut ends = vec![SEGMENT_HEADER_BYTES];
     for index in 0..5 {
         append(&log, vec![entry(1, index, 40)]);
-        let slot = log.shared.0.lock().slot(index).unwrap().location.unwrap();
+        let slot = log.shared.table.lock().slot(index).unwrap().location.unwrap();
         ends.push(slot.offset as usize + slot.record_bytes);
     }
     log.close();
@@ -218,4 +218,56 @@ proptest! {
         }
         log.close();
     }
+}
+
+/// The engine believes in a commit as soon as others have an entry, which may be before it is on this disk.
+#[test]
+fn a_commit_is_not_remembered_before_its_entry_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = Log::open(&options(dir.path())).unwrap();
+    append(&log, vec![entry(1, 0, 40)]);
+    log.set_committed(Some(id(1, 1)));
+    append(&log, vec![entry(1, 1, 40)]);
+    // Power goes before that write; another leader fills the place.
+    let before = std::fs::read(last_segment(dir.path())).unwrap();
+    let slot = log.shared.table.lock().slot(1).unwrap().location.unwrap();
+    log.close();
+    let path = last_segment(dir.path());
+    let mut image = before.clone();
+    image[slot.offset as usize..].fill(0);
+    std::fs::write(&path, image).unwrap();
+    let log = Log::open(&options(dir.path())).unwrap();
+    append(&log, vec![entry(2, 1, 40), entry(2, 2, 40)]);
+    assert!(log.committed() <= Some(id(1, 0)), "{:?}", log.committed());
+    log.close();
+}
+
+#[tokio::test]
+async fn those_who_speak_for_this_server_wait_for_its_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = Log::open(&options(dir.path())).unwrap();
+    assert_eq!(log.last_durable(), None);
+    let entries = (0..50).map(|index| entry(1, index, 400)).collect();
+    log.append(entries, Box::new(drop)).unwrap();
+    log.durable(id(1, 49)).await.unwrap();
+    assert_eq!(log.last_durable(), Some(id(1, 49)));
+    assert_eq!(log.stalled_for(), Duration::ZERO);
+    // Another leader's entry of the same index, and one that is not here.
+    assert!(log.durable(id(2, 49)).await.is_err());
+    assert!(log.durable(id(1, 50)).await.is_err());
+    log.purge(id(1, 20)).unwrap();
+    log.durable(id(1, 7)).await.unwrap();
+    // Whoever waits for what is removed hears of it.
+    let waiting = log.clone();
+    log.append(vec![entry(1, 50, 400)], Box::new(drop)).unwrap();
+    let waiter = tokio::spawn(async move { waiting.durable(id(1, 50)).await });
+    let cutting = log.clone();
+    tokio::task::spawn_blocking(move || cutting.truncate(id(1, 50)))
+        .await
+        .unwrap()
+        .unwrap();
+    let _ = tokio::time::timeout(Duration::from_secs(5), waiter)
+        .await
+        .expect("it must not hang");
+    log.close();
 }

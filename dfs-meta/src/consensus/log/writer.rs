@@ -59,6 +59,8 @@ pub(crate) struct Writer {
     pub(crate) shared: Arc<Shared>,
     pub(crate) current: Current,
     pub(crate) next_index: u64,
+    /// Entries below this index were synced by an earlier write.
+    pub(crate) synced_next: u64,
     pub(crate) vote: SmallFile<Vote>,
     pub(crate) purged: SmallFile<LogId>,
     pub(crate) committed_written: Option<LogId>,
@@ -179,6 +181,7 @@ impl Writer {
                         let header = RecordHeader::new(RecordKind::Truncate, &since, this.current.end);
                         encode_record(header, &[], &mut buffer.bytes);
                         this.next_index = since.index;
+                        this.synced_next = this.synced_next.min(since.index);
                         Ok(())
                     });
                     match result {
@@ -292,6 +295,7 @@ impl Writer {
             .sync_data()
             .map_err(LogError::io("syncing", &current.path))?;
         current.end += buffer.bytes.len() as u64;
+        self.synced_next = self.next_index;
         self.shared.written(&buffer.written);
         buffer.bytes.clear();
         buffer.written.clear();
@@ -316,8 +320,11 @@ impl Writer {
 
     fn add_hint(&mut self, buffer: &mut Buffer) -> Result<(), LogError> {
         let committed = self.shared.committed();
+        // In a later write than the entry itself: ahead of it, a crash would leave a hint for an entry that is gone, and
+        // together with it, the hint would not tell rot from a torn write.
         if committed > self.committed_written
             && let Some(id) = committed
+            && id.index < self.synced_next
         {
             self.room(record_bytes(0), buffer)?;
             let header = RecordHeader::new(RecordKind::Committed, &id, self.current.end);
@@ -340,6 +347,7 @@ impl Writer {
         }
         if upto.index >= self.next_index {
             self.next_index = upto.index + 1;
+            self.synced_next = self.next_index;
             self.roll(self.current.end, self.next_index, 0)?;
         }
         for path in self.shared.purge(upto, self.current.sequence) {
