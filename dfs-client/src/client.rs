@@ -23,13 +23,16 @@ use crate::chunks::Chunks;
 use crate::data::state::FileState;
 use crate::keys::Keys;
 use crate::meta::{Leader, LeaderSearch, Session};
-use crate::mount::{Bounds, Mount};
+use crate::mount::{Bounds, Mount, wall_clock};
 use crate::network::Network;
 use crate::options::{ClientOptions, OpenMode};
 use crate::routing::RoutingCache;
 
 /// How often late writes and debts are looked after.
 const TEND_MS: u64 = 100;
+
+/// Dirty bytes that a change of attributes takes along: one request to a chain.
+const DRAINED_BYTES: usize = 1 << 20;
 
 /// Who truncates at open: the mount; permission was checked by the one who opens.
 const SYSTEM: Caller = Caller { uid: 0, gid: 0 };
@@ -215,10 +218,23 @@ impl Client {
             };
             return self.entry(caller, op).await;
         };
+        let deferred = {
+            let mut inner = file.inner.lock();
+            let deferred = inner.defer(caller, &set, wall_clock(), mount.now_ms());
+            deferred.then(|| inner.view(&inner.attributes))
+        };
+        if let Some(attributes) = deferred {
+            mount.kick(&file, 0);
+            return Ok(attributes);
+        }
         let mount = Arc::clone(mount);
         detached(async move {
-            // A commit after this must not undo the times that are set now.
-            mount.drain(&file, deadline).await?;
+            // What is dirty follows soon anyway. A little goes first, so that the command can tell its length too; much must
+            // not hold the command up.
+            mount.kick(&file, 0);
+            if file.inner.lock().dirty.size_bytes() <= DRAINED_BYTES {
+                mount.drain(&file, deadline).await?;
+            }
             mount
                 .commit(&file, Some((caller, set)), deadline)
                 .await?

@@ -137,6 +137,12 @@ impl DirtyBuffer {
         self.waiting.is_empty() && self.flying.is_empty()
     }
 
+    /// Bytes that are not on the chains yet.
+    pub(crate) fn size_bytes(&self) -> usize {
+        let waiting: usize = self.waiting.values().map(|slab| slab.size_bytes).sum();
+        waiting + self.flying.values().map(|slab| slab.size_bytes).sum::<usize>()
+    }
+
     /// End of the last dirty byte; 0 when there is none.
     pub(crate) fn end(&self) -> u64 {
         let waiting = self.waiting.last_key_value().map_or(0, |(_, slab)| slab.end());

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use dfs_common::wire::namespace::{Attributes, WriteCommit};
+use dfs_common::wire::namespace::{Attributes, Caller, SetAttributes, SetTime, WriteCommit};
 use dfs_common::{
     BlockIndex, ChainId, ChunkIndex, ChunkVersion, Error, ErrorCode, InodeId, Layout, Level, Result, RoutingTable,
     SessionId, Timestamp,
@@ -46,7 +46,12 @@ pub(crate) struct Inner {
     pub(crate) drain_to: u64,
     pub(crate) owed: Option<Owed>,
     pub(crate) debts: u64,
+    /// Attributes that go with what is owed; see [`Inner::defer`].
+    pub(crate) deferred: Option<(Caller, SetAttributes)>,
+    /// The mtime that the last write gave the file, unless `utimes` gave it another since.
     pub(crate) last_write: Timestamp,
+    /// When that write was, for the ctime.
+    pub(crate) last_write_at: Timestamp,
     /// Chains that acknowledged, or may have, writes that no Sync covers; the number of the last such write.
     pub(crate) unsynced: BTreeMap<ChainId, u64>,
     pub(crate) unsynced_writes: u64,
@@ -85,7 +90,9 @@ impl Inner {
             drain_to: 0,
             owed: None,
             debts: 0,
+            deferred: None,
             last_write: attributes.mtime,
+            last_write_at: attributes.ctime,
             unsynced: BTreeMap::new(),
             unsynced_writes: 0,
             errors: LateErrors::default(),
@@ -132,9 +139,69 @@ impl Inner {
         if !self.is_settled() {
             view.length_bytes = view.length_bytes.max(self.length());
             view.mtime = self.last_write;
-            view.ctime = view.ctime.max(self.last_write);
+            view.ctime = view.ctime.max(self.last_write_at);
+            if let Some((_, set)) = &self.deferred
+                && let Some(SetTime::To(atime)) = set.atime
+            {
+                view.atime = atime;
+            }
         }
         view
+    }
+
+    pub(crate) fn note_write(&mut self, now: Timestamp) {
+        self.last_write = now;
+        self.last_write_at = now;
+    }
+
+    /// Takes a change of attributes into the debt of the writes before it, if that is all the same to everybody else: times
+    /// (others see a file's times when its writer has flushed), and values that the file has already, as `tar` and `cp -p`
+    /// set them. Saves a command each. `false`: it must be told now.
+    pub(crate) fn defer(&mut self, caller: Caller, set: &SetAttributes, now: Timestamp, now_ms: u64) -> bool {
+        let known = &self.attributes;
+        let fixed = |time: Option<SetTime>| time.is_none_or(|time| matches!(time, SetTime::To(_)));
+        let same = |wanted: Option<u32>, has: u32| wanted.is_none_or(|wanted| wanted == has);
+        let deferrable = fixed(set.atime)
+            && fixed(set.mtime)
+            && set.ctime.is_none()
+            && same(set.mode, known.mode)
+            && same(set.uid, known.uid)
+            && same(set.gid, known.gid)
+            && self.deferred.is_none_or(|(earlier, _)| earlier == caller);
+        if self.is_settled() || !deferrable {
+            return false;
+        }
+        if let Some(SetTime::To(mtime)) = set.mtime {
+            self.set_mtime(mtime);
+        }
+        let (_, mut all) = self.deferred.unwrap_or((caller, SetAttributes::default()));
+        all.atime = set.atime.or(all.atime);
+        // Said all the same, in case others have changed them meanwhile.
+        all.mode = set.mode.or(all.mode);
+        all.uid = set.uid.or(all.uid);
+        all.gid = set.gid.or(all.gid);
+        self.deferred = Some((caller, all));
+        self.last_write_at = self.last_write_at.max(now);
+        self.owe(0, now_ms);
+        true
+    }
+
+    /// A command set length and time: what else was owed stays.
+    pub(crate) fn length_told(&mut self) {
+        if self.deferred.is_none() {
+            self.owed = None;
+        } else if let Some(owed) = &mut self.owed {
+            owed.end = 0;
+            owed.mtime = self.attributes.mtime;
+        }
+    }
+
+    /// `utimes` gave the file this mtime, and writes before it must not take it back, wherever they are on their way.
+    pub(crate) fn set_mtime(&mut self, mtime: Timestamp) {
+        self.last_write = mtime;
+        if let Some(owed) = &mut self.owed {
+            owed.mtime = mtime;
+        }
     }
 
     pub(crate) fn owe(&mut self, end: u64, now_ms: u64) {
@@ -222,7 +289,7 @@ mod tests {
         let mut inner = inner();
         assert_eq!(inner.length(), 100);
         inner.dirty.write(200, &[1; 50], 0);
-        inner.last_write = Timestamp::from_nanos(77);
+        inner.note_write(Timestamp::from_nanos(77));
         let fresh = inner.attributes.clone();
         assert_eq!(inner.view(&fresh).length_bytes, 250);
         assert_eq!(inner.view(&fresh).mtime.nanos, 77);
@@ -243,6 +310,56 @@ mod tests {
         assert_eq!(commit.extend_to_bytes, Some(150));
         inner.paid(number);
         assert!(inner.commit().is_none());
+    }
+
+    #[test]
+    fn a_time_that_was_set_stands_until_the_next_write() {
+        let at = Timestamp::from_nanos;
+        let mut inner = inner();
+        inner.dirty.write(200, &[1; 50], 0);
+        inner.note_write(at(77));
+        inner.owe(150, 0);
+        inner.set_mtime(at(5_000));
+        assert_eq!(inner.commit().unwrap().0.mtime, Some(at(5_000)));
+        let fresh = inner.attributes.clone();
+        assert_eq!(
+            (inner.view(&fresh).mtime, inner.view(&fresh).ctime),
+            (at(5_000), at(77))
+        );
+        // The rest of what was written before arrives.
+        inner.owe(250, 0);
+        assert_eq!(inner.commit().unwrap().0.mtime, Some(at(5_000)));
+        inner.note_write(at(99));
+        inner.owe(260, 0);
+        assert_eq!(inner.commit().unwrap().0.mtime, Some(at(99)));
+    }
+
+    #[test]
+    fn only_what_others_can_not_miss_is_deferred() {
+        let root = Caller { uid: 0, gid: 0 };
+        let at = Timestamp::from_nanos;
+        let set = |mode, uid, mtime| SetAttributes {
+            mode,
+            uid,
+            mtime,
+            ..SetAttributes::default()
+        };
+        let times = set(None, None, Some(SetTime::To(at(5))));
+        let mut inner = inner();
+        assert!(!inner.defer(root, &times, at(9), 0), "nothing is owed");
+        inner.owe(150, 0);
+        assert!(!inner.defer(root, &set(Some(0o600), None, None), at(9), 0));
+        assert!(!inner.defer(root, &set(None, Some(7), None), at(9), 0));
+        assert!(!inner.defer(root, &set(None, None, Some(SetTime::Now)), at(9), 0));
+        assert!(inner.defer(root, &times, at(9), 0));
+        assert!(inner.defer(root, &set(Some(0o644), Some(0), None), at(10), 0));
+        let (commit, _) = inner.commit().unwrap();
+        assert_eq!((commit.extend_to_bytes, commit.mtime), (Some(150), Some(at(5))));
+        assert_eq!(inner.deferred, Some((root, set(Some(0o644), Some(0), None))));
+        assert_eq!(inner.view(&inner.attributes.clone()).ctime, at(10));
+        // A truncation tells the length; the rest stays owed.
+        inner.length_told();
+        assert!(inner.owed.is_some());
     }
 
     #[test]

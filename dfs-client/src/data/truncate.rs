@@ -67,8 +67,8 @@ impl Mount {
         let mut inner = file.inner.lock();
         inner.generation += 1;
         // Everything owed was below the old end, and the command said length and time.
-        inner.owed = None;
         inner.learn_own(&attributes);
+        inner.length_told();
         Ok(inner.view(&attributes))
     }
 

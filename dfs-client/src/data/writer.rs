@@ -88,7 +88,7 @@ impl Mount {
         }
         let now_ms = self.now_ms();
         let grown = inner.dirty.write(at, data, now_ms);
-        inner.last_write = wall_clock();
+        inner.note_write(wall_clock());
         inner.generation += 1;
         let up_to = inner.drain_to;
         let ready = inner.dirty.ready(now_ms, u64::MAX, up_to);
@@ -456,7 +456,17 @@ impl Mount {
             format!("inode {}: the commit before this one does not end", file.inode)
         })
         .await?;
-        let owed = file.inner.lock().commit();
+        let (owed, last_write_at, deferred) = {
+            let mut inner = file.inner.lock();
+            let owed = inner.commit();
+            // Only with the debt: apart from it there is none.
+            (owed, inner.last_write_at, inner.deferred.take())
+        };
+        let sets_mtime = set.as_ref().is_some_and(|(_, set)| set.mtime.is_some());
+        let set = match (set, deferred) {
+            (Some((caller, set)), Some((_, before))) => Some((caller, merged(set, before))),
+            (set, deferred) => set.or(deferred),
+        };
         let (commit, number) = owed.map_or((None, 0), |(commit, number)| (Some(commit), number));
         let inode = file.inode;
         let (caller, op) = match (set, commit) {
@@ -471,15 +481,21 @@ impl Mount {
                 inner.paid(number);
                 if let NamespaceChange::Entry { attributes, .. } = change {
                     inner.learn_own(&attributes);
+                    if sets_mtime && inner.last_write_at == last_write_at {
+                        inner.set_mtime(attributes.mtime);
+                    }
                     return Ok(Some(inner.view(&attributes)));
                 }
                 inner.own_change = None;
                 Ok(None)
             }
             Err(error) => {
+                // Unless a newer one has taken its place.
+                inner.deferred = inner.deferred.or(deferred);
                 // What can never be told must not be owed for ever.
                 if matches!(error.code, ErrorCode::NotFound | ErrorCode::StaleInode) {
                     inner.paid(number);
+                    inner.deferred = None;
                 }
                 Err(error)
             }
@@ -521,6 +537,21 @@ impl Mount {
                 });
             }
         }
+    }
+}
+
+/// What is asked now, with what was deferred before it where that says more.
+const fn merged(now: SetAttributes, before: SetAttributes) -> SetAttributes {
+    const fn or<T: Copy>(now: Option<T>, before: Option<T>) -> Option<T> {
+        if now.is_some() { now } else { before }
+    }
+    SetAttributes {
+        mode: or(now.mode, before.mode),
+        uid: or(now.uid, before.uid),
+        gid: or(now.gid, before.gid),
+        atime: or(now.atime, before.atime),
+        mtime: or(now.mtime, before.mtime),
+        ctime: or(now.ctime, before.ctime),
     }
 }
 

@@ -206,12 +206,34 @@ async fn ticks(node: Arc<Node>) {
     }
 }
 
+/// Upkeep takes one part in this many of a node's time, unless space is short.
+const UPKEEP_SHARE: u32 = 10;
+
+/// The longest pause between two parts of it.
+const UPKEEP_PAUSE_MAX: Duration = Duration::from_secs(1);
+
+fn upkeep_pause(took: Duration) -> Duration {
+    (took * (UPKEEP_SHARE - 1)).clamp(UPKEEP_BUSY, UPKEEP_PAUSE_MAX)
+}
+
 /// Compaction and checkpoints, a small step at a time.
 async fn upkeep(node: Arc<Node>) {
     loop {
         let store = node.store.clone();
-        let pause = match tokio::task::spawn_blocking(move || store.maintain()).await {
-            Ok(Ok(report)) if report.more => UPKEEP_BUSY,
+        let stopping = node.stopping.clone();
+        let step = move || {
+            store.maintain(&|took| {
+                // Parts that cost nothing need no pause of their own.
+                if took > UPKEEP_BUSY / UPKEEP_SHARE {
+                    std::thread::sleep(upkeep_pause(took));
+                }
+                !stopping.is_cancelled()
+            })
+        };
+        let start = std::time::Instant::now();
+        let pause = match tokio::task::spawn_blocking(step).await {
+            Ok(Ok(report)) if report.more && report.urgent => UPKEEP_BUSY,
+            Ok(Ok(report)) if report.more => upkeep_pause(start.elapsed()),
             Ok(Ok(_)) => UPKEEP_IDLE,
             Ok(Err(error)) => {
                 if node.current_fault().is_none() {

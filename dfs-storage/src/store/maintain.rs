@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use dfs_common::wire::storage::BlockRun;
 use dfs_common::{ChainId, ChunkId, ChunkVersion};
@@ -35,7 +36,12 @@ struct Victim {
     file: Arc<SegmentFile>,
     sealed: Sealed,
     live_bytes: u64,
+    /// Space is short: writers may wait for this.
+    urgent: bool,
 }
+
+/// How background work yields to everybody else; see [`Log::maintain`].
+pub(super) type Pace<'a> = &'a dyn Fn(Duration) -> bool;
 
 /// An extent and where its blocks were copied to.
 struct Moved {
@@ -55,7 +61,9 @@ impl Moved {
 }
 
 impl Log {
-    pub(super) fn maintain(&self) -> Result<MaintainReport, StoreError> {
+    /// `pace` is called with the time that a part of the work took, and may wait; `false` from it ends the step. While space
+    /// is short it is not asked.
+    pub(super) fn maintain(&self, pace: Pace<'_>) -> Result<MaintainReport, StoreError> {
         let _one = self.maintenance.lock();
         let mut report = MaintainReport::default();
         let due = {
@@ -72,14 +80,16 @@ impl Log {
         } else if let Some(victim) = self.victim()? {
             let sequence = victim.file.sequence;
             report.moved_bytes = victim.live_bytes;
-            if self.compact(victim)? {
+            if self.compact(victim, pace)? {
                 report.compacted = Some(sequence.0);
             }
             report.reclaimed_bytes += self.retire()?;
         } else {
             self.prepare_segment()?;
         }
-        report.more = self.victim()?.is_some();
+        let next = self.victim()?;
+        report.more = next.is_some();
+        report.urgent = next.is_some_and(|victim| victim.urgent);
         Ok(report)
     }
 
@@ -115,11 +125,15 @@ impl Log {
         }
     }
 
+    fn is_short(&self) -> bool {
+        self.lock().available(&self.geometry) <= RESERVE_SEGMENTS + SHORT_SEGMENTS
+    }
+
     /// The segment with least alive in it, if it is worth the work.
     fn victim(&self) -> Result<Option<Victim>, StoreError> {
+        let short = self.is_short();
         let state = self.lock();
         let (durable, active) = (state.durable, state.active_sequence());
-        let short = state.available(&self.geometry) <= RESERVE_SEGMENTS + SHORT_SEGMENTS;
         let percent = if short {
             COMPACT_BELOW_PERCENT_WHEN_FULL
         } else {
@@ -139,6 +153,7 @@ impl Log {
                     file: Arc::clone(&segment.file),
                     sealed,
                     live_bytes: segment.live_bytes,
+                    urgent: short,
                 })
             })
             .min_by_key(|victim| victim.live_bytes);
@@ -178,7 +193,7 @@ impl Log {
     }
 
     /// Empties a segment; `false` if it must be left as it is.
-    fn compact(&self, victim: Victim) -> Result<bool, StoreError> {
+    fn compact(&self, victim: Victim, pace: Pace<'_>) -> Result<bool, StoreError> {
         let sequence = victim.file.sequence;
         let Some(chunks) = Self::chunks_in(&victim)? else {
             tracing::warn!(
@@ -189,6 +204,7 @@ impl Log {
             return Ok(false);
         };
         for (chunk, chain) in chunks {
+            let start = Instant::now();
             match self.move_chunk(&victim, chain, chunk) {
                 Ok(()) => {}
                 Err(StoreError::Corrupt { chunk, block }) => {
@@ -197,6 +213,9 @@ impl Log {
                     return Ok(false);
                 }
                 Err(error) => return Err(error),
+            }
+            if !self.is_short() && !pace(start.elapsed()) {
+                return Ok(false);
             }
         }
         drop(victim);

@@ -228,7 +228,7 @@ impl ChunkStore {
                 Err(StoreError::NoSpace { .. }) => {}
                 done => return done,
             }
-            let step = self.log.maintain()?;
+            let step = self.log.maintain(&|_| true)?;
             if !(step.more || step.checkpointed || step.reclaimed_bytes > 0) {
                 break;
             }
@@ -385,9 +385,10 @@ impl ChunkStore {
         self.log.fault()
     }
 
-    /// One bounded step of checkpointing and compaction, for a background task.
-    pub fn maintain(&self) -> Result<MaintainReport, StoreError> {
-        self.log.maintain()
+    /// One bounded step of checkpointing and compaction, for a background task. `pace` is called between parts of it with
+    /// the time that the last one took, and may wait; `false` from it ends the step. While space is short it is not asked.
+    pub fn maintain(&self, pace: &dyn Fn(std::time::Duration) -> bool) -> Result<MaintainReport, StoreError> {
+        self.log.maintain(pace)
     }
 
     /// Checkpoint and sync, so that the next start is quick. The store stays usable.

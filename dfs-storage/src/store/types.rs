@@ -101,4 +101,6 @@ pub struct MaintainReport {
     pub reclaimed_bytes: u64,
     /// Another step would do something.
     pub more: bool,
+    /// It should not wait: space is short.
+    pub urgent: bool,
 }
