@@ -39,6 +39,16 @@ pub(crate) fn user_path(variable: &str, fallback: &str) -> PathBuf {
         .join("dev")
 }
 
+/// Whether a directory holds nothing but what a fresh file system has.
+pub(crate) fn is_empty(directory: &Path) -> std::io::Result<bool> {
+    for entry in fs::read_dir(directory)? {
+        if entry?.file_name() != "lost+found" {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -52,5 +62,9 @@ mod tests {
         assert_eq!(fs::read_to_string(&path).unwrap(), "two");
         assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 1);
         assert!(replace(&scratch.path().join("no/where"), "x").is_err());
+        assert!(!is_empty(scratch.path()).unwrap());
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(scratch.path().join("lost+found")).unwrap();
+        assert!(is_empty(scratch.path()).unwrap());
     }
 }

@@ -23,7 +23,7 @@ use dfs_crypto::key::RootKey;
 use crate::args::InitArgs;
 use crate::config::{self, ADMIN_CREDENTIALS};
 use crate::failure::{Code, Failure, Outcome};
-use crate::files::make_directory;
+use crate::files::{self, make_directory};
 use crate::output;
 
 /// Placeholder for the node's name in `--data`.
@@ -44,7 +44,7 @@ pub(crate) fn run(arguments: &InitArgs) -> Outcome {
         return Err(Failure::usage("two nodes have the same address; each needs its own"));
     }
     let directory = std::path::absolute(&arguments.directory)?;
-    if fs::read_dir(&directory).is_ok_and(|mut entries| entries.next().is_some()) {
+    if files::is_empty(&directory).is_ok_and(|empty| !empty) {
         return Err(Failure::new(format!(
             "{} is not empty; dfs init makes a new cluster in a new directory",
             directory.display()

@@ -42,3 +42,23 @@ pub const LINK_MAX: u32 = 65000;
 pub const fn blocks_for(len_bytes: u64) -> u64 {
     len_bytes.div_ceil(BLOCK_SIZE_BYTES as u64)
 }
+/// Part of a storage node that clients can not fill: room for removals, copies and compaction.
+const RESERVE_FRACTION: u64 = 32;
+const RESERVE_MAX_BYTES: u64 = 512 << 20;
+
+/// See [`RESERVE_FRACTION`].
+#[must_use]
+pub const fn reserve_bytes(total_bytes: u64) -> u64 {
+    let part = total_bytes / RESERVE_FRACTION;
+    if part < RESERVE_MAX_BYTES {
+        part
+    } else {
+        RESERVE_MAX_BYTES
+    }
+}
+
+/// Whether a storage node should get no more data. Said a reserve early: what is on its way when it is said must still fit.
+#[must_use]
+pub const fn is_full(total_bytes: u64, used_bytes: u64) -> bool {
+    used_bytes.saturating_add(2 * reserve_bytes(total_bytes)) > total_bytes
+}

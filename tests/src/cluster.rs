@@ -27,6 +27,12 @@ impl DevCluster {
     /// Three metadata servers, three storage nodes, mounted and healthy.
     #[must_use]
     pub fn up() -> Self {
+        Self::up_on(|_| {})
+    }
+
+    /// The same, after `prepare` has had its way with the data directory, which does not exist yet.
+    #[must_use]
+    pub fn up_on(prepare: impl FnOnce(&Path)) -> Self {
         let turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         let directory = tempfile::Builder::new()
             .prefix("dfs-test-")
@@ -35,6 +41,7 @@ impl DevCluster {
         let mount = directory.path().join("mnt");
         let data = directory.path().join("data");
         fs::create_dir(&mount).expect("a fresh directory");
+        prepare(&data);
         let cluster = Self {
             directory,
             mount,

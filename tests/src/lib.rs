@@ -11,8 +11,10 @@
 
 pub mod cluster;
 pub mod history;
+pub mod loop_disk;
 pub mod process;
 pub mod tree;
 
 pub use cluster::DevCluster;
+pub use loop_disk::LoopDisk;
 pub use process::{Finished, dfs, run, run_in, shell};

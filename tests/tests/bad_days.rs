@@ -8,14 +8,12 @@
 )]
 
 use std::fs;
-use std::io::Read;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use dfs_tests::history::Appender;
-use dfs_tests::{DevCluster, run, run_in, shell};
+use dfs_tests::{DevCluster, LoopDisk, run_in, shell};
 
 /// How long an application may be held up by one dead server.
 const LONGEST_STALL: Duration = Duration::from_secs(3);
@@ -221,7 +219,7 @@ fn a_power_cut_loses_nothing_that_was_fsynced() {
     let disks: Vec<_> = every
         .iter()
         .take(some)
-        .map(|(name, kind)| (*name, LoopDisk::under(&cluster, name, kind)))
+        .map(|(name, kind)| (*name, LoopDisk::under(&cluster, name, kind, 1200)))
         .collect();
     let _ = cluster.start_all().expect_ok("dev up");
     for (round, (name, disk)) in
@@ -240,95 +238,4 @@ fn a_power_cut_loses_nothing_that_was_fsynced() {
         cluster.verify_replicas();
     }
     let _ = cluster.down().expect_ok("dev down");
-}
-
-/// A node's data directory on an image of its own.
-struct LoopDisk {
-    image: std::path::PathBuf,
-    at: std::path::PathBuf,
-}
-
-impl LoopDisk {
-    fn under(cluster: &DevCluster, name: &str, kind: &str) -> Self {
-        let at = data_directory(cluster, name);
-        let image = cluster.local().join(format!("{name}.img"));
-        let quiet = if kind == "xfs" { "-q" } else { "-qF" };
-        shell(&format!(
-            "truncate -s 1200M {0} && mkfs.{kind} {quiet} {0} && mv {1} {1}.moved && mkdir {1}",
-            image.display(),
-            at.display()
-        ));
-        let disk = Self { image, at };
-        disk.mount();
-        shell(&format!(
-            "cp -a {0}.moved/. {0}/ && rm -rf {0}.moved && sync -f {0}",
-            disk.at.display()
-        ));
-        disk
-    }
-
-    fn mount(&self) {
-        shell(&format!("mount -o loop {} {}", self.image.display(), self.at.display()));
-    }
-
-    /// faults: SIGSTOP, shut the file system down without flushing its log, kill, unmount.
-    fn cut_power(&self, cluster: &DevCluster, name: &str) {
-        let pid = cluster.pid(name);
-        let shutdown = "import fcntl,os,struct,sys; fd=os.open(sys.argv[1],os.O_RDONLY); fcntl.ioctl(fd,0x8004587D,struct.pack('I',2))";
-        shell(&format!(
-            "kill -STOP {pid} && python3 -c \"{shutdown}\" {} && kill -9 {pid}",
-            self.at.display()
-        ));
-        let start = Instant::now();
-        while !run(std::process::Command::new("umount").arg(&self.at)).ok() {
-            assert!(
-                start.elapsed() < Duration::from_secs(10),
-                "{} does not unmount",
-                self.at.display()
-            );
-            thread::sleep(Duration::from_millis(100));
-        }
-    }
-}
-
-impl Drop for LoopDisk {
-    fn drop(&mut self) {
-        let _ = run(std::process::Command::new("umount").args(["-l"]).arg(&self.at));
-    }
-}
-
-/// `data` of the node's own configuration file.
-fn data_directory(cluster: &DevCluster, name: &str) -> std::path::PathBuf {
-    let mut found = Vec::new();
-    find(&cluster.data, &mut found);
-    for file in found {
-        let mut text = String::new();
-        fs::File::open(&file).unwrap().read_to_string(&mut text).unwrap();
-        let Ok(config) = text.parse::<toml::Table>() else {
-            continue;
-        };
-        let Some(node) = config.get("node").and_then(toml::Value::as_table) else {
-            continue;
-        };
-        if node.get("name").and_then(toml::Value::as_str) == Some(name) {
-            let data = Path::new(node["data"].as_str().unwrap());
-            return if data.is_absolute() {
-                data.to_path_buf()
-            } else {
-                file.parent().unwrap().join(data)
-            };
-        }
-    }
-    panic!("no configuration of {name} under {}", cluster.data.display());
-}
-
-fn find(at: &Path, found: &mut Vec<std::path::PathBuf>) {
-    for entry in fs::read_dir(at).into_iter().flatten().flatten() {
-        let path = entry.path();
-        if path.is_dir() {
-            find(&path, found);
-        } else if path.extension().is_some_and(|extension| extension == "toml") {
-            found.push(path);
-        }
-    }
 }

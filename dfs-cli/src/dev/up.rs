@@ -22,7 +22,7 @@ use crate::init::{self, Member};
 use crate::mounting::{self, Log};
 use crate::process::{self, Process};
 use crate::status::{self, Health};
-use crate::{config, output, program};
+use crate::{config, files, output, program};
 
 /// From the first process to a mounted and healthy cluster.
 const UP_BOUND: Duration = Duration::from_secs(15);
@@ -124,14 +124,12 @@ fn check_counts(cluster: &DevCluster, meta: Option<u32>, storage: Option<u32>) -
 }
 
 fn check_new_directory(directory: &Path) -> Outcome<()> {
-    match fs::read_dir(directory) {
-        Ok(mut entries) => match entries.next() {
-            None => Ok(()),
-            Some(_) => Err(Failure::new(format!(
-                "{} is not empty and holds no cluster; choose another --data",
-                directory.display()
-            ))),
-        },
+    match files::is_empty(directory) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(Failure::new(format!(
+            "{} is not empty and holds no cluster; choose another --data",
+            directory.display()
+        ))),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(Failure::new(format!("data directory {}: {error}", directory.display()))),
     }

@@ -30,6 +30,11 @@ impl LateErrors {
         Seen(self.reported)
     }
 
+    /// What [`LateErrors::check`] would report, without reporting it.
+    pub(crate) fn unseen(&self, seen: &Seen) -> Option<Error> {
+        self.last.clone().filter(|_| seen.0 < self.count)
+    }
+
     /// The newest error that this handle has not been told of.
     pub(crate) fn check(&mut self, seen: &mut Seen) -> Result<(), Error> {
         if seen.0 >= self.count {

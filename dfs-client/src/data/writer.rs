@@ -68,6 +68,12 @@ impl Mount {
         if data.is_empty() {
             return Ok(0);
         }
+        // No use in taking what can not be kept; fsync and close say it too.
+        if let Some(error) = file.inner.lock().errors.unseen(&handle.seen.lock())
+            && error.code == ErrorCode::NoSpace
+        {
+            return Err(error);
+        }
         let mut room = self.reserve(file, data.len(), deadline).await?;
         let _shared = timeout(deadline, file.gate.read(), || {
             format!("write to inode {}: a truncate of it does not end", file.inode)

@@ -1,6 +1,6 @@
 //! The metadata service: who sends what, and what comes back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
@@ -161,6 +161,8 @@ pub struct HeartbeatAnswer {
     /// `false`: the node is known with a newer incarnation, or the leader can not vouch for itself; no lease.
     pub lease: bool,
     pub routing: Option<RoutingTable>,
+    /// Nodes that should get no more data. A head refuses what a member after it could not keep.
+    pub full: BTreeSet<StorageId>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

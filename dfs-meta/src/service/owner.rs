@@ -197,7 +197,8 @@ impl Term {
                     .confirmed_within(Duration::from_millis(LEADER_CONFIRMED_MS));
                 let lease = self.leader.leases.heartbeat(now, &heartbeat, confirmed, routing);
                 let routing = newer(routing, heartbeat.routing);
-                let _ = reply.send(HeartbeatAnswer { lease, routing });
+                let full = self.leader.leases.full();
+                let _ = reply.send(HeartbeatAnswer { lease, routing, full });
             }
             Ask::ResyncDone {
                 from,

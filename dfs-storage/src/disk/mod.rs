@@ -13,6 +13,7 @@ use std::io;
 use std::sync::Arc;
 
 pub use real::RealDisk;
+pub(crate) use real::usable_bytes;
 pub use sim::SimDisk;
 
 /// How new bytes of a segment are provided for.

@@ -37,12 +37,31 @@ impl RealDisk {
     }
 }
 
+/// Part of a file system that is left to whatever else lives there: a metadata server, logs, the operating system. Those
+/// fare worse on a full disk than a storage node, which says ENOSPC and goes on.
+const FLOOR_FRACTION: u64 = 20;
+const FLOOR_MIN_BYTES: u64 = 128 << 20;
+const FLOOR_MAX_BYTES: u64 = 4 << 30;
+
+/// Bytes that may still be taken from the file system of `directory`.
+pub(crate) fn usable_bytes(directory: &Path) -> io::Result<u64> {
+    let stat = rustix::fs::statvfs(directory)?;
+    let total = stat.f_blocks.saturating_mul(stat.f_frsize);
+    let floor = (total / FLOOR_FRACTION)
+        .clamp(FLOOR_MIN_BYTES, FLOOR_MAX_BYTES)
+        .min(total / 4);
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize).saturating_sub(floor))
+}
+
 fn sync_directory(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 
 impl Disk for RealDisk {
     fn create(&self, name: &str, size_bytes: u64, how: Preallocate) -> io::Result<Arc<dyn DiskFile>> {
+        if usable_bytes(&self.directory)? < size_bytes {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         let path = self.path(name);
         let file = OpenOptions::new()
             .read(true)

@@ -150,6 +150,23 @@ impl ReplicaCore {
                     ));
                 }
             }
+            if let Some(error) = queue.blocked() {
+                return Err(error);
+            }
+            let full = self.config.as_ref().and_then(|config| {
+                config
+                    .writers()
+                    .find(|&member| member != self.node && store.is_full(member))
+            });
+            if let Some(member) = full {
+                return Err(Error::new(
+                    ErrorCode::NoSpace,
+                    format!(
+                        "storage-{member}, a member of chain {}, is full: remove files or add storage nodes",
+                        self.chain
+                    ),
+                ));
+            }
             if !store.has_room(payload.len() as u64) {
                 return Err(Error::new(
                     ErrorCode::NoSpace,

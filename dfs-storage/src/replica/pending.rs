@@ -141,6 +141,11 @@ impl ChunkQueue {
             .map(|entry| entry.version)
     }
 
+    /// Why this chunk takes nothing at present, if so.
+    pub(super) fn blocked(&self) -> Option<Error> {
+        self.entries.iter().find_map(|entry| entry.blocked.clone())
+    }
+
     pub(super) fn is_applying(&self) -> bool {
         self.entries
             .iter()

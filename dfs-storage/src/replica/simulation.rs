@@ -78,6 +78,10 @@ impl StoreView for Store {
     fn list(&self, _: ChainId) -> Vec<(ChunkId, ChunkVersion)> {
         self.0.iter().map(|(&chunk, state)| (chunk, state.version)).collect()
     }
+    fn is_full(&self, _: StorageId) -> bool {
+        false
+    }
+
     fn has_room(&self, _: u64) -> bool {
         true
     }

@@ -34,6 +34,9 @@ pub trait StoreView {
     fn list(&self, chain: ChainId) -> Vec<(ChunkId, ChunkVersion)>;
     /// Whether a write of this many bytes leaves the reserve untouched that repair and removal need.
     fn has_room(&self, bytes: u64) -> bool;
+
+    /// Whether another member said that it should get no more data.
+    fn is_full(&self, member: StorageId) -> bool;
 }
 
 #[derive(Clone, Debug)]

@@ -5,7 +5,7 @@ use dfs_common::wire::storage::{ForwardRequest, MutateRequest, StorageResponse};
 use dfs_common::{ChunkId, ChunkVersion, Error, ErrorCode, StorageId};
 
 use super::admission::{check_shape, check_versions};
-use super::pending::{Downstream, Entry, Local, Waiter};
+use super::pending::{ChunkQueue, Downstream, Entry, Local, Waiter};
 use super::session::Standing;
 use super::types::{Answer, Effect, Now, StoreView, WaiterId};
 use super::{EARLY_WAIT_MS, MAX_EARLY, MAX_PENDING_BYTES, Purpose, ReplicaCore, Role, Successor};
@@ -118,6 +118,9 @@ impl ReplicaCore {
         });
         if standing == Standing::Counts {
             self.send(chunk, version, 0);
+        }
+        if let Some(error) = self.queues.get(&chunk).and_then(ChunkQueue::blocked) {
+            self.block(chunk, version, &error);
         }
         self.pump(chunk);
     }
@@ -255,22 +258,25 @@ impl ReplicaCore {
         }
     }
 
+    /// Tells everybody who waits for this entry or, since order is kept, for one behind it.
     fn block(&mut self, chunk: ChunkId, version: ChunkVersion, error: &Error) {
-        let Some(entry) = self.queues.get_mut(&chunk).and_then(|queue| queue.by_version(version)) else {
+        let Some(queue) = self.queues.get_mut(&chunk) else {
             return;
         };
-        entry.blocked = Some(error.clone());
-        let mut kept = Vec::new();
-        for waiter in std::mem::take(&mut entry.waiters) {
-            match waiter {
-                Waiter::Client(waiter) | Waiter::Predecessor(waiter) => self.effects.push(Effect::Answer {
-                    waiter,
-                    answer: Err(error.clone()),
-                }),
-                Waiter::Range(_) => kept.push(waiter),
+        for entry in queue.entries.iter_mut().filter(|entry| entry.version >= version) {
+            entry.blocked = Some(error.clone());
+            let mut kept = Vec::new();
+            for waiter in std::mem::take(&mut entry.waiters) {
+                match waiter {
+                    Waiter::Client(waiter) | Waiter::Predecessor(waiter) => self.effects.push(Effect::Answer {
+                        waiter,
+                        answer: Err(error.clone()),
+                    }),
+                    Waiter::Range(_) => kept.push(waiter),
+                }
             }
+            entry.waiters = kept;
         }
-        entry.waiters = kept;
     }
 
     pub(super) fn mutation_synced(

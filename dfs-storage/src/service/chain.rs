@@ -9,11 +9,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use dfs_common::units::reserve_bytes;
 use dfs_common::wire::Lane;
 use dfs_common::wire::meta::ResyncProgress;
 use dfs_common::wire::storage::{StorageRequest, StorageResponse};
 use dfs_common::{
     BlockIndex, ChainId, ChunkId, ChunkIndex, ChunkVersion, Epoch, Error, ErrorCode, InodeId, RequestId, Result,
+    StorageId,
 };
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
@@ -21,7 +23,6 @@ use tokio::sync::oneshot;
 use super::node::Node;
 use crate::replica::{Answer, Effect, Input, Now, ReplicaCore, StoreView, WaiterId};
 use crate::resync;
-use crate::store::ChunkStore;
 
 /// For a forwarded mutation to be on every member after this one. Longer than any hiccup, shorter than a client's patience.
 const FORWARD_DEADLINE: Duration = Duration::from_secs(3);
@@ -31,10 +32,6 @@ const SYNC_DEADLINE: Duration = Duration::from_secs(15);
 
 /// Store writes up to this size run on the async worker: they take some ten microseconds.
 const INLINE_WRITE_BYTES: usize = 64 << 10;
-
-/// Part of the store that clients can not fill: room for removals, copies and compaction.
-const RESERVE_FRACTION: u64 = 32;
-const MAX_RESERVE_BYTES: u64 = 512 << 20;
 
 struct Inner {
     core: ReplicaCore,
@@ -137,7 +134,7 @@ impl Chain {
                     ms,
                     lease: node.has_lease(ms),
                 };
-                let effects = inner.core.step(now, input, &View(&node.store));
+                let effects = inner.core.step(now, input, &View(node));
                 self.epoch.store(inner.core.epoch().0, Ordering::Release);
                 for effect in effects {
                     match effect {
@@ -388,32 +385,36 @@ pub(crate) fn expect(
     }
 }
 
-struct View<'a>(&'a ChunkStore);
+struct View<'a>(&'a Node);
 
 impl StoreView for View<'_> {
     fn version(&self, chunk: ChunkId) -> ChunkVersion {
-        self.0.version(chunk)
+        self.0.store.version(chunk)
     }
 
     fn block_version(&self, chunk: ChunkId, block: BlockIndex) -> ChunkVersion {
-        self.0.block_version(chunk, block)
+        self.0.store.block_version(chunk, block)
     }
 
     fn remembered(&self, chunk: ChunkId, id: RequestId) -> Option<ChunkVersion> {
-        self.0.remembered(chunk, id)
+        self.0.store.remembered(chunk, id)
     }
 
     fn chunks_of(&self, chain: ChainId, inode: InodeId, from: ChunkIndex) -> Vec<ChunkId> {
-        self.0.chunks_of(chain, inode, from)
+        self.0.store.chunks_of(chain, inode, from)
     }
 
     fn list(&self, chain: ChainId) -> Vec<(ChunkId, ChunkVersion)> {
-        self.0.list(chain, None, usize::MAX)
+        self.0.store.list(chain, None, usize::MAX)
     }
 
     fn has_room(&self, bytes: u64) -> bool {
-        let usage = self.0.usage();
-        let reserve = (usage.total_bytes / RESERVE_FRACTION).min(MAX_RESERVE_BYTES);
+        let usage = self.0.store.usage();
+        let reserve = reserve_bytes(usage.total_bytes);
         usage.used_bytes.saturating_add(bytes).saturating_add(reserve) <= usage.total_bytes
+    }
+
+    fn is_full(&self, member: StorageId) -> bool {
+        self.0.full.read().contains(&member)
     }
 }

@@ -5,8 +5,10 @@ use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
 use dfs_common::{ClusterId, Error, ErrorCode, NodeName, Result};
-use rustix::fs::{FlockOperation, flock, statvfs};
+use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
+
+use crate::disk::usable_bytes;
 
 /// Format of the directory as a whole. Its files have their own.
 const FORMAT: u32 = 1;
@@ -42,9 +44,9 @@ impl DataDirectory {
         self.path.join("chunks")
     }
 
-    /// Bytes that are free on its file system or already ours.
+    /// Bytes that may be taken from its file system, or are ours already.
     pub(crate) fn capacity_bytes(&self) -> Result<u64> {
-        let stat = statvfs(&self.path).map_err(|e| trouble(&self.path, "can not be measured", &e.into()))?;
+        let usable = usable_bytes(&self.path).map_err(|e| trouble(&self.path, "can not be measured", &e))?;
         let ours: u64 = std::fs::read_dir(self.chunks()).map_or(0, |entries| {
             entries
                 .flatten()
@@ -52,7 +54,7 @@ impl DataDirectory {
                 .map(|metadata| metadata.len())
                 .sum()
         });
-        Ok(stat.f_bavail.saturating_mul(stat.f_frsize).saturating_add(ours))
+        Ok(usable.saturating_add(ours))
     }
 }
 

@@ -1,6 +1,6 @@
 //! Three real storage servers over QUIC in one process, under a metadata service that is played by the test.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -103,6 +103,7 @@ impl Service for FakeMeta {
                 MetaResponse::Heartbeat(HeartbeatAnswer {
                     lease: true,
                     routing: None,
+                    full: BTreeSet::new(),
                 })
             }
             MetaRequest::Routing { known, wait_ms } => {

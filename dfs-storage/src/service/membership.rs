@@ -65,6 +65,7 @@ async fn beat(node: &Arc<Node>) {
             if let Some(table) = answer.routing {
                 node.learn(table);
             }
+            *node.full.write() = answer.full;
             if answer.lease {
                 node.lease.renew(sent_ms);
             }

@@ -147,6 +147,7 @@ impl Running {
             table: watch::Sender::new(Arc::new(RoutingTable::default())),
             refresh: Notify::new(),
             fault: Mutex::new(None),
+            full: RwLock::default(),
             rotten: Mutex::new(opened.rotten),
             stopping: CancellationToken::new(),
             configuring: Mutex::new(()),

@@ -32,6 +32,8 @@ pub(crate) struct Node {
     /// Somebody met an epoch that this node has not heard of.
     pub(crate) refresh: Notify,
     pub(crate) fault: Mutex<Option<String>>,
+    /// Nodes that should get no more data, as the metadata group last said.
+    pub(crate) full: RwLock<BTreeSet<StorageId>>,
     /// Chunks found damaged; the next resync brings them whole.
     pub(crate) rotten: Mutex<BTreeSet<ChunkId>>,
     pub(crate) stopping: CancellationToken,

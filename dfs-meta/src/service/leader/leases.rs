@@ -8,9 +8,10 @@
 //! What should change in the routing table is computed from what is known now (`events`), never remembered: a proposal
 //! that got lost is simply made again.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 
+use dfs_common::units::is_full;
 use dfs_common::wire::meta::{Heartbeat, NODE_LEASE_MS, ResyncProgress};
 use dfs_common::{Incarnation, RoutingTable, RoutingVersion, StorageId};
 
@@ -149,6 +150,14 @@ impl Leases {
             .get(&heartbeat.node)
             .is_some_and(|shown| heartbeat.routing >= shown.since);
         registered && informed && confirmed && node.report.fault.is_none()
+    }
+
+    /// Nodes that should get no more data.
+    pub(in crate::service) fn full(&self) -> BTreeSet<StorageId> {
+        self.reports()
+            .filter(|(_, report)| is_full(report.total_bytes, report.used_bytes))
+            .map(|(node, _)| node)
+            .collect()
     }
 
     /// Called regularly, after whatever waits has been taken in.

@@ -1,0 +1,114 @@
+//! Disks that can be filled, and whose power can be cut.
+
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::cluster::DevCluster;
+use crate::process::{run, shell};
+
+/// A file system in an image file, mounted where a server keeps its data, so that it can be filled or lose its power.
+#[derive(Debug)]
+pub struct LoopDisk {
+    image: PathBuf,
+    at: PathBuf,
+}
+
+impl LoopDisk {
+    /// Moves the data of a server that is not running to a disk of its own.
+    #[must_use]
+    pub fn under(cluster: &DevCluster, name: &str, kind: &str, size_mib: u32) -> Self {
+        let at = data_directory(cluster, name);
+        let image = cluster.local().join(format!("{name}.img"));
+        shell(&format!("mv {0} {0}.moved && mkdir {0}", at.display()));
+        let disk = Self::create(&image, &at, kind, size_mib);
+        shell(&format!(
+            "cp -a {0}.moved/. {0}/ && rm -rf {0}.moved && sync -f {0}",
+            disk.at.display()
+        ));
+        disk
+    }
+
+    /// Makes and mounts one on an existing directory.
+    #[must_use]
+    pub fn create(image: &Path, at: &Path, kind: &str, size_mib: u32) -> Self {
+        let quiet = if kind == "xfs" { "-q" } else { "-qF" };
+        shell(&format!(
+            "truncate -s {size_mib}M {0} && mkfs.{kind} {quiet} {0}",
+            image.display()
+        ));
+        let disk = Self {
+            image: image.to_owned(),
+            at: at.to_owned(),
+        };
+        disk.mount();
+        disk
+    }
+
+    pub fn mount(&self) {
+        shell(&format!("mount -o loop {} {}", self.image.display(), self.at.display()));
+    }
+
+    /// What happens to a machine without power: SIGSTOP, shut the file system down without flushing its log, kill, unmount.
+    pub fn cut_power(&self, cluster: &DevCluster, name: &str) {
+        let pid = cluster.pid(name);
+        let shutdown = "import fcntl,os,struct,sys; fd=os.open(sys.argv[1],os.O_RDONLY); fcntl.ioctl(fd,0x8004587D,struct.pack('I',2))";
+        shell(&format!(
+            "kill -STOP {pid} && python3 -c \"{shutdown}\" {} && kill -9 {pid}",
+            self.at.display()
+        ));
+        let start = Instant::now();
+        while !run(std::process::Command::new("umount").arg(&self.at)).ok() {
+            assert!(
+                start.elapsed() < Duration::from_secs(10),
+                "{} does not unmount",
+                self.at.display()
+            );
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
+}
+
+impl Drop for LoopDisk {
+    fn drop(&mut self) {
+        let _ = run(std::process::Command::new("umount").args(["-l"]).arg(&self.at));
+    }
+}
+
+/// `data` of the node's own configuration file.
+fn data_directory(cluster: &DevCluster, name: &str) -> PathBuf {
+    let mut found = Vec::new();
+    find(&cluster.data, &mut found);
+    for file in found {
+        let mut text = String::new();
+        fs::File::open(&file).unwrap().read_to_string(&mut text).unwrap();
+        let Ok(config) = text.parse::<toml::Table>() else {
+            continue;
+        };
+        let Some(node) = config.get("node").and_then(toml::Value::as_table) else {
+            continue;
+        };
+        if node.get("name").and_then(toml::Value::as_str) == Some(name) {
+            let data = Path::new(node["data"].as_str().unwrap());
+            return if data.is_absolute() {
+                data.to_path_buf()
+            } else {
+                file.parent().unwrap().join(data)
+            };
+        }
+    }
+    panic!("no configuration of {name} under {}", cluster.data.display());
+}
+
+fn find(at: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(at).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            find(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "toml") {
+            found.push(path);
+        }
+    }
+}
