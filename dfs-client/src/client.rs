@@ -220,7 +220,7 @@ impl Client {
         };
         let deferred = {
             let mut inner = file.inner.lock();
-            let deferred = inner.defer(caller, &set, wall_clock(), mount.now_ms());
+            let deferred = inner.defer(&set, wall_clock(), mount.now_ms());
             deferred.then(|| inner.view(&inner.attributes))
         };
         if let Some(attributes) = deferred {

@@ -63,6 +63,8 @@ pub(crate) struct Handle {
     pub(crate) file: Arc<FileState>,
     pub(crate) mode: OpenMode,
     pub(crate) seen: Mutex<Seen>,
+    /// What its writes were refused for.
+    pub(crate) seen_by_writes: Mutex<Seen>,
     pub(crate) ahead: Mutex<Ahead>,
 }
 
@@ -225,6 +227,7 @@ impl Mount {
             file,
             mode,
             seen: Mutex::new(seen),
+            seen_by_writes: Mutex::new(seen),
             ahead: Mutex::new(Ahead::default()),
         });
         let mut files = self.files.lock();

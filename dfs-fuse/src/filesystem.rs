@@ -331,7 +331,11 @@ impl Filesystem for Adapter {
         let privileged = Arc::clone(&self.privileged);
         let mode = convert::open_mode(flags);
         let by_user = request.uid() != 0;
-        let subject = Subject::reading(request, "open", inode);
+        let subject = if mode.truncate {
+            Subject::changing(request, "open", inode)
+        } else {
+            Subject::reading(request, "open", inode)
+        };
         let work = async move {
             let (attributes, handle, keep_cache) = client.open(inode, mode).await?;
             privileged.note(&attributes);
@@ -636,16 +640,18 @@ impl Filesystem for Adapter {
         let caller = convert::caller(request);
         let exclusive = flags & libc::O_EXCL != 0;
         let open = convert::open_mode(OpenFlags(flags));
-        // What it changes is its directory, of which nothing is told here before it is answered.
+        // It says itself what it changes, since its own answer is to be told.
         let subject = Subject::reading(request, "create", parent);
         let recent = Arc::clone(self.requests.recent());
-        recent.changed();
-        let asked = recent.now();
+        let asked = recent.changed();
         let work = async move {
             let (attributes, handle) = client.create(caller, parent, &name?, mode & 0o7777, exclusive).await?;
             let reopened = reopen_created(&client, caller, &attributes, handle, open).await;
+            let now = recent.changed();
             match &reopened {
-                Ok((attributes, _)) => recent.told(subject.thread(), attributes, asked),
+                // Unless something else was changed meanwhile, too.
+                Ok((attributes, _)) if now == asked + 1 => recent.told(subject.thread(), attributes, now),
+                Ok(_) => {}
                 Err(_) => {
                     let _ = client.release(handle);
                 }

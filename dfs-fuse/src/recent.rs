@@ -12,11 +12,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use dfs_common::InodeId;
-use dfs_common::wire::namespace::Attributes;
+use dfs_common::wire::namespace::{Attributes, FileKind};
 use parking_lot::Mutex;
 
 /// The kernel's two questions are some ten microseconds apart; this bounds what a thread that asks no second one leaves.
-const KEEP: Duration = Duration::from_millis(5);
+const KEEP: Duration = Duration::from_millis(1);
 
 /// Threads remembered; those that asked long ago are dropped when there are more.
 const MAX_THREADS: usize = 1_024;
@@ -36,9 +36,9 @@ struct Told {
 }
 
 impl Recent {
-    /// Something is changed, or was: what was told before is not to be repeated.
-    pub(crate) fn changed(&self) {
-        self.changes.fetch_add(1, Ordering::AcqRel);
+    /// Something is changed, or was: what was told before is not to be repeated. Returns the new state of things.
+    pub(crate) fn changed(&self) -> u64 {
+        self.changes.fetch_add(1, Ordering::AcqRel) + 1
     }
 
     /// The state of things, to be taken when a question comes.
@@ -48,8 +48,8 @@ impl Recent {
 
     /// Remembers an answer to `thread`, whose question came at `asked` (see [`Recent::now`]).
     pub(crate) fn told(&self, thread: u32, attributes: &Attributes, asked: u64) {
-        // 0: the kernel itself, or somebody of another namespace; they are many.
-        if thread == 0 {
+        // 0: the kernel itself, or somebody of another namespace; they are many. Of directories the kernel has its own copy.
+        if thread == 0 || attributes.kind == FileKind::Directory {
             return;
         }
         let told = Told {
@@ -76,7 +76,6 @@ impl Recent {
 
 #[cfg(test)]
 mod tests {
-    use dfs_common::wire::namespace::FileKind;
     use dfs_common::{Policy, Timestamp};
 
     use super::*;
@@ -126,7 +125,7 @@ mod tests {
     fn a_change_in_between_or_time_ends_it() {
         let recent = Recent::default();
         let asked = recent.now();
-        recent.changed();
+        assert_eq!(recent.changed(), asked + 1);
         recent.told(10, &attributes(), asked);
         assert!(recent.take(10, Some(FILE)).is_none());
         recent.told(10, &attributes(), recent.now());

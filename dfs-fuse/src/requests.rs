@@ -94,11 +94,11 @@ impl Requests {
         self.recent.take(subject.thread, None);
         let recent = subject.changes.then(|| Arc::clone(&self.recent));
         if let Some(recent) = &recent {
-            recent.changed();
+            let _ = recent.changed();
         }
         let answer = move |result| {
             if let Some(recent) = recent {
-                recent.changed();
+                let _ = recent.changed();
             }
             answer(result);
         };

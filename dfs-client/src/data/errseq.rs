@@ -30,9 +30,12 @@ impl LateErrors {
         Seen(self.reported)
     }
 
-    /// What [`LateErrors::check`] would report, without reporting it.
-    pub(crate) fn unseen(&self, seen: &Seen) -> Option<Error> {
-        self.last.clone().filter(|_| seen.0 < self.count)
+    /// The newest error, if it came since the last look and nobody was told of it yet. A look tells nobody: that is for
+    /// [`LateErrors::check`].
+    pub(crate) fn peek(&self, looked: &mut Seen) -> Option<Error> {
+        let news = looked.0.max(self.reported) < self.count;
+        *looked = Seen(self.count);
+        self.last.clone().filter(|_| news)
     }
 
     /// The newest error that this handle has not been told of.

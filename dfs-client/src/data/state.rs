@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use dfs_common::wire::namespace::{Attributes, Caller, SetAttributes, SetTime, WriteCommit};
+use dfs_common::wire::namespace::{Attributes, SetAttributes, SetTime, WriteCommit};
 use dfs_common::{
     BlockIndex, ChainId, ChunkIndex, ChunkVersion, Error, ErrorCode, InodeId, Layout, Level, Result, RoutingTable,
     SessionId, Timestamp,
@@ -46,8 +46,8 @@ pub(crate) struct Inner {
     pub(crate) drain_to: u64,
     pub(crate) owed: Option<Owed>,
     pub(crate) debts: u64,
-    /// Attributes that go with what is owed; see [`Inner::defer`].
-    pub(crate) deferred: Option<(Caller, SetAttributes)>,
+    /// Goes with what is owed; see [`Inner::defer`].
+    pub(crate) deferred_atime: Option<Timestamp>,
     /// The mtime that the last write gave the file, unless `utimes` gave it another since.
     pub(crate) last_write: Timestamp,
     /// When that write was, for the ctime.
@@ -90,7 +90,7 @@ impl Inner {
             drain_to: 0,
             owed: None,
             debts: 0,
-            deferred: None,
+            deferred_atime: None,
             last_write: attributes.mtime,
             last_write_at: attributes.ctime,
             unsynced: BTreeMap::new(),
@@ -140,11 +140,7 @@ impl Inner {
             view.length_bytes = view.length_bytes.max(self.length());
             view.mtime = self.last_write;
             view.ctime = view.ctime.max(self.last_write_at);
-            if let Some((_, set)) = &self.deferred
-                && let Some(SetTime::To(atime)) = set.atime
-            {
-                view.atime = atime;
-            }
+            view.atime = self.deferred_atime.unwrap_or(view.atime);
         }
         view
     }
@@ -154,33 +150,26 @@ impl Inner {
         self.last_write_at = now;
     }
 
-    /// Takes a change of attributes into the debt of the writes before it, if that is all the same to everybody else: times
-    /// (others see a file's times when its writer has flushed), and values that the file has already, as `tar` and `cp -p`
-    /// set them. Saves a command each. `false`: it must be told now.
-    pub(crate) fn defer(&mut self, caller: Caller, set: &SetAttributes, now: Timestamp, now_ms: u64) -> bool {
-        let known = &self.attributes;
+    /// Takes times into the debt of the writes before them: others see a file's times when its writer has flushed, in any
+    /// case. `tar` and `cp -p` set them so; it saves a command. `false`: it must be told now.
+    pub(crate) fn defer(&mut self, set: &SetAttributes, now: Timestamp, now_ms: u64) -> bool {
         let fixed = |time: Option<SetTime>| time.is_none_or(|time| matches!(time, SetTime::To(_)));
-        let same = |wanted: Option<u32>, has: u32| wanted.is_none_or(|wanted| wanted == has);
-        let deferrable = fixed(set.atime)
+        let only_times = fixed(set.atime)
             && fixed(set.mtime)
             && set.ctime.is_none()
-            && same(set.mode, known.mode)
-            && same(set.uid, known.uid)
-            && same(set.gid, known.gid)
-            && self.deferred.is_none_or(|(earlier, _)| earlier == caller);
-        if self.is_settled() || !deferrable {
+            && set.mode.is_none()
+            && set.uid.is_none()
+            && set.gid.is_none();
+        // After the last close nobody would pay it.
+        if self.is_settled() || self.opens == 0 || !only_times {
             return false;
         }
         if let Some(SetTime::To(mtime)) = set.mtime {
             self.set_mtime(mtime);
         }
-        let (_, mut all) = self.deferred.unwrap_or((caller, SetAttributes::default()));
-        all.atime = set.atime.or(all.atime);
-        // Said all the same, in case others have changed them meanwhile.
-        all.mode = set.mode.or(all.mode);
-        all.uid = set.uid.or(all.uid);
-        all.gid = set.gid.or(all.gid);
-        self.deferred = Some((caller, all));
+        if let Some(SetTime::To(atime)) = set.atime {
+            self.deferred_atime = Some(atime);
+        }
         self.last_write_at = self.last_write_at.max(now);
         self.owe(0, now_ms);
         true
@@ -188,11 +177,12 @@ impl Inner {
 
     /// A command set length and time: what else was owed stays.
     pub(crate) fn length_told(&mut self) {
-        if self.deferred.is_none() {
+        if self.deferred_atime.is_none() {
             self.owed = None;
         } else if let Some(owed) = &mut self.owed {
             owed.end = 0;
             owed.mtime = self.attributes.mtime;
+            self.last_write = self.attributes.mtime;
         }
     }
 
@@ -335,8 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_others_can_not_miss_is_deferred() {
-        let root = Caller { uid: 0, gid: 0 };
+    fn only_times_are_deferred_and_only_with_a_debt() {
         let at = Timestamp::from_nanos;
         let set = |mode, uid, mtime| SetAttributes {
             mode,
@@ -344,22 +333,30 @@ mod tests {
             mtime,
             ..SetAttributes::default()
         };
-        let times = set(None, None, Some(SetTime::To(at(5))));
+        let times = SetAttributes {
+            atime: Some(SetTime::To(at(4))),
+            ..set(None, None, Some(SetTime::To(at(5))))
+        };
         let mut inner = inner();
-        assert!(!inner.defer(root, &times, at(9), 0), "nothing is owed");
+        inner.opens = 1;
+        assert!(!inner.defer(&times, at(9), 0), "nothing is owed");
         inner.owe(150, 0);
-        assert!(!inner.defer(root, &set(Some(0o600), None, None), at(9), 0));
-        assert!(!inner.defer(root, &set(None, Some(7), None), at(9), 0));
-        assert!(!inner.defer(root, &set(None, None, Some(SetTime::Now)), at(9), 0));
-        assert!(inner.defer(root, &times, at(9), 0));
-        assert!(inner.defer(root, &set(Some(0o644), Some(0), None), at(10), 0));
+        // What the file has already too: somebody else may change it before this is told.
+        assert!(!inner.defer(&set(Some(0o644), None, None), at(9), 0));
+        assert!(!inner.defer(&set(None, Some(0), None), at(9), 0));
+        assert!(!inner.defer(&set(None, None, Some(SetTime::Now)), at(9), 0));
+        assert!(inner.defer(&times, at(9), 0));
         let (commit, _) = inner.commit().unwrap();
         assert_eq!((commit.extend_to_bytes, commit.mtime), (Some(150), Some(at(5))));
-        assert_eq!(inner.deferred, Some((root, set(Some(0o644), Some(0), None))));
-        assert_eq!(inner.view(&inner.attributes.clone()).ctime, at(10));
-        // A truncation tells the length; the rest stays owed.
+        let view = inner.view(&inner.attributes.clone());
+        assert_eq!((view.atime, view.mtime, view.ctime), (at(4), at(5), at(9)));
+        // A truncation tells the length and its own time; the rest stays owed.
+        inner.attributes.mtime = at(20);
         inner.length_told();
-        assert!(inner.owed.is_some());
+        assert_eq!(inner.commit().unwrap().0.mtime, Some(at(20)));
+        assert_eq!(inner.view(&inner.attributes.clone()).mtime, at(20));
+        inner.opens = 0;
+        assert!(!inner.defer(&times, at(9), 0), "nobody would pay it");
     }
 
     #[test]

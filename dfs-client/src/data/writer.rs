@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use dfs_common::wire::namespace::{Attributes, Caller, NamespaceChange, NamespaceOp, SetAttributes};
+use dfs_common::wire::namespace::{Attributes, Caller, NamespaceChange, NamespaceOp, SetAttributes, SetTime};
 use dfs_common::wire::storage::{BlockCondition, Mutation};
 use dfs_common::{BlockIndex, ChainId, ChunkId, ChunkVersion, Error, ErrorCode, InodeId, Result};
 use tokio::sync::SemaphorePermit;
@@ -68,8 +68,8 @@ impl Mount {
         if data.is_empty() {
             return Ok(0);
         }
-        // No use in taking what can not be kept; fsync and close say it too.
-        if let Some(error) = file.inner.lock().errors.unseen(&handle.seen.lock())
+        // Once for each late error: there may be room again. fsync and close say it too.
+        if let Some(error) = file.inner.lock().errors.peek(&mut handle.seen_by_writes.lock())
             && error.code == ErrorCode::NoSpace
         {
             return Err(error);
@@ -466,12 +466,16 @@ impl Mount {
             let mut inner = file.inner.lock();
             let owed = inner.commit();
             // Only with the debt: apart from it there is none.
-            (owed, inner.last_write_at, inner.deferred.take())
+            (owed, inner.last_write_at, inner.deferred_atime.take())
         };
         let sets_mtime = set.as_ref().is_some_and(|(_, set)| set.mtime.is_some());
         let set = match (set, deferred) {
-            (Some((caller, set)), Some((_, before))) => Some((caller, merged(set, before))),
-            (set, deferred) => set.or(deferred),
+            (set, None) => set,
+            (set, Some(atime)) => {
+                let (caller, mut set) = set.unwrap_or((SYSTEM, SetAttributes::default()));
+                set.atime = set.atime.or(Some(SetTime::To(atime)));
+                Some((caller, set))
+            }
         };
         let (commit, number) = owed.map_or((None, 0), |(commit, number)| (Some(commit), number));
         let inode = file.inode;
@@ -497,11 +501,11 @@ impl Mount {
             }
             Err(error) => {
                 // Unless a newer one has taken its place.
-                inner.deferred = inner.deferred.or(deferred);
+                inner.deferred_atime = inner.deferred_atime.or(deferred);
                 // What can never be told must not be owed for ever.
                 if matches!(error.code, ErrorCode::NotFound | ErrorCode::StaleInode) {
                     inner.paid(number);
-                    inner.deferred = None;
+                    inner.deferred_atime = None;
                 }
                 Err(error)
             }
@@ -516,6 +520,7 @@ impl Mount {
             let mut inner = file.inner.lock();
             if inner.opens == 0 && inner.dirty.is_empty() {
                 inner.owed = None;
+                inner.deferred_atime = None;
             }
         }
         self.forget_if_idle(file);
@@ -543,21 +548,6 @@ impl Mount {
                 });
             }
         }
-    }
-}
-
-/// What is asked now, with what was deferred before it where that says more.
-const fn merged(now: SetAttributes, before: SetAttributes) -> SetAttributes {
-    const fn or<T: Copy>(now: Option<T>, before: Option<T>) -> Option<T> {
-        if now.is_some() { now } else { before }
-    }
-    SetAttributes {
-        mode: or(now.mode, before.mode),
-        uid: or(now.uid, before.uid),
-        gid: or(now.gid, before.gid),
-        atime: or(now.atime, before.atime),
-        mtime: or(now.mtime, before.mtime),
-        ctime: or(now.ctime, before.ctime),
     }
 }
 

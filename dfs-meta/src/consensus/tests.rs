@@ -442,6 +442,27 @@ async fn a_state_ahead_of_its_log_is_told() {
     cluster.close().await;
 }
 
+/// Its log may have lost entries that others have: places in the log must not be given out twice in one term.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_restarts_has_to_be_elected_again() {
+    let mut cluster = Cluster::new(50_000, 10_000).await;
+    cluster.propose("before").await;
+    cluster.same_everywhere(1).await;
+    cluster.nobody_joins().await;
+    let (old, term) = {
+        let leader = cluster.leader().await;
+        (leader.me(), leader.leadership().borrow().term)
+    };
+    cluster.stop(old).await;
+    let again = cluster.start(old, true).await.unwrap();
+    // At once, before anybody else could have stood.
+    assert!(!again.leadership().borrow().is_self);
+    cluster.propose("after").await;
+    assert!(cluster.leader().await.leadership().borrow().term > term);
+    cluster.same_everywhere(2).await;
+    cluster.close().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_proposals_share_their_flushes() {
     let cluster = Cluster::new(50_000, 10_000).await;

@@ -155,7 +155,7 @@ impl ReplicaCore {
             }
             let full = self.config.as_ref().and_then(|config| {
                 config
-                    .writers()
+                    .serving()
                     .find(|&member| member != self.node && store.is_full(member))
             });
             if let Some(member) = full {

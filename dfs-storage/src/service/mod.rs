@@ -225,10 +225,8 @@ async fn upkeep(node: Arc<Node>) {
         let step = move || {
             store.maintain(&|took| {
                 // Parts that cost nothing need no pause of their own.
-                if took > UPKEEP_BUSY / UPKEEP_SHARE {
-                    std::thread::sleep(upkeep_pause(took));
-                }
-                !stopping.is_cancelled()
+                let pause = (took > UPKEEP_BUSY / UPKEEP_SHARE).then(|| upkeep_pause(took));
+                (!stopping.is_cancelled()).then(|| pause.unwrap_or_default())
             })
         };
         let start = std::time::Instant::now();

@@ -165,16 +165,24 @@ impl Log {
     ) -> Result<Self, StoreError> {
         let mut free = start.free;
         let (mut slots, mut next_slot) = (start.slots, start.next_slot);
+        let mut disk_full = false;
         // The reserve is real: made now, so that a disk that others fill can not take it away.
         let wanted = RESERVE_SEGMENTS as usize + usize::from(start.active.is_none());
         while free.len() < wanted && slots < geometry.max_slots {
-            let file = disk
-                .create(
-                    &segment_name(next_slot),
-                    u64::from(geometry.segment_size_bytes),
-                    Preallocate::Reserve,
-                )
-                .map_err(|error| StoreError::io("making the first log segments", error))?;
+            let made = disk.create(
+                &segment_name(next_slot),
+                u64::from(geometry.segment_size_bytes),
+                Preallocate::Reserve,
+            );
+            let file = match made {
+                Ok(file) => file,
+                // A node that has data serves it, with whatever reserve the disk has left.
+                Err(error) if is_full(&error) && (start.active.is_some() || !free.is_empty()) => {
+                    disk_full = true;
+                    break;
+                }
+                Err(error) => return Err(StoreError::io("making the first log segments", error)),
+            };
             free.push_back(FreeSegment { slot: next_slot, file });
             slots += 1;
             next_slot += 1;
@@ -236,7 +244,7 @@ impl Log {
                 next_slot,
                 next_sequence,
                 fault: None,
-                disk_full: false,
+                disk_full,
                 since_checkpoint_bytes: 0,
                 checkpointed: start.checkpointed,
                 since_maintain_bytes: 0,

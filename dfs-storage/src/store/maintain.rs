@@ -41,7 +41,10 @@ struct Victim {
 }
 
 /// How background work yields to everybody else; see [`Log::maintain`].
-pub(super) type Pace<'a> = &'a dyn Fn(Duration) -> bool;
+pub(super) type Pace<'a> = &'a dyn Fn(Duration) -> Option<Duration>;
+
+/// How soon a pause ends when it must.
+const PAUSE_SLICE: Duration = Duration::from_millis(20);
 
 /// An extent and where its blocks were copied to.
 struct Moved {
@@ -61,8 +64,8 @@ impl Moved {
 }
 
 impl Log {
-    /// `pace` is called with the time that a part of the work took, and may wait; `false` from it ends the step. While space
-    /// is short it is not asked.
+    /// `pace` says how long to pause after a part of the work that took so long; `None` ends the step. While space is short
+    /// there are no pauses.
     pub(super) fn maintain(&self, pace: Pace<'_>) -> Result<MaintainReport, StoreError> {
         let _one = self.maintenance.lock();
         let mut report = MaintainReport::default();
@@ -123,6 +126,23 @@ impl Log {
             }
             Err(error) => Err(self.poison("making a log segment", &error)),
         }
+    }
+
+    /// Pauses as `pace` says after a part that took `took`, unless writers come to need the space. `false`: the step ends.
+    fn pause(&self, took: Duration, pace: Pace<'_>) -> bool {
+        let mut left = Duration::ZERO;
+        if !self.is_short() {
+            match pace(took) {
+                Some(pause) => left = pause,
+                None => return false,
+            }
+        }
+        while !left.is_zero() && !self.is_short() {
+            let slice = left.min(PAUSE_SLICE);
+            std::thread::sleep(slice);
+            left -= slice;
+        }
+        true
     }
 
     fn is_short(&self) -> bool {
@@ -214,7 +234,7 @@ impl Log {
                 }
                 Err(error) => return Err(error),
             }
-            if !self.is_short() && !pace(start.elapsed()) {
+            if !self.pause(start.elapsed(), pace) {
                 return Ok(false);
             }
         }

@@ -22,6 +22,7 @@ mod types;
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use dfs_common::wire::storage::{BlockRun, ChunkSummary, Mutation};
@@ -228,7 +229,7 @@ impl ChunkStore {
                 Err(StoreError::NoSpace { .. }) => {}
                 done => return done,
             }
-            let step = self.log.maintain(&|_| true)?;
+            let step = self.log.maintain(&|_| Some(Duration::ZERO))?;
             if !(step.more || step.checkpointed || step.reclaimed_bytes > 0) {
                 break;
             }
@@ -385,9 +386,9 @@ impl ChunkStore {
         self.log.fault()
     }
 
-    /// One bounded step of checkpointing and compaction, for a background task. `pace` is called between parts of it with
-    /// the time that the last one took, and may wait; `false` from it ends the step. While space is short it is not asked.
-    pub fn maintain(&self, pace: &dyn Fn(std::time::Duration) -> bool) -> Result<MaintainReport, StoreError> {
+    /// One bounded step of checkpointing and compaction, for a background task. `pace` is told how long a part of it took and
+    /// says how long to pause; `None` ends the step. While space is short there are no pauses.
+    pub fn maintain(&self, pace: &dyn Fn(Duration) -> Option<Duration>) -> Result<MaintainReport, StoreError> {
         self.log.maintain(pace)
     }
 

@@ -99,7 +99,13 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn read_vote(&mut self) -> Result<Option<Vote>, StorageError> {
-        Ok(self.log.vote())
+        // As one that was only cast: openraft would take a leader's own vote for a leadership that goes on, and give out places
+        // in the log again that entries may hold which others have and this disk does not. A server that starts has to be
+        // elected, in a new term.
+        Ok(self.log.vote().map(|vote| Vote {
+            committed: false,
+            ..vote
+        }))
     }
 
     async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), StorageError> {

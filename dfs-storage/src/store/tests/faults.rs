@@ -66,7 +66,7 @@ fn a_disk_that_others_filled_is_no_fault() {
     step(&store, &mut model, &Op::Remove { chunk: 0 }, n).unwrap();
     store.sync().unwrap();
     disk.limit(100 * u64::from(SEGMENT));
-    store.maintain(&|_| true).unwrap();
+    store.maintain(&|_| Some(std::time::Duration::ZERO)).unwrap();
     step(
         &store,
         &mut model,
@@ -104,7 +104,10 @@ fn a_failed_write_or_sync_poisons_for_good() {
         let again = step(&store, &mut scratch, &write, 2);
         assert!(matches!(again, Err(StoreError::Poisoned { .. })));
         assert!(matches!(store.sync(), Err(StoreError::Poisoned { .. })));
-        assert!(matches!(store.maintain(&|_| true), Err(StoreError::Poisoned { .. })));
+        assert!(matches!(
+            store.maintain(&|_| Some(std::time::Duration::ZERO)),
+            Err(StoreError::Poisoned { .. })
+        ));
         assert!(store.read(chunk(0), BlockIndex(0), 2).is_ok());
         drop(store);
         let reopened = ChunkStore::open(Arc::new(disk.image(Image::Kill)), options(24));
