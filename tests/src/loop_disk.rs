@@ -1,7 +1,6 @@
 //! Disks that can be filled, and whose power can be cut.
 
 use std::fs;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -82,8 +81,7 @@ fn data_directory(cluster: &DevCluster, name: &str) -> PathBuf {
     let mut found = Vec::new();
     find(&cluster.data, &mut found);
     for file in found {
-        let mut text = String::new();
-        fs::File::open(&file).unwrap().read_to_string(&mut text).unwrap();
+        let text = fs::read_to_string(&file).expect("a readable configuration");
         let Ok(config) = text.parse::<toml::Table>() else {
             continue;
         };
@@ -91,11 +89,11 @@ fn data_directory(cluster: &DevCluster, name: &str) -> PathBuf {
             continue;
         };
         if node.get("name").and_then(toml::Value::as_str) == Some(name) {
-            let data = Path::new(node["data"].as_str().unwrap());
+            let data = Path::new(node["data"].as_str().expect("a path"));
             return if data.is_absolute() {
                 data.to_path_buf()
             } else {
-                file.parent().unwrap().join(data)
+                file.parent().expect("a directory").join(data)
             };
         }
     }
