@@ -1,0 +1,114 @@
+//! What stat(2) shows is true at once: to the mount that made the change, and of files to every other mount.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
+use std::fs::{self, File, FileTimes, OpenOptions, Permissions};
+use std::io::Write;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::time::{Duration, SystemTime};
+
+use dfs_tests::DevCluster;
+
+const ROUNDS: u32 = 60;
+
+#[test]
+fn two_mounts_see_each_others_files_as_they_are() {
+    let mut cluster = DevCluster::up();
+    let (a, b) = (cluster.mount.clone(), cluster.mount_again());
+    for round in 0..ROUNDS {
+        let name = format!("file-{round}");
+        let (here, there) = (a.join(&name), b.join(&name));
+        assert!(fs::metadata(&there).is_err());
+        fs::write(&here, vec![1; 1000 + round as usize]).unwrap();
+        assert_eq!(fs::metadata(&there).unwrap().len(), u64::from(1000 + round));
+        let mut more = OpenOptions::new().append(true).open(&there).unwrap();
+        more.write_all(&[2; 10]).unwrap();
+        drop(more);
+        assert_eq!(fs::metadata(&here).unwrap().len(), u64::from(1010 + round));
+        fs::set_permissions(&there, Permissions::from_mode(0o600 + round % 8)).unwrap();
+        assert_eq!(fs::metadata(&here).unwrap().mode() & 0o777, 0o600 + round % 8);
+        // An open file too.
+        let open = File::open(&here).unwrap();
+        OpenOptions::new().write(true).open(&there).unwrap().set_len(5).unwrap();
+        assert_eq!(open.metadata().unwrap().len(), 5);
+        fs::hard_link(&there, b.join(format!("{name}-link"))).unwrap();
+        assert_eq!(open.metadata().unwrap().nlink(), 2);
+        fs::rename(&there, b.join(format!("{name}-moved"))).unwrap();
+        assert!(fs::metadata(&here).is_err());
+        fs::remove_file(a.join(format!("{name}-moved"))).unwrap();
+        assert_eq!(open.metadata().unwrap().nlink(), 1);
+    }
+}
+
+#[test]
+fn one_mount_sees_its_own_directories_as_they_are() {
+    let cluster = DevCluster::up();
+    let at = cluster.mount.join("dir");
+    fs::create_dir(&at).unwrap();
+    let mut before = fs::metadata(&at).unwrap();
+    for round in 0..ROUNDS {
+        let name = |what: &str| at.join(format!("{what}-{round}"));
+        let mut step = |what: &str, subdirectories: u64| {
+            let now = fs::metadata(&at).unwrap();
+            assert_eq!(now.nlink(), before.nlink() + subdirectories, "{what}");
+            let times = |of: &fs::Metadata| (of.mtime(), of.mtime_nsec(), of.ctime(), of.ctime_nsec());
+            assert!(times(&now) > times(&before), "{what} moves the directory's times");
+            before = now;
+        };
+        drop(File::create(name("file")).unwrap());
+        step("create", 0);
+        fs::create_dir(name("sub")).unwrap();
+        step("mkdir", 1);
+        fs::rename(name("file"), name("moved")).unwrap();
+        step("rename", 0);
+        fs::set_permissions(&at, Permissions::from_mode(0o700 + round % 8)).unwrap();
+        assert_eq!(fs::metadata(&at).unwrap().mode() & 0o777, 0o700 + round % 8);
+        fs::remove_file(name("moved")).unwrap();
+        assert_eq!(fs::metadata(&at).unwrap().mode() & 0o777, 0o700 + round % 8);
+        // Moving a directory changes it as well.
+        let sub = fs::metadata(name("sub")).unwrap();
+        drop(File::create(name("sub").join("inner")).unwrap());
+        fs::rename(name("sub"), name("sub-moved")).unwrap();
+        let moved = fs::metadata(name("sub-moved")).unwrap();
+        assert!((moved.ctime(), moved.ctime_nsec()) > (sub.ctime(), sub.ctime_nsec()));
+        before = fs::metadata(&at).unwrap();
+    }
+}
+
+/// Times that were set on a file being written are kept by the mount, told to the others, and survive both.
+#[test]
+fn times_of_a_file_being_written_stand() {
+    let mut cluster = DevCluster::up();
+    let (a, b) = (cluster.mount.clone(), cluster.mount_again());
+    let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+    for round in 0..20 {
+        let name = format!("timed-{round}");
+        let mut file = File::create(a.join(&name)).unwrap();
+        file.write_all(&[7; 5000]).unwrap();
+        file.set_times(FileTimes::new().set_modified(at(1_000)).set_accessed(at(2_000)))
+            .unwrap();
+        let shown = |metadata: fs::Metadata| (metadata.len(), metadata.mtime(), metadata.atime());
+        assert_eq!(shown(file.metadata().unwrap()), (5000, 1_000, 2_000));
+        file.set_permissions(Permissions::from_mode(0o640)).unwrap();
+        assert_eq!(shown(file.metadata().unwrap()), (5000, 1_000, 2_000));
+        if round % 2 == 0 {
+            file.sync_all().unwrap();
+        }
+        drop(file);
+        assert_eq!(shown(fs::metadata(a.join(&name)).unwrap()), (5000, 1_000, 2_000));
+        assert_eq!(shown(fs::metadata(b.join(&name)).unwrap()), (5000, 1_000, 2_000));
+        // A later write is a later write.
+        let mut file = OpenOptions::new().append(true).open(a.join(&name)).unwrap();
+        file.write_all(b"more").unwrap();
+        file.set_times(FileTimes::new().set_accessed(at(3_000))).unwrap();
+        drop(file);
+        let metadata = fs::metadata(b.join(&name)).unwrap();
+        assert_eq!((metadata.len(), metadata.atime()), (5004, 3_000));
+        assert!(metadata.mtime() > 1_000_000);
+        assert_eq!(metadata.mode() & 0o777, 0o640);
+    }
+}
