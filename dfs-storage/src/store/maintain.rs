@@ -26,6 +26,9 @@ use crate::disk::Preallocate;
 /// A segment is worth emptying when less of it than this lives.
 const COMPACT_BELOW_PERCENT: u64 = 50;
 
+/// Dead bytes up to this part of all are left alone: they cost nothing but space, and that is not short.
+const DEAD_SLACK_FRACTION: u64 = 50;
+
 /// The same when space runs out: then any gain counts.
 const COMPACT_BELOW_PERCENT_WHEN_FULL: u64 = 95;
 
@@ -159,7 +162,13 @@ impl Log {
         } else {
             COMPACT_BELOW_PERCENT
         };
+        let in_use = u64::from(state.slots).saturating_sub(state.free.len() as u64)
+            * u64::from(self.geometry.segment_size_bytes - DATA_START);
+        let slack = state.total_bytes(&self.geometry) / DEAD_SLACK_FRACTION;
         drop(state);
+        if !short && in_use.saturating_sub(self.index.read().live_bytes()) <= slack {
+            return Ok(None);
+        }
         let limit = u64::from(self.geometry.segment_size_bytes - DATA_START) * percent / 100;
         let index = self.index.read();
         let best = index
