@@ -107,7 +107,8 @@ async fn watch(show: &ShowArgs, interval: Duration, once: bool, until_healthy: b
                 status::print_chains(&view.chains);
                 for resync in &view.resyncs {
                     let rate = rates.of(resync, Instant::now());
-                    output::line(&format!("{}, {}/s", status::resync_line(resync), output::bytes(rate)));
+                    let rate = rate.map_or_else(String::new, |rate| format!(", {}/s", output::bytes(rate)));
+                    output::line(&format!("{}{rate}", status::resync_line(resync)));
                 }
                 output::line("");
             }
@@ -132,11 +133,12 @@ async fn pause(interval: Duration) -> Outcome<()> {
 struct Rates(BTreeMap<(u32, String), (u64, Instant)>);
 
 impl Rates {
-    fn of(&mut self, resync: &ResyncView, now: Instant) -> u64 {
+    /// Bytes a second since the last look; none at the first.
+    fn of(&mut self, resync: &ResyncView, now: Instant) -> Option<u64> {
         let before = self
             .0
             .insert((resync.chain, resync.to.clone()), (resync.bytes_done, now));
-        before.map_or(0, |(bytes, at)| {
+        before.map(|(bytes, at)| {
             let millis = now.duration_since(at).as_millis().max(1);
             (u128::from(resync.bytes_done.saturating_sub(bytes)) * 1000 / millis) as u64
         })
