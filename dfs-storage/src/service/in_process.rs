@@ -40,10 +40,15 @@ impl FakeMeta {
         let mut states = self.states.lock();
         self.table.send_modify(|table| {
             change(table, &mut states);
-            let mut members: Vec<_> = states
-                .iter()
-                .map(|(&node, &state)| ChainMember { node, state })
-                .collect();
+            // As the real one orders them: whoever comes back stays behind those who served without it. Were it to become
+            // their head, what they had not settled yet and what it begins would be two histories.
+            let mut members = table.chain(CHAIN).map_or_else(Vec::new, |chain| chain.members.clone());
+            for (&node, &state) in states.iter() {
+                match members.iter_mut().find(|member| member.node == node) {
+                    Some(member) => member.state = state,
+                    None => members.push(ChainMember { node, state }),
+                }
+            }
             members.sort_by_key(|member| match member.state {
                 MemberState::Serving => 0,
                 MemberState::Syncing => 1,
