@@ -138,6 +138,7 @@ impl Client {
             (options.in_flight_bytes, options.dirty_bytes, options.read_ahead_bytes),
         ));
         let stop = CancellationToken::new();
+        tokio::spawn(Arc::clone(&session).run_ahead(stop.clone()));
         tokio::spawn(session.keep_alive(stop.clone()));
         tokio::spawn(routing.watch(Arc::clone(&leader), stop.clone()));
         tokio::spawn(tend(Arc::clone(&mount), stop.clone()));
@@ -230,9 +231,9 @@ impl Client {
         let mount = Arc::clone(mount);
         detached(async move {
             // What is dirty follows soon anyway. A little goes first, so that the command can tell its length too; much must
-            // not hold the command up.
+            // not hold the command up, nor anything one that costs no round trip.
             mount.kick(&file, 0);
-            if file.inner.lock().dirty.size_bytes() <= DRAINED_BYTES {
+            if file.inner.lock().dirty.size_bytes() <= DRAINED_BYTES && !mount.session.holds(file.inode) {
                 mount.drain(&file, deadline).await?;
             }
             mount
@@ -547,6 +548,11 @@ impl Client {
         late_error(&handle).and(outcome)
     }
 
+    /// Names that were made before survive whatever happens to this mount.
+    pub async fn fsync_directory(&self) -> Result<()> {
+        self.mount().session.settled(None, self.mount().deadline()).await
+    }
+
     /// The last descriptor is gone. What is still owed is settled in the background, so it must be called within a runtime.
     pub fn release(&self, handle: FileHandleId) -> Result<()> {
         let removed = self.mount().files.lock().handles.remove(&handle);
@@ -569,6 +575,7 @@ impl Client {
         for file in mount.unsettled() {
             outcome = outcome.and(mount.flush(&file, deadline).await);
         }
+        outcome = outcome.and(mount.session.settled(None, deadline).await);
         self.shared.stopped.cancel();
         mount
             .session

@@ -67,6 +67,10 @@ id! {
     Epoch(u64)
 }
 id! {
+    /// Counts how often a session gave up all that it held, or had it taken; see [`Hold`].
+    HoldEpoch(u64)
+}
+id! {
     /// A storage node.
     StorageId(u32)
 }
@@ -77,6 +81,14 @@ id! {
 id! {
     /// One mount's (or admin tool's) session with the metadata group. 0 is the system itself.
     SessionId(u64)
+}
+
+/// Whose an inode is for the time being: only this session reads or changes it, until its epoch is over. (A delegation of
+/// NFSv4, or a capability of CephFS, in its simplest form.)
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Hold {
+    pub session: SessionId,
+    pub epoch: HoldEpoch,
 }
 id! {
     /// Order of a request within its session and channel.

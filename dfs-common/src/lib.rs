@@ -21,8 +21,8 @@ pub mod wire;
 pub use chain::{ChainInfo, ChainMember, ChainTable, MemberState, NodeInfo, RoutingTable};
 pub use error::{Error, ErrorCode, Result, RetryClass};
 pub use id::{
-    ActorId, BlockIndex, ChainId, ChainTableId, ChunkId, ChunkIndex, ClusterId, Epoch, FileHandleId, Incarnation,
-    InodeId, MetaId, NodeName, RequestId, Role, RoutingVersion, SequenceNumber, SessionId, StorageId,
+    ActorId, BlockIndex, ChainId, ChainTableId, ChunkId, ChunkIndex, ClusterId, Epoch, FileHandleId, Hold, HoldEpoch,
+    Incarnation, InodeId, MetaId, NodeName, RequestId, Role, RoutingVersion, SequenceNumber, SessionId, StorageId,
 };
 pub use layout::Layout;
 pub use level::{ConflictPolicy, Level, Policy};

@@ -150,6 +150,8 @@ fn messages_encode_to_their_golden_bytes() {
                     bytes: vec![0xaa; 60],
                 },
             },
+            hold: None,
+            shown: None,
         }),
     );
     golden.message(
@@ -167,6 +169,8 @@ fn messages_encode_to_their_golden_bytes() {
                     clear_suid: false,
                 },
             },
+            hold: None,
+            shown: None,
         }),
     );
     golden.message(

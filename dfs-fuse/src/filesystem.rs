@@ -529,8 +529,14 @@ impl Filesystem for Adapter {
     }
 
     // A change of the namespace is durable before it is answered.
-    fn fsyncdir(&self, _request: &Request, _inode: INodeNo, _handle: FileHandle, _data_only: bool, reply: ReplyEmpty) {
-        reply.ok();
+    fn fsyncdir(&self, request: &Request, inode: INodeNo, _handle: FileHandle, _data_only: bool, reply: ReplyEmpty) {
+        let client = self.client.clone();
+        let subject = Subject::reading(request, "fsyncdir", inode_of(inode));
+        let work = async move { client.fsync_directory().await };
+        self.requests.serve(subject, work, move |result| match result {
+            Ok(()) => reply.ok(),
+            Err(errno) => reply.error(errno),
+        });
     }
 
     fn statfs(&self, request: &Request, inode: INodeNo, reply: ReplyStatfs) {

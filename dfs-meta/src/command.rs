@@ -3,9 +3,9 @@
 
 use std::net::SocketAddr;
 
-use dfs_common::wire::meta::ChangeRequest;
+use dfs_common::wire::meta::{ChangeRequest, Reservation};
 use dfs_common::wire::namespace::NamespaceChange;
-use dfs_common::{ChainId, Epoch, Error, Incarnation, InodeId, SessionId, StorageId, Timestamp};
+use dfs_common::{ChainId, Epoch, Error, Hold, HoldEpoch, Incarnation, InodeId, SessionId, StorageId, Timestamp};
 use serde::{Deserialize, Serialize};
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,6 +23,12 @@ pub enum CommandKind {
     EndSessions { sessions: Vec<SessionId> },
     /// A change of the namespace; remembered under (session, sequence).
     Change(ChangeRequest),
+    /// Several of one session, in order.
+    Changes(Vec<ChangeRequest>),
+    /// Inode numbers for a session.
+    Reserve { session: SessionId, count: u64 },
+    /// Ends an epoch of holds: given up by the session, or taken from it.
+    Release(Hold),
     /// The chunks of these unlinked inodes are gone from every chain: their rows go too.
     Purged { inodes: Vec<InodeId> },
     /// Everything about nodes and chains.
@@ -53,5 +59,12 @@ pub enum ClusterEvent {
 pub enum Outcome {
     SessionOpened(SessionId),
     Change(Result<NamespaceChange, Error>),
+    /// One for each change.
+    Changes(Vec<Result<NamespaceChange, Error>>),
+    Reserved(Result<Reservation, Error>),
+    /// The session's epoch now.
+    Released(HoldEpoch),
+    /// Nothing was done (of several: no more than what was answered before) because another session holds what it is about.
+    Held(Hold),
     Done,
 }

@@ -178,6 +178,8 @@ impl User {
                     bytes: vec![1; 60],
                 },
             },
+            hold: None,
+            shown: None,
         });
         match self.ask(&request).await {
             MetaResponse::Change(ChangeAnswer {

@@ -358,7 +358,8 @@ impl Mount {
             return Ok(());
         }
         self.drain(file, deadline).await?;
-        self.commit(file, None, deadline).await.map(|_| ())
+        self.commit(file, None, deadline).await?;
+        self.session.failure(file.inode)
     }
 
     /// The same, durably. The last writes carry the sync flag where that saves a round trip; chains with older writes
@@ -382,10 +383,10 @@ impl Mount {
             let inner = file.inner.lock();
             inner.stable_length() > inner.attributes.length_bytes
         };
-        if data_only && !longer {
-            return Ok(());
+        if !data_only || longer {
+            self.commit(file, None, deadline).await?;
         }
-        self.commit(file, None, deadline).await.map(|_| ())
+        self.session.settled(Some(file.inode), deadline).await
     }
 
     /// Starts what is dirty. Slabs that are alone on a chain without unsynced writes go with the sync flag; if that is

@@ -1,6 +1,10 @@
 //! The metadata group as a client sees it: one leader to find, one session to keep.
 
+mod ahead;
 mod directories;
+mod held;
+#[cfg(test)]
+mod held_tests;
 mod leader;
 mod opens;
 mod search;

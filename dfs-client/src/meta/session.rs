@@ -8,13 +8,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dfs_common::wire::meta::{ChangeRequest, KEEP_ALIVE_MS, KeepAlive, MetaRequest, MetaResponse};
-use dfs_common::wire::namespace::{Attributes, Caller, NamespaceAnswer, NamespaceChange, NamespaceOp, NamespaceRead};
+use dfs_common::wire::namespace::{
+    Attributes, Caller, FileKind, NamespaceAnswer, NamespaceChange, NamespaceOp, NamespaceRead,
+};
 use dfs_common::{Error, ErrorCode, InodeId, Result, SequenceNumber, SessionId};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::ahead::{self, Ahead};
 use super::directories::{Directories, Sent};
 use super::leader::Leader;
 use super::opens::OpenSet;
@@ -30,8 +33,9 @@ struct Life {
 
 /// The session and who keeps it.
 pub(crate) struct Session {
-    leader: Arc<Leader>,
-    routing: Arc<RoutingCache>,
+    pub(super) leader: Arc<Leader>,
+    pub(super) routing: Arc<RoutingCache>,
+    pub(super) ahead: Ahead,
     label: String,
     life: watch::Sender<Arc<Life>>,
     expired: Notify,
@@ -43,9 +47,23 @@ pub(crate) struct Session {
 }
 
 /// Answers a sequence number when the caller is done with it, or was killed.
-struct Turn {
+pub(super) struct Turn {
     life: Arc<Life>,
     number: SequenceNumber,
+}
+
+impl Turn {
+    pub(super) fn session(&self) -> SessionId {
+        self.life.id
+    }
+
+    pub(super) const fn number(&self) -> SequenceNumber {
+        self.number
+    }
+
+    pub(super) fn answered_below(&self) -> SequenceNumber {
+        self.life.window.lock().answered_below()
+    }
 }
 
 impl Drop for Turn {
@@ -90,6 +108,7 @@ impl Session {
         Ok(Arc::new(Self {
             leader,
             routing,
+            ahead: Ahead::new(),
             label,
             life: watch::Sender::new(new_life(id)),
             expired: Notify::new(),
@@ -143,7 +162,7 @@ impl Session {
         }
     }
 
-    async fn turn(&self, deadline: Instant) -> Result<Turn> {
+    pub(super) async fn turn(&self, deadline: Instant) -> Result<Turn> {
         loop {
             let life = self.life.borrow().clone();
             let room = life.room.notified();
@@ -166,11 +185,15 @@ impl Session {
 
     /// Attributes of a directory that a change of this mount has just brought along, and how old they are.
     pub(crate) fn directory(&self, inode: InodeId) -> Option<(Attributes, Duration)> {
+        if let Some(attributes) = self.ahead.attributes(self, inode) {
+            // Of a file more is known than what metadata says of it.
+            return (attributes.kind == FileKind::Directory).then_some((attributes, Duration::ZERO));
+        }
         let known = self.directories.lock().get(inode, self.now_ms());
         known.map(|(attributes, age_ms)| (attributes, Duration::from_millis(age_ms)))
     }
 
-    fn now_ms(&self) -> u64 {
+    pub(super) fn now_ms(&self) -> u64 {
         self.started.elapsed().as_millis() as u64
     }
 
@@ -184,18 +207,63 @@ impl Session {
         }
     }
 
-    /// One change, exactly once.
+    /// Sends what was shown before it was told, and keeps the right to show it, until told to stop.
+    pub(crate) async fn run_ahead(self: Arc<Self>, stop: CancellationToken) {
+        tokio::join!(ahead::tell(&self, &stop), ahead::keep(&self, &stop));
+    }
+
+    /// Whether changes of this inode are made here.
+    pub(crate) fn holds(&self, inode: InodeId) -> bool {
+        self.ahead.attributes(self, inode).is_some()
+    }
+
+    /// Waits until the group knows all that this mount has shown.
+    ///
+    /// # Errors
+    /// Also what became of this inode's changes, if they failed after they were shown.
+    pub(crate) async fn settled(&self, inode: Option<InodeId>, deadline: Instant) -> Result<()> {
+        self.ahead.settled(deadline).await?;
+        match inode.and_then(|inode| self.ahead.take_failure(inode)) {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
+    }
+
+    /// What became of this inode's changes after they were shown, as far as it is known.
+    pub(crate) fn failure(&self, inode: InodeId) -> Result<()> {
+        self.ahead.take_failure(inode).map_or(Ok(()), Err)
+    }
+
+    /// One change, exactly once. Of what this mount holds it is answered before the group is told; see [`Session::settled`].
     pub(crate) async fn change(&self, caller: Caller, op: NamespaceOp, deadline: Instant) -> Result<NamespaceChange> {
+        if let Some(outcome) = self.ahead.change(self, caller, &op, deadline).await {
+            // Older than what is known now.
+            if outcome.is_ok() {
+                let mut directories = self.directories.lock();
+                let sent = directories.sending(self.now_ms());
+                directories.answered(sent, &op, None);
+            }
+            return outcome;
+        }
+        self.ahead.leave(&op);
+        self.ahead.settled(deadline).await?;
+        self.send(caller, op, deadline).await
+    }
+
+    async fn send(&self, caller: Caller, op: NamespaceOp, deadline: Instant) -> Result<NamespaceChange> {
         loop {
             let turn = self.turn(deadline).await?;
             let session = turn.life.id;
-            let answered_below = turn.life.window.lock().answered_below();
+            let answered_below = turn.answered_below();
+            let sending = self.ahead.sending(&op);
             let request = MetaRequest::Change(ChangeRequest {
                 session,
                 sequence: turn.number,
                 answered_below,
                 caller,
                 op: op.clone(),
+                hold: sending.as_ref().map(|sending| sending.epoch),
+                shown: None,
             });
             let what = || describe(&op);
             let told = self.telling(&op);
@@ -207,6 +275,9 @@ impl Session {
             let outcome = match answer.response {
                 MetaResponse::Change(answer) => {
                     if let Ok(change) = &answer.outcome {
+                        if let Some(sending) = sending {
+                            sending.answered(&op, change);
+                        }
                         told.answered(change, answer.parents);
                     }
                     answer.outcome
@@ -232,6 +303,10 @@ impl Session {
         reads: Vec<NamespaceRead>,
         deadline: Instant,
     ) -> Result<Vec<Result<NamespaceAnswer>>> {
+        if let Some(answers) = self.ahead.read(self, &reads) {
+            return Ok(answers);
+        }
+        self.ahead.settled(deadline).await?;
         let count = reads.len();
         loop {
             let session = self.id();
@@ -377,7 +452,7 @@ pub(crate) fn unexpected(to: &str) -> Error {
 }
 
 /// For people: what a change was about.
-fn describe(op: &NamespaceOp) -> String {
+pub(super) fn describe(op: &NamespaceOp) -> String {
     match op {
         NamespaceOp::Create { parent, name, .. } => format!("create of {name:?} in inode {parent}"),
         NamespaceOp::Mkdir { parent, name, .. } => format!("mkdir of {name:?} in inode {parent}"),

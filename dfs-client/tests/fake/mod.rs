@@ -486,6 +486,7 @@ impl World {
                     return Ok(NamespaceChange::Entry {
                         attributes,
                         created: false,
+                        held: false,
                     });
                 }
                 let inode = InodeId(self.next_inode);
@@ -522,6 +523,7 @@ impl World {
                 Ok(NamespaceChange::Entry {
                     attributes,
                     created: true,
+                    held: false,
                 })
             }
             NamespaceOp::Unlink { parent, name } => {
@@ -560,6 +562,7 @@ impl World {
         Ok(NamespaceChange::Entry {
             attributes: attributes.clone(),
             created: false,
+            held: false,
         })
     }
 

@@ -8,7 +8,10 @@ use serde::{Deserialize, Serialize};
 use super::namespace::{Attributes, Caller, NamespaceAnswer, NamespaceChange, NamespaceOp, NamespaceRead};
 use crate::chain::RoutingTable;
 use crate::error::Error;
-use crate::id::{ChainId, Epoch, Incarnation, InodeId, MetaId, RoutingVersion, SequenceNumber, SessionId, StorageId};
+use crate::id::{
+    ChainId, Epoch, Hold, HoldEpoch, Incarnation, InodeId, MetaId, RoutingVersion, SequenceNumber, SessionId, StorageId,
+};
+use crate::time::Timestamp;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum MetaRequest {
@@ -24,6 +27,19 @@ pub enum MetaRequest {
     /// Sent every [`KEEP_ALIVE_MS`]. Renews the session and reports opens.
     KeepAlive(KeepAlive),
     Change(ChangeRequest),
+    /// Changes of one session, in order; each for itself, so that one that fails does not undo the others.
+    Changes(Vec<ChangeRequest>),
+    /// A range of inode numbers for changes that are shown before they are sent, and the session's present epoch of holds.
+    Reserve {
+        session: SessionId,
+    },
+    /// Ends the epoch: the session holds nothing any more.
+    Release(Hold),
+    /// Waits up to `wait_ms` until somebody wants what the session holds.
+    Wanted {
+        hold: Hold,
+        wait_ms: u32,
+    },
     /// Reads that make one user action, answered in order from one state.
     Read {
         session: SessionId,
@@ -64,6 +80,13 @@ pub enum MetaResponse {
     SessionClosed,
     KeepAlive(KeepAliveAnswer),
     Change(ChangeAnswer),
+    /// One for each of the request's.
+    Changes(Vec<Result<NamespaceChange, Error>>),
+    Reserved(Reservation),
+    /// The epoch that began.
+    Released(HoldEpoch),
+    /// Whether the holds are to be given up (or are over already).
+    Wanted(bool),
     Read(Vec<Result<NamespaceAnswer, Error>>),
     /// `None`: nothing newer.
     Routing(Option<RoutingTable>),
@@ -108,7 +131,41 @@ pub struct ChangeRequest {
     pub answered_below: SequenceNumber,
     pub caller: Caller,
     pub op: NamespaceOp,
+    /// What the change creates is held by the session from its first moment, if this is still its epoch.
+    pub hold: Option<HoldEpoch>,
+    /// The change was shown to its caller before it was sent.
+    pub shown: Option<Shown>,
 }
+
+/// What a caller has seen of a change already, and must not see differently later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shown {
+    /// When it happened, by the mount's clock.
+    pub time: Timestamp,
+    /// The number of what it created, from the session's reservation.
+    pub inode: Option<InodeId>,
+}
+
+/// Inode numbers `first..end` are the session's to give.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reservation {
+    pub first: InodeId,
+    pub end: InodeId,
+    pub epoch: HoldEpoch,
+}
+
+/// Inode numbers in one reservation. What a session does not use is lost, of 2^64.
+pub const RESERVED_INODES: u64 = 4_096;
+
+/// Most changes in one [`MetaRequest::Changes`].
+pub const MAX_CHANGES_TOGETHER: usize = 64;
+
+/// A mount relies on what it holds for this long after it sent the last question that the leader answered.
+pub const HOLD_LEASE_MS: u64 = 1_000;
+
+/// Who does not give up what others want within this has it taken. The gap to [`HOLD_LEASE_MS`] is for clocks and for a
+/// leader that learns of the want a moment after it was deposed.
+pub const HOLD_TAKEN_MS: u64 = 1_500;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChangeAnswer {

@@ -223,6 +223,8 @@ pub enum NamespaceChange {
     Entry {
         attributes: Attributes,
         created: bool,
+        /// The session that asked holds it from now on.
+        held: bool,
     },
     /// Unlink, rmdir, and rename's replaced target: the inode that lost a name and how many are left.
     Removed {

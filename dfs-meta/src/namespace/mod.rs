@@ -16,14 +16,14 @@ mod oracle;
 mod tests;
 
 use dfs_common::wire::namespace::{Caller, NamespaceChange, NamespaceOp};
-use dfs_common::{Error, ErrorCode, InodeId, RoutingTable, SessionId, Timestamp};
+use dfs_common::{Error, ErrorCode, Hold, HoldEpoch, InodeId, RoutingTable, SessionId, Timestamp};
 
 use crate::store::{Overlay, Rows, StoreError};
 
 pub use read::read;
-pub use rows::{Body, Counters, DentryRow, InodeRow, OrphanRow, XattrRow};
+pub use rows::{Body, Counters, DentryRow, HoldRow, InodeRow, OrphanRow, XattrRow};
 use transaction::Transaction;
-pub(crate) use transaction::forget_orphan;
+pub(crate) use transaction::{forget_orphan, is_valid};
 
 /// Keyed hash of a name: the only thing of it that keys show. The same name in two directories hashes differently.
 pub trait NameHash: Send + Sync + 'static {
@@ -35,6 +35,9 @@ pub trait NameHash: Send + Sync + 'static {
 pub enum OpError {
     #[error(transparent)]
     Answer(#[from] Error),
+    /// Another session holds what it is about, and has to give it up first.
+    #[error("session {} holds it", .0.session)]
+    Held(Hold),
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -50,8 +53,12 @@ pub type OpResult<T> = Result<T, OpError>;
 /// What an operation gets from outside.
 #[derive(Clone, Copy, Debug)]
 pub struct Context<'a> {
-    /// The leader's clock when it proposed.
+    /// The leader's clock when it proposed; or the mount's, if it has shown the change.
     pub time: Timestamp,
+    /// What is created is the session's to hold, if this is its epoch.
+    pub hold: Option<HoldEpoch>,
+    /// The number that was shown for what is created.
+    pub inode: Option<InodeId>,
     pub caller: Caller,
     /// Who writes, for version vectors.
     pub session: SessionId,

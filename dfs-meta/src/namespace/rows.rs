@@ -1,7 +1,7 @@
 //! Values of the namespace's rows. Encoded by the system's codec; `store::keys` has their keys.
 
 use dfs_common::wire::namespace::{Attributes, FileAttributes, FileKind, WrappedKey};
-use dfs_common::{InodeId, Layout, Policy, Timestamp, ValidName, VersionVector};
+use dfs_common::{Hold, HoldEpoch, InodeId, Layout, Policy, Timestamp, ValidName, VersionVector};
 use serde::{Deserialize, Serialize};
 
 /// Bytes that `stat` shows for each entry of a directory.
@@ -23,6 +23,8 @@ pub struct InodeRow {
     pub policy: Policy,
     /// Names and values of all extended attributes together.
     pub xattr_bytes: u32,
+    /// Whose it is, as long as that session is in that epoch; see [`HoldRow`].
+    pub hold: Option<Hold>,
     pub body: Body,
 }
 
@@ -66,6 +68,16 @@ pub struct XattrRow {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OrphanRow {
     pub unlinked_at: Timestamp,
+}
+
+/// What a session may give and keep. It holds the inodes that name its present epoch; so all of them are given up at once by
+/// raising it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HoldRow {
+    pub epoch: HoldEpoch,
+    /// Inode numbers that it may still give: `first..end`.
+    pub first: InodeId,
+    pub end: InodeId,
 }
 
 /// What is counted rather than searched for.

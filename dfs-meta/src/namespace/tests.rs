@@ -125,7 +125,8 @@ fn create_of_an_existing_name() {
         found,
         NamespaceChange::Entry {
             attributes: file,
-            created: false
+            created: false,
+            held: false,
         }
     );
     assert_eq!(bench.mkdir(TOP, "a"), Err(ErrorCode::Exists));

@@ -3,9 +3,9 @@
 use std::fmt;
 
 use dfs_common::wire::namespace::{Attributes, Caller};
-use dfs_common::{Error, ErrorCode, InodeId, SessionId, Timestamp, ValidName};
+use dfs_common::{Error, ErrorCode, Hold, InodeId, SessionId, Timestamp, ValidName};
 
-use super::rows::{Body, Counters, DentryRow, InodeRow, OrphanRow};
+use super::rows::{Body, Counters, DentryRow, HoldRow, InodeRow, OrphanRow};
 use super::{Context, NameHash, OpError, OpResult};
 use crate::store::keys::{self, PROBES, Slot};
 use crate::store::{self, Overlay, Rows, StoreError};
@@ -17,18 +17,33 @@ pub(crate) struct Found {
     pub(crate) entry: DentryRow,
 }
 
-pub(crate) fn get_inode<R: Rows + ?Sized>(rows: &R, inode: InodeId) -> Result<Option<InodeRow>, StoreError> {
-    store::get(rows, &keys::inode(inode))
+/// The inode, if there is one, for `asker`: nobody else sees what a session holds.
+pub(crate) fn get_inode<R: Rows + ?Sized>(rows: &R, asker: SessionId, inode: InodeId) -> OpResult<Option<InodeRow>> {
+    let row: Option<InodeRow> = store::get(rows, &keys::inode(inode))?;
+    if let Some(hold) = row.as_ref().and_then(|row| row.hold)
+        && hold.session != asker
+        && is_valid(rows, hold)?
+    {
+        return Err(OpError::Held(hold));
+    }
+    Ok(row)
+}
+
+/// Whether the session lives and is in that epoch.
+pub(crate) fn is_valid<R: Rows + ?Sized>(rows: &R, hold: Hold) -> Result<bool, StoreError> {
+    let row: Option<HoldRow> = store::get(rows, &keys::hold(hold.session))?;
+    Ok(row.is_some_and(|row| row.epoch == hold.epoch))
 }
 
 /// The inode, or `ESTALE`: somebody holds a number whose inode is gone.
-pub(crate) fn need_inode<R: Rows + ?Sized>(rows: &R, inode: InodeId) -> OpResult<InodeRow> {
-    get_inode(rows, inode)?.ok_or_else(|| Error::new(ErrorCode::StaleInode, format!("inode {inode} is gone")).into())
+pub(crate) fn need_inode<R: Rows + ?Sized>(rows: &R, asker: SessionId, inode: InodeId) -> OpResult<InodeRow> {
+    get_inode(rows, asker, inode)?
+        .ok_or_else(|| Error::new(ErrorCode::StaleInode, format!("inode {inode} is gone")).into())
 }
 
 /// The directory, or `ENOENT` when it was removed, or `ENOTDIR`.
-pub(crate) fn need_directory<R: Rows + ?Sized>(rows: &R, directory: InodeId) -> OpResult<InodeRow> {
-    let row = get_inode(rows, directory)?
+pub(crate) fn need_directory<R: Rows + ?Sized>(rows: &R, asker: SessionId, directory: InodeId) -> OpResult<InodeRow> {
+    let row = get_inode(rows, asker, directory)?
         .ok_or_else(|| Error::new(ErrorCode::NotFound, format!("directory {directory} was removed")))?;
     if row.is_directory() {
         Ok(row)
@@ -133,11 +148,11 @@ impl<'t, 's, S: Rows + ?Sized> Transaction<'t, 's, S> {
     }
 
     pub(crate) fn inode(&self, inode: InodeId) -> OpResult<InodeRow> {
-        need_inode(self.rows, inode)
+        need_inode(self.rows, self.session(), inode)
     }
 
     pub(crate) fn directory(&self, directory: InodeId) -> OpResult<InodeRow> {
-        need_directory(self.rows, directory)
+        need_directory(self.rows, self.session(), directory)
     }
 
     pub(crate) fn put_inode(&mut self, inode: InodeId, row: &InodeRow) -> OpResult<()> {
@@ -151,11 +166,41 @@ impl<'t, 's, S: Rows + ?Sized> Transaction<'t, 's, S> {
         Ok(row.attributes(inode))
     }
 
-    pub(crate) fn new_inode(&mut self) -> InodeId {
-        let inode = self.counters.next_inode;
-        self.counters.next_inode = inode.next();
+    /// The number of the inode that this operation creates, and whose it is to be.
+    pub(crate) fn new_inode(&mut self) -> OpResult<(InodeId, Option<Hold>)> {
+        let inode = if let Some(shown) = self.context.inode {
+            self.reserved(shown)?
+        } else {
+            let next = self.counters.next_inode;
+            self.counters.next_inode = next.next();
+            next
+        };
         self.counters.inodes += 1;
-        inode
+        let wanted = self.context.hold.map(|epoch| Hold {
+            session: self.session(),
+            epoch,
+        });
+        let hold = match wanted {
+            Some(hold) if is_valid(self.rows, hold)? => Some(hold),
+            _ => None,
+        };
+        Ok((inode, hold))
+    }
+
+    /// Takes a number that the session has reserved. They rise, so that none is given twice.
+    fn reserved(&mut self, inode: InodeId) -> OpResult<InodeId> {
+        let key = keys::hold(self.session());
+        let row: Option<HoldRow> = store::get(self.rows, &key)?;
+        let Some(mut row) = row.filter(|row| (row.first..row.end).contains(&inode)) else {
+            return Err(Error::new(
+                ErrorCode::InvalidArgument,
+                format!("inode {inode} is not the next of session {} to give", self.session()),
+            )
+            .into());
+        };
+        row.first = inode.next();
+        self.rows.put(key, store::encode(&row)?);
+        Ok(inode)
     }
 
     /// The entry of a name, if there is one.

@@ -11,13 +11,18 @@ pub(super) fn authorize(peer: NodeName, request: &MetaRequest) -> Result<(), Err
         | MetaRequest::CloseSession { .. }
         | MetaRequest::KeepAlive(_)
         | MetaRequest::Change(_)
+        | MetaRequest::Changes(_)
+        | MetaRequest::Reserve { .. }
+        | MetaRequest::Release(_)
+        | MetaRequest::Wanted { .. }
         | MetaRequest::Read { .. }
         | MetaRequest::Status => {
             let what = match request {
                 MetaRequest::OpenSession { .. } => "open a session",
                 MetaRequest::CloseSession { .. } => "close a session",
                 MetaRequest::KeepAlive(_) => "renew a session",
-                MetaRequest::Change(_) => "change the namespace",
+                MetaRequest::Change(_) | MetaRequest::Changes(_) => "change the namespace",
+                MetaRequest::Reserve { .. } | MetaRequest::Release(_) | MetaRequest::Wanted { .. } => "hold inodes",
                 MetaRequest::Read { .. } => "read the namespace",
                 _ => "read the cluster's status",
             };

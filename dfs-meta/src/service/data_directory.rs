@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::error::StartError;
 
 /// Version of the directory's layout. A program refuses a newer one.
-pub(super) const FORMAT: u32 = 1;
+pub(super) const FORMAT: u32 = 2;
 
 const LOCK_FILE: &str = "LOCK";
 const NODE_FILE: &str = "node.json";
@@ -117,6 +117,12 @@ fn check(path: &Path, bytes: &[u8], cluster: ClusterId, node: NodeName) -> Resul
             found: found.format,
         });
     }
+    if found.format < FORMAT {
+        return Err(StartError::OlderFormat {
+            path: path.to_path_buf(),
+            found: found.format,
+        });
+    }
     if found.cluster != cluster.to_string() || found.node != node.to_string() {
         return Err(StartError::Foreign {
             path: path.to_path_buf(),
@@ -173,7 +179,7 @@ mod tests {
             assert!(error.contains("belongs to meta-1") && !error.contains('\n'), "{error}");
         }
         let text = fs::read_to_string(path.join(NODE_FILE)).unwrap();
-        fs::write(path.join(NODE_FILE), text.replace("\"format\": 1", "\"format\": 9")).unwrap();
+        fs::write(path.join(NODE_FILE), text.replace("\"format\": 2", "\"format\": 9")).unwrap();
         let error = open(cluster, node).unwrap_err();
         assert!(error.contains("format 9"), "{error}");
         fs::write(path.join(NODE_FILE), "{").unwrap();

@@ -4,10 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dfs_common::wire::meta::{
-    ChangeAnswer, ChangeRequest, ClusterStatus, MetaRequest, MetaResponse, MetaStatus, SESSION_LEASE_MS,
+    ChangeAnswer, ChangeRequest, ClusterStatus, MAX_CHANGES_TOGETHER, MetaRequest, MetaResponse, MetaStatus,
+    RESERVED_INODES, SESSION_LEASE_MS,
 };
 use dfs_common::wire::namespace::{NamespaceAnswer, NamespaceRead, StatFs};
 use dfs_common::{Error, ErrorCode, MetaId, NodeName, Result, RoutingVersion, SessionId, StorageId};
+use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::authorize::authorize;
@@ -95,7 +97,17 @@ async fn lead(shared: &Arc<Shared>, peer: NodeName, request: MetaRequest, time: 
             Ok(MetaResponse::KeepAlive(answer))
         }
         MetaRequest::Change(change) => change_namespace(shared, change, time).await,
-        MetaRequest::Read { reads, .. } => read(shared, reads).await,
+        MetaRequest::Changes(changes) => change_several(shared, changes, time).await,
+        MetaRequest::Reserve { session } => reserve(shared, session, time).await,
+        MetaRequest::Release(hold) => match shared.propose(CommandKind::Release(hold), time).await? {
+            Outcome::Released(epoch) => Ok(MetaResponse::Released(epoch)),
+            other => Err(unexpected(&other)),
+        },
+        MetaRequest::Wanted { hold, wait_ms } => {
+            let wait = Duration::from_millis(u64::from(wait_ms)).min(time);
+            shared.wanted(hold, wait).await.map(MetaResponse::Wanted)
+        }
+        MetaRequest::Read { session, reads } => read(shared, session, reads, time).await,
         MetaRequest::Routing { known, wait_ms } => {
             let wait = Duration::from_millis(u64::from(wait_ms))
                 .min(ROUTING_WAIT_MAX)
@@ -160,11 +172,13 @@ async fn change_namespace(shared: &Shared, change: ChangeRequest, time: Duration
         .parents()
         .map(|inode| NamespaceRead::GetAttributes { inode })
         .collect();
-    match shared.propose(CommandKind::Change(change), time).await? {
+    let session = change.session;
+    match shared.propose_past_holds(CommandKind::Change(change), time).await? {
         Outcome::Change(outcome) => {
             // What was just applied lies in memory. A directory that is gone meanwhile has nothing to tell.
-            let answers = shared.state.read(&directories, StatFs::default());
+            let answers = shared.state.read(session, &directories, StatFs::default());
             let parents = answers
+                .unwrap_or_default()
                 .into_iter()
                 .filter_map(|answer| match answer {
                     Ok(NamespaceAnswer::Attributes(attributes)) => Some(attributes),
@@ -177,6 +191,34 @@ async fn change_namespace(shared: &Shared, change: ChangeRequest, time: Duration
     }
 }
 
+async fn change_several(shared: &Shared, changes: Vec<ChangeRequest>, time: Duration) -> Result<MetaResponse> {
+    let session = changes.first().map(|change| change.session);
+    if changes.len() > MAX_CHANGES_TOGETHER || changes.iter().any(|change| Some(change.session) != session) {
+        return Err(Error::new(
+            ErrorCode::BadMessage,
+            format!(
+                "{} changes in one request; up to {MAX_CHANGES_TOGETHER} of one session are allowed",
+                changes.len()
+            ),
+        ));
+    }
+    match shared.propose_past_holds(CommandKind::Changes(changes), time).await? {
+        Outcome::Changes(answers) => Ok(MetaResponse::Changes(answers)),
+        other => Err(unexpected(&other)),
+    }
+}
+
+async fn reserve(shared: &Shared, session: SessionId, time: Duration) -> Result<MetaResponse> {
+    let command = CommandKind::Reserve {
+        session,
+        count: RESERVED_INODES,
+    };
+    match shared.propose(command, time).await? {
+        Outcome::Reserved(reserved) => reserved.map(MetaResponse::Reserved),
+        other => Err(unexpected(&other)),
+    }
+}
+
 fn unexpected(outcome: &Outcome) -> Error {
     Error::new(
         ErrorCode::Internal,
@@ -184,7 +226,12 @@ fn unexpected(outcome: &Outcome) -> Error {
     )
 }
 
-async fn read(shared: &Shared, mut reads: Vec<NamespaceRead>) -> Result<MetaResponse> {
+async fn read(
+    shared: &Shared,
+    session: SessionId,
+    mut reads: Vec<NamespaceRead>,
+    time: Duration,
+) -> Result<MetaResponse> {
     if reads.len() > READS_MAX {
         return Err(Error::new(
             ErrorCode::InvalidArgument,
@@ -198,15 +245,25 @@ async fn read(shared: &Shared, mut reads: Vec<NamespaceRead>) -> Result<MetaResp
             long = true;
         }
     }
-    shared.consensus.read_barrier().await?;
-    let usage = *shared.usage.borrow();
-    // Point reads come from sled's cache in microseconds: cheaper than a change of threads.
-    let answers = if long {
-        shared.blocking(move |state| Ok(state.read(&reads, usage))).await?
-    } else {
-        shared.state.read(&reads, usage)
-    };
-    Ok(MetaResponse::Read(answers))
+    let until = Instant::now() + time;
+    let reads = Arc::new(reads);
+    loop {
+        shared.consensus.read_barrier().await?;
+        let usage = *shared.usage.borrow();
+        // Point reads come from sled's cache in microseconds: cheaper than a change of threads.
+        let answers = if long {
+            let reads = Arc::clone(&reads);
+            shared
+                .blocking(move |state| Ok(state.read(session, &reads, usage)))
+                .await?
+        } else {
+            shared.state.read(session, &reads, usage)
+        };
+        match answers {
+            Ok(answers) => return Ok(MetaResponse::Read(answers)),
+            Err(hold) => shared.end_hold(hold, until).await?,
+        }
+    }
 }
 
 /// Answers when the table is newer than `known`, when the time is over, or when this server no longer leads.

@@ -33,6 +33,12 @@ pub enum StartError {
         path.display(), known = super::data_directory::FORMAT
     )]
     NewerFormat { path: PathBuf, found: u32 },
+    #[error(
+        "{} is of format {found}, older than this program's ({known}), which can not read it: keep it for the program that \
+         wrote it, or give an empty directory",
+        path.display(), known = super::data_directory::FORMAT
+    )]
+    OlderFormat { path: PathBuf, found: u32 },
     #[error("{} is damaged ({source}): restore it, or give an empty directory and let the others fill it", path.display())]
     NodeFile { path: PathBuf, source: serde_json::Error },
     #[error("the configuration does not fit: {}", .0.detail)]
@@ -59,7 +65,9 @@ impl From<StartError> for Error {
         let code = match &error {
             StartError::Io { .. } | StartError::NodeFile { .. } => ErrorCode::Internal,
             StartError::InUse { .. } => ErrorCode::Busy,
-            StartError::Foreign { .. } | StartError::NewerFormat { .. } => ErrorCode::Incompatible,
+            StartError::Foreign { .. } | StartError::NewerFormat { .. } | StartError::OlderFormat { .. } => {
+                ErrorCode::Incompatible
+            }
             StartError::Config(e) | StartError::Credentials(e) | StartError::Network(e) | StartError::State(e) => {
                 e.code
             }

@@ -5,6 +5,7 @@ mod clock;
 mod data_directory;
 mod dispatch;
 mod error;
+mod holds;
 mod leader;
 mod observed;
 mod owner;
@@ -61,6 +62,7 @@ fn assemble(parts: Parts, tasks: &TaskTracker, shutdown: &CancellationToken) -> 
         state: parts.state,
         routing: parts.routing,
         usage: usage_seen,
+        wants: holds::Wants::new(),
         owner,
         storage: parts.storage,
     });

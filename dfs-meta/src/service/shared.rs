@@ -8,10 +8,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 use dfs_common::wire::namespace::{NamespaceAnswer, NamespaceRead, StatFs};
 use dfs_common::wire::storage::{StorageRequest, StorageResponse};
-use dfs_common::{ClusterId, Error, ErrorCode, InodeId, MetaId, Result, RoutingTable, SessionId, StorageId, codec};
+use dfs_common::{
+    ClusterId, Error, ErrorCode, Hold, InodeId, MetaId, Result, RoutingTable, SessionId, StorageId, codec,
+};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::clock::Clock;
+use super::holds::Wants;
 use super::owner::Ask;
 use crate::command::{Command, CommandKind, Outcome};
 use crate::consensus::Consensus;
@@ -20,16 +23,31 @@ use crate::store::Store;
 
 /// What the service asks of the applied state, whatever store is below. Calls may block for a disk read.
 pub(super) trait Applied: Send + Sync + 'static {
-    /// Answers from one state.
-    fn read(&self, reads: &[NamespaceRead], usage: StatFs) -> Vec<Result<NamespaceAnswer>>;
+    /// Answers from one state, unless another session holds what one of them is about.
+    fn read(
+        &self,
+        asker: SessionId,
+        reads: &[NamespaceRead],
+        usage: StatFs,
+    ) -> std::result::Result<Vec<Result<NamespaceAnswer>>, Hold>;
+    fn is_held(&self, hold: Hold) -> Result<bool>;
     fn sessions(&self) -> Result<Vec<SessionId>>;
     fn orphans(&self, limit: usize) -> Result<Vec<InodeId>>;
     fn counts(&self) -> Counts;
 }
 
 impl<S: Store> Applied for State<S> {
-    fn read(&self, reads: &[NamespaceRead], usage: StatFs) -> Vec<Result<NamespaceAnswer>> {
-        self.read_all(reads, usage)
+    fn read(
+        &self,
+        asker: SessionId,
+        reads: &[NamespaceRead],
+        usage: StatFs,
+    ) -> std::result::Result<Vec<Result<NamespaceAnswer>>, Hold> {
+        Self::read(self, asker, reads, usage)
+    }
+
+    fn is_held(&self, hold: Hold) -> Result<bool> {
+        Ok(Self::is_held(self, hold)?)
     }
 
     fn sessions(&self) -> Result<Vec<SessionId>> {
@@ -68,6 +86,7 @@ pub(super) struct Shared {
     /// The table as last applied here, with the metadata servers' addresses filled in.
     pub(super) routing: watch::Receiver<Arc<RoutingTable>>,
     pub(super) usage: watch::Receiver<StatFs>,
+    pub(super) wants: Wants,
     pub(super) owner: mpsc::Sender<Ask>,
     pub(super) storage: Arc<dyn StorageCaller>,
 }

@@ -240,6 +240,8 @@ impl World {
             answered_below: SequenceNumber(sequence),
             caller: Caller { uid: 0, gid: 0 },
             op,
+            hold: None,
+            shown: None,
         });
         match self.call(CLIENT, request).await {
             MetaResponse::Change(answer) => answer.outcome.unwrap(),

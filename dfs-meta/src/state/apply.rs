@@ -3,19 +3,30 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use dfs_common::wire::meta::{ChangeRequest, MAX_CHANGES_IN_FLIGHT};
+use dfs_common::wire::meta::{ChangeRequest, MAX_CHANGES_IN_FLIGHT, Reservation};
 use dfs_common::wire::namespace::NamespaceChange;
-use dfs_common::{Error, ErrorCode, InodeId, RetryClass, RoutingTable, SequenceNumber, SessionId, Timestamp};
+use dfs_common::{
+    Error, ErrorCode, Hold, HoldEpoch, InodeId, RetryClass, RoutingTable, SequenceNumber, SessionId, Timestamp,
+};
 
 use super::rows::SessionRow;
 use super::{State, session_expired};
 use crate::chains;
 use crate::command::{Command, CommandKind, Outcome};
-use crate::namespace::{self, Context, Counters, NameHash, OpError};
+use crate::namespace::{self, Context, Counters, HoldRow, NameHash, OpError};
 use crate::store::{self, Batch, Overlay, Rows, Store, StoreError, keys};
 
 /// The answer to one change, as it is remembered.
 type Answer = Result<NamespaceChange, Error>;
+
+/// How far a mount's clock may be from the leader's when it says when a change was.
+const CLOCK_TRUST_NS: i64 = 60_000_000_000;
+
+/// What became of a change.
+enum Done {
+    Answered(Answer),
+    Held(Hold),
+}
 
 impl<S: Store> State<S> {
     /// Applies commands in order and commits one batch with `position`. The outcomes are those of the commands, in order;
@@ -87,7 +98,13 @@ impl<S: Store> Applier<'_, S> {
                 sessions.iter().try_for_each(|&session| self.end_session(session))?;
                 Outcome::Done
             }
-            CommandKind::Change(request) => Outcome::Change(self.change(request, command.time)?),
+            CommandKind::Change(request) => match self.change(request, command.time)? {
+                Done::Answered(answer) => Outcome::Change(answer),
+                Done::Held(hold) => Outcome::Held(hold),
+            },
+            CommandKind::Changes(requests) => self.changes(requests, command.time)?,
+            CommandKind::Reserve { session, count } => Outcome::Reserved(self.reserve(*session, *count)?),
+            CommandKind::Release(hold) => Outcome::Released(self.release(*hold)?),
             CommandKind::Purged { inodes } => {
                 inodes.iter().try_for_each(|&inode| self.purged(inode))?;
                 Outcome::Done
@@ -122,6 +139,7 @@ impl<S: Store> Applier<'_, S> {
             return Ok(());
         }
         self.rows.delete(keys::session(session));
+        self.rows.delete(keys::hold(session));
         let (from, to) = keys::answers(session);
         // Never more than the bound, which `change` keeps.
         for (key, _) in self.rows.scan(&from, &to, usize::MAX)? {
@@ -140,18 +158,57 @@ impl<S: Store> Applier<'_, S> {
         Ok(())
     }
 
+    /// Those that were answered before a hold stopped the rest are answered the same when the command comes again.
+    fn changes(&mut self, requests: &[ChangeRequest], time: Timestamp) -> Result<Outcome, StoreError> {
+        let mut answers = Vec::with_capacity(requests.len());
+        for request in requests {
+            match self.change(request, time)? {
+                Done::Answered(answer) => answers.push(answer),
+                Done::Held(hold) => return Ok(Outcome::Held(hold)),
+            }
+            self.rows.keep();
+        }
+        Ok(Outcome::Changes(answers))
+    }
+
+    fn reserve(&mut self, session: SessionId, count: u64) -> Result<Result<Reservation, Error>, StoreError> {
+        if self.rows.get(&keys::session(session))?.is_none() {
+            return Ok(Err(session_expired(session)));
+        }
+        let key = keys::hold(session);
+        let epoch = store::get::<HoldRow, _>(&self.rows, &key)?.map_or(HoldEpoch(1), |row| row.epoch);
+        let first = self.counters.next_inode;
+        let end = InodeId(first.0.saturating_add(count));
+        self.counters.next_inode = end;
+        self.rows.put(key, store::encode(&HoldRow { epoch, first, end })?);
+        Ok(Ok(Reservation { first, end, epoch }))
+    }
+
+    /// Says which epoch the session is in now; 0 for one that holds nothing.
+    fn release(&mut self, hold: Hold) -> Result<HoldEpoch, StoreError> {
+        let key = keys::hold(hold.session);
+        let Some(mut row) = store::get::<HoldRow, _>(&self.rows, &key)? else {
+            return Ok(HoldEpoch(0));
+        };
+        if row.epoch == hold.epoch {
+            row.epoch = row.epoch.next();
+            self.rows.put(key, store::encode(&row)?);
+        }
+        Ok(row.epoch)
+    }
+
     /// A change, exactly once: the answer is written with the rows, and a retry gets it back.
-    fn change(&mut self, request: &ChangeRequest, time: Timestamp) -> Result<Answer, StoreError> {
+    fn change(&mut self, request: &ChangeRequest, time: Timestamp) -> Result<Done, StoreError> {
         let session_key = keys::session(request.session);
         let Some(mut session) = store::get::<SessionRow, _>(&self.rows, &session_key)? else {
-            return Ok(Err(session_expired(request.session)));
+            return Ok(Done::Answered(Err(session_expired(request.session))));
         };
         let answer_key = keys::answer(request.session, request.sequence);
         if let Some(answer) = store::get::<Answer, _>(&self.rows, &answer_key)? {
-            return Ok(answer);
+            return Ok(Done::Answered(answer));
         }
         if let Err(refused) = check_sequence(&session, request) {
-            return Ok(Err(refused));
+            return Ok(Done::Answered(Err(refused)));
         }
         if request.answered_below > session.answered_below {
             // Remembered answers lie within the bound above `answered_below`, so there is nothing to search for.
@@ -168,7 +225,9 @@ impl<S: Store> Applier<'_, S> {
 
         let before = self.counters;
         let context = Context {
-            time,
+            time: request.shown.map_or(time, |shown| near(shown.time, time)),
+            hold: request.hold,
+            inode: request.shown.and_then(|shown| shown.inode),
             caller: request.caller,
             session: request.session,
             routing: &self.routing,
@@ -177,6 +236,11 @@ impl<S: Store> Applier<'_, S> {
         let answer = match done {
             Ok(change) => Ok(change),
             Err(OpError::Store(error)) => return Err(error),
+            Err(OpError::Held(hold)) => {
+                self.rows.discard();
+                self.counters = before;
+                return Ok(Done::Held(hold));
+            }
             Err(OpError::Answer(error)) => {
                 self.rows.discard();
                 self.counters = before;
@@ -190,8 +254,17 @@ impl<S: Store> Applier<'_, S> {
         if settled {
             self.rows.put(answer_key, store::encode(&answer)?);
         }
-        Ok(answer)
+        Ok(Done::Answered(answer))
     }
+}
+
+/// A mount's clock, as far as it is believed: files must not get times of another age from one that is wrong.
+fn near(shown: Timestamp, now: Timestamp) -> Timestamp {
+    let nanos = shown.nanos.clamp(
+        now.nanos.saturating_sub(CLOCK_TRUST_NS),
+        now.nanos.saturating_add(CLOCK_TRUST_NS),
+    );
+    Timestamp::from_nanos(nanos)
 }
 
 /// Whether a sequence number that has no remembered answer may be applied.

@@ -20,7 +20,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use dfs_common::wire::namespace::{NamespaceAnswer, NamespaceRead, StatFs};
-use dfs_common::{ClusterId, ErrorCode, InodeId, RoutingTable, SessionId, Timestamp};
+use dfs_common::{ClusterId, ErrorCode, Hold, InodeId, RoutingTable, SessionId, Timestamp};
 use parking_lot::{Mutex, RwLock};
 
 use crate::namespace::{self, Body, Counters, InodeRow, NameHash, OpError, OrphanRow};
@@ -106,28 +106,40 @@ impl<S: Store> State<S> {
         self.store.get(&keys::POSITION)
     }
 
-    /// Answers one question. `usage` is what the storage nodes report, for `statfs`.
-    pub fn read(&self, read: &NamespaceRead, usage: StatFs) -> dfs_common::Result<NamespaceAnswer> {
-        self.read_locked(&self.cache.read(), read, usage)
-    }
-
-    /// Answers several questions from one state.
-    pub fn read_all(&self, reads: &[NamespaceRead], usage: StatFs) -> Vec<dfs_common::Result<NamespaceAnswer>> {
+    /// Answers several questions of one session from one state. `usage` is what the storage nodes report, for `statfs`.
+    ///
+    /// # Errors
+    /// Only that another session holds what one of them is about.
+    pub fn read(
+        &self,
+        asker: SessionId,
+        reads: &[NamespaceRead],
+        usage: StatFs,
+    ) -> Result<Vec<dfs_common::Result<NamespaceAnswer>>, Hold> {
         let cache = self.cache.read();
-        reads.iter().map(|read| self.read_locked(&cache, read, usage)).collect()
+        reads
+            .iter()
+            .map(|read| {
+                if matches!(read, NamespaceRead::StatFs) {
+                    return Ok(Ok(NamespaceAnswer::StatFs(StatFs {
+                        inodes: cache.counters.inodes,
+                        ..usage
+                    })));
+                }
+                match namespace::read(&self.store, self.hasher.as_ref(), asker, read) {
+                    Ok(answer) => Ok(Ok(answer)),
+                    Err(OpError::Answer(error)) => Ok(Err(error)),
+                    Err(OpError::Store(error)) => Ok(Err(error.into())),
+                    Err(OpError::Held(hold)) => Err(hold),
+                }
+            })
+            .collect()
     }
 
-    fn read_locked(&self, cache: &Cache, read: &NamespaceRead, usage: StatFs) -> dfs_common::Result<NamespaceAnswer> {
-        if matches!(read, NamespaceRead::StatFs) {
-            return Ok(NamespaceAnswer::StatFs(StatFs {
-                inodes: cache.counters.inodes,
-                ..usage
-            }));
-        }
-        namespace::read(&self.store, self.hasher.as_ref(), read).map_err(|error| match error {
-            OpError::Answer(error) => error,
-            OpError::Store(error) => error.into(),
-        })
+    /// Whether the session still holds what it got in that epoch.
+    pub fn is_held(&self, hold: Hold) -> Result<bool, StoreError> {
+        let _cache = self.cache.read();
+        namespace::is_valid(&self.store, hold)
     }
 
     pub fn routing(&self) -> Arc<RoutingTable> {
@@ -215,6 +227,7 @@ fn first_rows(cluster: ClusterId) -> Result<Batch, StoreError> {
         change: 1,
         policy: dfs_common::Policy::default(),
         xattr_bytes: 0,
+        hold: None,
         body: Body::Directory {
             parent: InodeId::ROOT,
             entries: 0,

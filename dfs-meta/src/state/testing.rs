@@ -130,6 +130,8 @@ impl<S: Store> Bench<S> {
             answered_below: SequenceNumber(self.sequence),
             caller: self.caller,
             op,
+            hold: None,
+            shown: None,
         }
     }
 
@@ -148,12 +150,12 @@ impl<S: Store> Bench<S> {
         }
     }
 
-    #[expect(
-        clippy::needless_pass_by_value,
-        reason = "questions are written where they are asked"
-    )]
     pub(crate) fn read(&self, read: NamespaceRead) -> Result<NamespaceAnswer, ErrorCode> {
-        self.state.read(&read, StatFs::default()).map_err(|error| error.code)
+        self.state
+            .read(self.session, &[read], StatFs::default())
+            .unwrap()
+            .remove(0)
+            .map_err(|error| error.code)
     }
 
     pub(crate) fn stat(&self, inode: InodeId) -> Result<Attributes, ErrorCode> {

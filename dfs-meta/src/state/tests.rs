@@ -190,6 +190,8 @@ fn script() -> Vec<Command> {
             answered_below: SequenceNumber(n as u64),
             caller: super::testing::USER,
             op,
+            hold: None,
+            shown: None,
         })
     }));
     kinds.push(CommandKind::Purged {
@@ -341,7 +343,9 @@ fn readers_see_whole_batches_only() {
             };
             while !stop.load(Ordering::Relaxed) {
                 // Both names come in one batch, and go in one.
-                let both = state.read_all(&[look("one"), look("two")], StatFs::default());
+                let both = state
+                    .read(SessionId(1), &[look("one"), look("two")], StatFs::default())
+                    .unwrap();
                 assert_eq!(both[0].is_ok(), both[1].is_ok());
             }
         }
@@ -366,6 +370,8 @@ fn readers_see_whole_batches_only() {
                     answered_below: SequenceNumber(sequence),
                     caller: super::testing::ROOT,
                     op,
+                    hold: None,
+                    shown: None,
                 });
                 let time = dfs_common::Timestamp::from_nanos(round);
                 Command { time, kind }
@@ -508,6 +514,8 @@ fn speed() {
                         answered_below: SequenceNumber(sequence.saturating_sub(64)),
                         caller: super::testing::ROOT,
                         op: create_op(TOP, &format!("file-{sequence}")),
+                        hold: None,
+                        shown: None,
                     });
                     let time = dfs_common::Timestamp::from_nanos(1);
                     Command { time, kind }

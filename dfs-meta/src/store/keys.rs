@@ -11,6 +11,7 @@
 //! | `x` inode(8) hash(16) | name and value of one extended attribute; hash is the keyed hash of the name |
 //! | `o` inode(8) | an unlinked regular file: when it lost its last name |
 //! | `s` session(8) | a session |
+//! | `h` session(8) | what a session may hold and give |
 //! | `r` session(8) sequence(8) | what a change was answered, for exactly-once |
 //!
 //! No key holds a name or data: keys lie in plaintext on the disk.
@@ -86,6 +87,10 @@ pub fn session(session: SessionId) -> Vec<u8> {
     key(b's', session.0)
 }
 
+pub fn hold(session: SessionId) -> Vec<u8> {
+    key(b'h', session.0)
+}
+
 pub fn answer(session: SessionId, sequence: SequenceNumber) -> Vec<u8> {
     pair(b'r', session.0, sequence.0)
 }
@@ -120,6 +125,7 @@ mod tests {
         assert_eq!(xattr(InodeId(1), &[7; 16])[9..], [7; 16]);
         assert_eq!(orphan(InodeId(9)), [b'o', 0, 0, 0, 0, 0, 0, 0, 9]);
         assert_eq!(session(SessionId(9)), [b's', 0, 0, 0, 0, 0, 0, 0, 9]);
+        assert_eq!(hold(SessionId(9)), [b'h', 0, 0, 0, 0, 0, 0, 0, 9]);
         assert_eq!(
             answer(SessionId(1), SequenceNumber(2)),
             [b'r', 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 2]

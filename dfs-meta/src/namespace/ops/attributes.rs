@@ -42,6 +42,7 @@ pub(crate) fn set_attributes<S: Rows + ?Sized>(
     Ok(NamespaceChange::Entry {
         attributes,
         created: false,
+        held: false,
     })
 }
 
@@ -57,5 +58,6 @@ pub(crate) fn set_policy<S: Rows + ?Sized>(
     Ok(NamespaceChange::Entry {
         attributes,
         created: false,
+        held: false,
     })
 }

@@ -30,6 +30,7 @@ pub(crate) fn create<S: Rows + ?Sized>(
         return Ok(NamespaceChange::Entry {
             attributes: row.attributes(found.entry.inode),
             created: false,
+            held: false,
         });
     }
     let slot = tx.vacancy(parent, name)?;
@@ -114,7 +115,7 @@ pub(crate) fn symlink<S: Rows + ?Sized>(
     add(tx, (parent, directory, slot), name, 0o777, Body::Symlink { target })
 }
 
-/// An empty regular file; its chunks are spread by its own number.
+/// An empty regular file. Its layout is complete when it has its number.
 fn regular<S: Rows + ?Sized>(tx: &Transaction<'_, '_, S>, key: &WrappedKey) -> OpResult<Body> {
     let Some(table) = tx.context.routing.default_table else {
         return Err(Error::new(
@@ -128,7 +129,7 @@ fn regular<S: Rows + ?Sized>(tx: &Transaction<'_, '_, S>, key: &WrappedKey) -> O
     }
     Ok(Body::Regular {
         length_bytes: 0,
-        layout: Layout::new(table, tx.counters.next_inode.0 as u32),
+        layout: Layout::new(table, 0),
         key: key.clone(),
         versions: VersionVector::default(),
     })
@@ -140,10 +141,14 @@ fn add<S: Rows + ?Sized>(
     (parent, mut directory, slot): (InodeId, InodeRow, Slot),
     name: &ValidName,
     mode: u32,
-    body: Body,
+    mut body: Body,
 ) -> OpResult<NamespaceChange> {
     let (now, caller) = (tx.now(), tx.caller());
-    let inode = tx.new_inode();
+    let (inode, hold) = tx.new_inode()?;
+    if let Body::Regular { layout, .. } = &mut body {
+        // Its chunks are spread by its own number.
+        *layout = Layout::new(layout.table, inode.0 as u32);
+    }
     let gid = if directory.mode & SETGID != 0 {
         directory.gid
     } else {
@@ -161,6 +166,7 @@ fn add<S: Rows + ?Sized>(
         change: 1,
         policy: directory.policy,
         xattr_bytes: 0,
+        hold,
         body,
     };
     tx.count_entries(&mut directory, 1)?;
@@ -170,5 +176,6 @@ fn add<S: Rows + ?Sized>(
     Ok(NamespaceChange::Entry {
         attributes,
         created: true,
+        held: hold.is_some(),
     })
 }

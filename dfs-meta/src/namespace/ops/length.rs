@@ -27,6 +27,7 @@ pub(crate) fn set_length<S: Rows + ?Sized>(
     Ok(NamespaceChange::Entry {
         attributes,
         created: false,
+        held: false,
     })
 }
 
@@ -41,6 +42,7 @@ pub(crate) fn commit_write<S: Rows + ?Sized>(
     Ok(NamespaceChange::Entry {
         attributes,
         created: false,
+        held: false,
     })
 }
 

@@ -18,7 +18,7 @@ pub(crate) fn link<S: Rows + ?Sized>(
     let mut directory = tx.directory(parent)?;
     let slot = tx.vacancy(parent, name)?;
     // Without a name left, it can not come back: its chunks may be on their way out.
-    let mut row = get_inode(tx.rows, inode)?
+    let mut row = get_inode(tx.rows, tx.session(), inode)?
         .filter(|row| row.nlink > 0)
         .ok_or_else(|| Error::new(ErrorCode::NotFound, format!("inode {inode} has no name any more")))?;
     if row.is_directory() {
@@ -40,5 +40,6 @@ pub(crate) fn link<S: Rows + ?Sized>(
     Ok(NamespaceChange::Entry {
         attributes,
         created: false,
+        held: false,
     })
 }
