@@ -532,6 +532,7 @@ impl Client {
             Ok(handle) => handle,
             Err(error) => return Some(Err(error)),
         };
+        self.mount().note_failure(&handle.file);
         let settled = handle.file.inner.lock().is_settled();
         settled.then(|| late_error(&handle))
     }
@@ -550,7 +551,7 @@ impl Client {
 
     /// Names that were made before survive whatever happens to this mount.
     pub async fn fsync_directory(&self) -> Result<()> {
-        self.mount().session.settled(None, self.mount().deadline()).await
+        self.mount().session.settled_well(self.mount().deadline()).await
     }
 
     /// The last descriptor is gone. What is still owed is settled in the background, so it must be called within a runtime.
@@ -575,7 +576,7 @@ impl Client {
         for file in mount.unsettled() {
             outcome = outcome.and(mount.flush(&file, deadline).await);
         }
-        outcome = outcome.and(mount.session.settled(None, deadline).await);
+        outcome = outcome.and(mount.session.settled_well(deadline).await);
         self.shared.stopped.cancel();
         mount
             .session

@@ -123,6 +123,8 @@ codes! {
     Incompatible = 85, 71, Fatal;
     /// Not decodable, or over a size limit.
     BadMessage = 86, 71, Fatal;
+    /// The session's hold was taken before it told this change, and others may have gone on since.
+    HoldLost = 88, 5, Fatal;
     Internal = 99, 5, Fatal;
 }
 

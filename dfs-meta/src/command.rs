@@ -25,8 +25,12 @@ pub enum CommandKind {
     Change(ChangeRequest),
     /// Several of one session, in order.
     Changes(Vec<ChangeRequest>),
-    /// Inode numbers for a session.
-    Reserve { session: SessionId, count: u64 },
+    /// Inode numbers for a session that knows of those up to `known`.
+    Reserve {
+        session: SessionId,
+        known: InodeId,
+        count: u64,
+    },
     /// Ends an epoch of holds: given up by the session, or taken from it.
     Release(Hold),
     /// The chunks of these unlinked inodes are gone from every chain: their rows go too.

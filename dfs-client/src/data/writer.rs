@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use dfs_common::wire::namespace::{Attributes, Caller, NamespaceChange, NamespaceOp, SetAttributes, SetTime};
@@ -25,6 +26,9 @@ pub(crate) const FLUSH_AGE_MS: u64 = 500;
 
 /// Data on the chains is committed after this long even if nobody asks, so that others see a log grow.
 pub(crate) const COMMIT_AGE_MS: u64 = 1_000;
+
+/// Kept free at the end of a write's time for its error to be told.
+const REASON_RESERVE: Duration = Duration::from_millis(250);
 
 /// Slabs that an fsync sends with the sync flag; with more, one Sync per chain is cheaper.
 const MAX_SYNCED_SLABS: usize = 4;
@@ -170,7 +174,8 @@ impl Mount {
     async fn carry(self: &Arc<Self>, file: &Arc<FileState>, index: SlabIndex, slab: Arc<Slab>, mut sync: bool) {
         let mut next = Some(slab);
         while let Some(slab) = next {
-            let deadline = self.deadline();
+            // Before that of whoever waits for it, who so hears why and not only that it took too long.
+            let deadline = self.deadline() - (self.bounds.deadline / 10).min(REASON_RESERVE);
             let outcome = self.bring(file, &slab, sync, deadline).await;
             let now_ms = self.now_ms();
             next = {
@@ -359,39 +364,57 @@ impl Mount {
         }
         self.drain(file, deadline).await?;
         self.commit(file, None, deadline).await?;
-        self.session.failure(file.inode)
+        self.note_failure(file);
+        Ok(())
     }
 
-    /// The same, durably. The last writes carry the sync flag where that saves a round trip; chains with older writes
-    /// that no Sync covered get one.
+    /// A change of the file that failed after it was shown is an error of every handle, like a late write.
+    pub(crate) fn note_failure(&self, file: &FileState) {
+        if let Some(error) = self.session.take_failure(file.inode) {
+            file.inner.lock().errors.record(error);
+        }
+    }
+
+    /// The same, durably: data to every replica, then the chains' disks and the metadata group at the same time. Writes that
+    /// need no word to metadata carry the sync flag where that saves a round trip.
     pub(crate) async fn fsync(
         self: &Arc<Self>,
         file: &Arc<FileState>,
         data_only: bool,
         deadline: Instant,
     ) -> Result<()> {
-        let (target, last) = self.send_synced(file);
+        // Where metadata has to be told as well, that goes on while the disks work; else the write takes the sync along.
+        let sync = data_only && {
+            let inner = file.inner.lock();
+            inner.length() <= inner.attributes.length_bytes
+        };
+        let (target, last) = self.send_all(file, sync);
         match last {
             // The usual small append: carried here, without a task's detour.
-            Some((index, slab)) => self.carry(file, index, slab, true).await,
+            Some((index, slab)) => self.carry(file, index, slab, sync).await,
             None => self.kick(file, FLUSH_AGE_MS),
         }
         self.arrived(file, target, deadline).await?;
-        let unsynced = file.inner.lock().unsynced.clone();
-        self.sync_chains(file, unsynced, deadline).await?;
-        let longer = {
+        let (unsynced, longer) = {
             let inner = file.inner.lock();
-            inner.stable_length() > inner.attributes.length_bytes
+            let longer = inner.stable_length() > inner.attributes.length_bytes;
+            (inner.unsynced.clone(), longer)
         };
-        if !data_only || longer {
-            self.commit(file, None, deadline).await?;
-        }
-        self.session.settled(Some(file.inode), deadline).await
+        let told = async {
+            if !data_only || longer {
+                self.commit(file, None, deadline).await?;
+            }
+            self.session.settled(deadline).await
+        };
+        // The data is on every replica, so metadata may hear of it while their disks work.
+        let (synced, told) = tokio::join!(self.sync_chains(file, unsynced, deadline), told);
+        self.note_failure(file);
+        synced.and(told)
     }
 
-    /// Starts what is dirty. Slabs that are alone on a chain without unsynced writes go with the sync flag; if that is
-    /// all there is and it is one, it is returned to be carried by the caller.
-    fn send_synced(self: &Arc<Self>, file: &Arc<FileState>) -> (u64, Option<(SlabIndex, Arc<Slab>)>) {
+    /// Starts what is dirty. With `sync`, slabs that are alone on a chain without unsynced writes go with the sync flag. If
+    /// there is one such slab and nothing else, it is returned to be carried by the caller.
+    fn send_all(self: &Arc<Self>, file: &Arc<FileState>, sync: bool) -> (u64, Option<(SlabIndex, Arc<Slab>)>) {
         let table = self.chunks.routing().current();
         let mut inner = file.inner.lock();
         let target = inner.dirty.last_write();
@@ -425,8 +448,8 @@ impl Mount {
         if let [(_, _, true)] = jobs.as_slice() {
             return (target, jobs.pop().map(|(index, slab, _)| (index, slab)));
         }
-        for (index, slab, sync) in jobs {
-            self.start(file, index, slab, sync);
+        for (index, slab, fit) in jobs {
+            self.start(file, index, slab, fit && sync);
         }
         (target, None)
     }

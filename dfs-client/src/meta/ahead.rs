@@ -38,7 +38,16 @@ const GATHER: Duration = Duration::from_millis(5);
 const LOW_NUMBERS: u64 = 512;
 
 /// How long one question for wants waits at the leader. Well below the lease that its answer renews.
-const WANTED_WAIT: Duration = Duration::from_millis(400);
+const WANTED_WAIT: Duration = Duration::from_millis(250);
+
+/// For its answer besides.
+const WANTED_DEADLINE: Duration = Duration::from_millis(600);
+
+/// After this long without an answer to it the mount does without holding.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// A change of what is held waits this long for the end of a pause, or for the lease; then it is sent like any other.
+const PAUSE_MAX: Duration = Duration::from_millis(500);
 
 /// After somebody wanted what this mount held it does not hold anything for so long; twice as long each time.
 const REST_MIN: Duration = Duration::from_secs(1);
@@ -53,7 +62,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// For one attempt to tell; it is repeated until it is answered or the session is over.
 const TELL_DEADLINE: Duration = Duration::from_secs(30);
 
-/// Inodes whose late failure is remembered until somebody asks.
+/// Inodes whose late failure is remembered until somebody asks; of more only the mount as a whole knows.
 const MAX_FAILURES: usize = 1_024;
 
 /// One change that its caller has seen and the group has not.
@@ -75,6 +84,8 @@ struct Inner {
     /// All is being given up, or numbers are on their way: changes of what is held wait.
     paused: bool,
     failures: HashMap<InodeId, Error>,
+    /// The last failure, until fsync of a directory or the unmount has told it.
+    last_failure: Option<Error>,
 }
 
 /// See the module.
@@ -135,8 +146,8 @@ impl Drop for Sending<'_> {
 /// What became of an attempt to make a change here.
 enum Attempt {
     Done(Result<NamespaceChange>),
-    /// When this ticks it may be tried again.
-    Wait(watch::Receiver<u64>),
+    /// When this ticks it may be tried again; a pause, unlike a full queue, is not waited for to its end.
+    Wait(watch::Receiver<u64>, bool),
     NotHere,
 }
 
@@ -173,12 +184,11 @@ impl Ahead {
         if inner.held.epoch().is_none() {
             return Attempt::NotHere;
         }
-        // Without the lease it has to wait for the leader in any case.
         if inner.paused || !leased {
-            return Attempt::Wait(resumed);
+            return Attempt::Wait(resumed, true);
         }
         if inner.queue.len() >= MAX_QUEUED {
-            return Attempt::Wait(self.told.subscribe());
+            return Attempt::Wait(self.told.subscribe(), false);
         }
         let setting = Setting {
             session: session.id(),
@@ -190,7 +200,7 @@ impl Ahead {
             Outcome::Refused(code) => Attempt::Done(Err(code.into())),
             Outcome::NoNumbers => {
                 self.attention.notify_one();
-                Attempt::Wait(resumed)
+                Attempt::Wait(resumed, true)
             }
             Outcome::Foreseen(foreseen) => {
                 let change = foreseen.change.clone();
@@ -225,12 +235,17 @@ impl Ahead {
         op: &NamespaceOp,
         deadline: Instant,
     ) -> Option<Result<NamespaceChange>> {
+        let patience = Instant::now() + PAUSE_MAX;
         loop {
             match self.attempt(session, caller, op) {
                 Attempt::Done(outcome) => return Some(outcome),
                 Attempt::NotHere => return None,
-                Attempt::Wait(mut moved) => {
-                    if tokio::time::timeout_at(deadline, moved.changed()).await.is_err() {
+                Attempt::Wait(mut moved, is_pause) => {
+                    let until = if is_pause { deadline.min(patience) } else { deadline };
+                    if tokio::time::timeout_at(until, moved.changed()).await.is_err() {
+                        if is_pause {
+                            return None;
+                        }
                         return Some(Err(Error::new(
                             ErrorCode::Timeout,
                             format!(
@@ -334,6 +349,40 @@ impl Ahead {
         }
     }
 
+    /// The same for the mount as a whole.
+    pub(super) fn take_last_failure(&self) -> Option<Error> {
+        self.inner.lock().last_failure.take()
+    }
+
+    /// What is held belongs to an epoch that is over.
+    pub(super) fn clear(&self) {
+        self.inner.lock().held.clear();
+    }
+
+    /// A change that was sent removed this inode.
+    pub(super) fn gone(&self, inode: InodeId) {
+        self.inner.lock().held.gone(inode);
+    }
+
+    fn begin(&self, session: &Session, hold: Hold, reservation: Reservation, sent_ms: u64) -> Result<()> {
+        {
+            let mut inner = self.inner.lock();
+            if session.id() != hold.session {
+                return Err(Error::new(ErrorCode::SessionExpired, "the session is over"));
+            }
+            inner.held.begin(reservation);
+        }
+        self.renew(sent_ms);
+        self.resume();
+        Ok(())
+    }
+
+    /// The epoch, whether there is too much in it, and how many numbers are left.
+    fn state(&self) -> (Option<HoldEpoch>, bool, u64) {
+        let held = &self.inner.lock().held;
+        (held.epoch(), held.is_full(), held.numbers_left())
+    }
+
     fn pause(&self) {
         self.inner.lock().paused = true;
     }
@@ -350,8 +399,9 @@ impl Ahead {
         if let Some(inode) = held::failure(&entry.op, entry.foreseen.shown)
             && inner.failures.len() < MAX_FAILURES
         {
-            inner.failures.insert(inode, error);
+            inner.failures.insert(inode, error.clone());
         }
+        inner.last_failure = Some(error);
         // What was worked out since is built on what did not happen.
         inner.held.clear();
         drop(inner);
@@ -397,7 +447,14 @@ pub(super) async fn tell(session: &Session, stop: &CancellationToken) {
             let count = inner.queue.len().min(MAX_CHANGES_TOGETHER);
             inner.queue.drain(..count).collect()
         };
-        let answers = send(session, &entries).await;
+        let answers = tokio::select! {
+            answers = send(session, &entries) => answers,
+            // The mount is closing and nobody waits for them any more.
+            () = stop.cancelled() => {
+                let over = Error::new(ErrorCode::Cancelled, "the mount is closing");
+                entries.iter().map(|_| Err(over.clone())).collect()
+            }
+        };
         ahead.answered(&entries, answers);
     }
 }
@@ -441,19 +498,37 @@ async fn send(session: &Session, entries: &[Entry]) -> Vec<Result<NamespaceChang
     let request = MetaRequest::Changes(changes);
     let what = || format!("{} changes, the first {}", entries.len(), describe(&entries[0].op));
     loop {
-        let sent_ms = session.now_ms();
         let deadline = Instant::now() + TELL_DEADLINE;
         match session.leader.ask(&request, deadline, Duration::ZERO, &what).await {
-            Ok(MetaResponse::Changes(answers)) if answers.len() == entries.len() => {
-                session.ahead.renew(sent_ms);
-                return answers;
-            }
+            Ok(MetaResponse::Changes(answers)) if answers.len() == entries.len() => return answers,
             Ok(_) => return all(unexpected("changes")),
-            // Nobody leads, or the leader waits for somebody. What was shown must come to pass.
-            Err(error) if error.code == ErrorCode::Timeout && session.id() == id => {}
-            Err(error) => return all(error),
+            Err(error) if session.id() != id || is_final(error.code) => return all(error),
+            // Nobody leads, or a server is in trouble. What was shown must come to pass.
+            Err(error) => {
+                tracing::debug!(%error, "changes are told again");
+                tokio::time::sleep(PAUSE).await;
+            }
         }
     }
+}
+
+/// Whether no server would ever take the same message.
+const fn is_final(code: ErrorCode) -> bool {
+    matches!(
+        code,
+        ErrorCode::SessionExpired | ErrorCode::BadMessage | ErrorCode::Unauthorized | ErrorCode::Incompatible
+    )
+}
+
+/// Why an epoch is to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// Somebody else wants what is held.
+    Wanted,
+    /// There is too much of it, or another session.
+    Renewed,
+    /// The leader does not answer in time, or did not do what was foreseen.
+    Trouble,
 }
 
 /// Keeps the right to hold, until told to stop.
@@ -467,68 +542,99 @@ pub(super) async fn keep(session: &Session, stop: &CancellationToken) {
 async fn keep_holding(session: &Session) {
     let ahead = &session.ahead;
     let mut rest = REST_MIN;
-    let mut last_want: Option<Instant> = None;
+    let mut last_end: Option<Instant> = None;
     loop {
-        let id = session.id();
-        let (sent_ms, reservation) = match reserve(session, id).await {
-            Ok(reserved) => reserved,
+        let hold = match begin(session).await {
+            Ok(hold) => hold,
             Err(error) => {
                 tracing::debug!(%error, "nothing can be held now");
                 tokio::time::sleep(REST_MIN).await;
                 continue;
             }
         };
-        ahead.inner.lock().held.begin(reservation);
-        ahead.renew(sent_ms);
-        ahead.resume();
-        let hold = Hold {
-            session: id,
-            epoch: reservation.epoch,
-        };
-        let wanted = hold_on(session, hold).await;
+        let end = hold_on(session, hold).await;
+        if end == End::Trouble {
+            ahead.clear();
+        }
         ahead.pause();
         give_up(session, hold).await;
         // What waits is sent now, like anything that is not held.
         ahead.resume();
-        if wanted {
-            if last_want.is_some_and(|last| last.elapsed() > QUIET) {
+        if end != End::Renewed {
+            if last_end.is_some_and(|last| last.elapsed() > QUIET) {
                 rest = REST_MIN;
             }
-            last_want = Some(Instant::now());
+            last_end = Some(Instant::now());
             tokio::time::sleep(rest).await;
             rest = (rest * 2).min(REST_MAX);
         }
     }
 }
 
-/// Holds until something ends it; `true` when somebody else wanted it.
-async fn hold_on(session: &Session, hold: Hold) -> bool {
-    let ahead = &session.ahead;
+/// Numbers to give, and the lease to give them.
+async fn begin(session: &Session) -> Result<Hold> {
+    let id = session.id();
+    let reservation = reserve(session, id).await?;
+    let hold = Hold {
+        session: id,
+        epoch: reservation.epoch,
+    };
+    // Only this question renews the lease: its answer looks at what others want.
+    let sent_ms = session.now_ms();
+    if ask_wanted(session, hold, Duration::ZERO).await? {
+        return Err(Error::new(ErrorCode::HoldLost, "it is wanted already"));
+    }
+    session.ahead.begin(session, hold, reservation, sent_ms)?;
+    Ok(hold)
+}
+
+async fn ask_wanted(session: &Session, hold: Hold, wait: Duration) -> Result<bool> {
+    let request = MetaRequest::Wanted {
+        hold,
+        wait_ms: wait.as_millis() as u32,
+    };
     let what = || "whether anybody wants what this mount holds".to_owned();
+    let deadline = Instant::now() + wait + WANTED_DEADLINE;
+    match session.leader.ask(&request, deadline, wait, &what).await? {
+        MetaResponse::Wanted(wanted) => Ok(wanted),
+        _ => Err(unexpected("a question for wants")),
+    }
+}
+
+/// Holds until something ends it.
+async fn hold_on(session: &Session, hold: Hold) -> End {
+    let ahead = &session.ahead;
+    let mut good = Instant::now();
     loop {
-        if session.id() != hold.session || ahead.inner.lock().held.epoch() != Some(hold.epoch) {
-            return false;
+        if session.id() != hold.session {
+            return End::Renewed;
         }
-        if ahead.inner.lock().held.is_full() {
-            return false;
+        let (epoch, is_full, left) = ahead.state();
+        if epoch != Some(hold.epoch) {
+            return End::Trouble;
         }
-        if ahead.inner.lock().held.numbers_left() <= LOW_NUMBERS && !more_numbers(session, hold).await {
-            return false;
+        if is_full {
+            return End::Renewed;
+        }
+        if left <= LOW_NUMBERS && !more_numbers(session, hold).await {
+            return End::Renewed;
         }
         let sent_ms = session.now_ms();
-        let request = MetaRequest::Wanted {
-            hold,
-            wait_ms: WANTED_WAIT.as_millis() as u32,
-        };
-        let deadline = Instant::now() + 2 * WANTED_WAIT;
         let answer = tokio::select! {
-            answer = session.leader.ask(&request, deadline, WANTED_WAIT, &what) => answer,
+            answer = ask_wanted(session, hold, WANTED_WAIT) => answer,
             () = ahead.attention.notified() => continue,
         };
         match answer {
-            Ok(MetaResponse::Wanted(false)) => ahead.renew(sent_ms),
-            Ok(MetaResponse::Wanted(true)) => return true,
-            Ok(_) | Err(_) => tokio::time::sleep(PAUSE).await,
+            Ok(false) => {
+                good = Instant::now();
+                ahead.renew(sent_ms);
+            }
+            Ok(true) => return End::Wanted,
+            Err(error) if good.elapsed() > PATIENCE => {
+                tracing::info!(%error, "what this mount holds is given up: the leader does not answer in time");
+                return End::Trouble;
+            }
+            Err(_) => tokio::time::sleep(PAUSE).await,
         }
     }
 }
@@ -537,15 +643,13 @@ async fn hold_on(session: &Session, hold: Hold) -> bool {
 async fn more_numbers(session: &Session, hold: Hold) -> bool {
     let ahead = &session.ahead;
     ahead.pause();
-    let _ = ahead.settled(Instant::now() + TELL_DEADLINE).await;
-    let reserved = reserve(session, hold.session).await;
-    let same = match reserved {
-        Ok((sent_ms, reservation)) if reservation.epoch == hold.epoch => {
+    all_told(session, hold.session).await;
+    let same = match reserve(session, hold.session).await {
+        Ok(reservation) if reservation.epoch == hold.epoch => {
             let mut inner = ahead.inner.lock();
             let same = inner.held.epoch() == Some(hold.epoch);
             if same {
                 inner.held.begin(reservation);
-                ahead.renew(sent_ms);
             }
             same
         }
@@ -557,25 +661,33 @@ async fn more_numbers(session: &Session, hold: Hold) -> bool {
     same
 }
 
-async fn reserve(session: &Session, id: SessionId) -> Result<(u64, Reservation)> {
-    let sent_ms = session.now_ms();
-    let request = MetaRequest::Reserve { session: id };
+/// Everything that was queued is answered, however long that takes: nothing that ends it may overtake it.
+async fn all_told(session: &Session, id: SessionId) {
+    while session.id() == id {
+        match session.ahead.settled(Instant::now() + TELL_DEADLINE).await {
+            Ok(()) => return,
+            Err(error) => tracing::warn!("{error}"),
+        }
+    }
+}
+
+async fn reserve(session: &Session, id: SessionId) -> Result<Reservation> {
+    let request = MetaRequest::Reserve {
+        session: id,
+        known: session.ahead.inner.lock().held.known_end(),
+    };
     let what = || "inode numbers for this mount".to_owned();
     let deadline = Instant::now() + TELL_DEADLINE;
     match session.leader.ask(&request, deadline, Duration::ZERO, &what).await? {
-        MetaResponse::Reserved(reservation) => Ok((sent_ms, reservation)),
+        MetaResponse::Reserved(reservation) => Ok(reservation),
         _ => Err(unexpected("a reservation")),
     }
 }
 
-/// Tells what is queued, then ends the epoch. Changes of what is held wait meanwhile.
+/// Tells what is queued, then ends the epoch.
 async fn give_up(session: &Session, hold: Hold) {
-    let ahead = &session.ahead;
-    // It goes on without: what is queued is told in any case, and taken from this mount by whoever wants it.
-    if let Err(error) = ahead.settled(Instant::now() + TELL_DEADLINE).await {
-        tracing::warn!("{error}");
-    }
-    ahead.inner.lock().held.clear();
+    all_told(session, hold.session).await;
+    session.ahead.clear();
     if session.id() == hold.session {
         let request = MetaRequest::Release(hold);
         let what = || "giving up what this mount holds".to_owned();

@@ -94,8 +94,7 @@ impl Held {
     /// The epoch is over.
     pub(crate) fn clear(&mut self) {
         self.epoch = None;
-        self.next = InodeId(0);
-        self.end = InodeId(0);
+        self.next = self.end;
         self.inodes.clear();
         self.names.clear();
         self.added = 0;
@@ -116,6 +115,16 @@ impl Held {
 
     pub(crate) fn attributes(&self, inode: InodeId) -> Option<&Attributes> {
         self.inodes.get(&inode)
+    }
+
+    /// A change outside the table removed it, whatever it was called.
+    pub(crate) fn gone(&mut self, inode: InodeId) {
+        self.drop_inode(inode);
+    }
+
+    /// End of the last range of numbers that this mount knows of.
+    pub(crate) const fn known_end(&self) -> InodeId {
+        self.end
     }
 
     /// A creation is sent that may bring a hold.

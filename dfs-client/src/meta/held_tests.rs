@@ -87,8 +87,8 @@ impl World {
     }
 
     fn begin(&mut self, count: u64) {
-        let session = self.mount;
-        match self.submit(CommandKind::Reserve { session, count }) {
+        let (session, known) = (self.mount, self.held.known_end());
+        match self.submit(CommandKind::Reserve { session, known, count }) {
             Done::Reserved(Ok(reservation)) => self.held.begin(reservation),
             other => panic!("{other:?}"),
         }

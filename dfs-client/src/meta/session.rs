@@ -218,20 +218,19 @@ impl Session {
     }
 
     /// Waits until the group knows all that this mount has shown.
-    ///
-    /// # Errors
-    /// Also what became of this inode's changes, if they failed after they were shown.
-    pub(crate) async fn settled(&self, inode: Option<InodeId>, deadline: Instant) -> Result<()> {
-        self.ahead.settled(deadline).await?;
-        match inode.and_then(|inode| self.ahead.take_failure(inode)) {
-            Some(error) => Err(error),
-            None => Ok(()),
-        }
+    pub(crate) async fn settled(&self, deadline: Instant) -> Result<()> {
+        self.ahead.settled(deadline).await
     }
 
-    /// What became of this inode's changes after they were shown, as far as it is known.
-    pub(crate) fn failure(&self, inode: InodeId) -> Result<()> {
-        self.ahead.take_failure(inode).map_or(Ok(()), Err)
+    /// The same, and what became of it as far as nobody has been told.
+    pub(crate) async fn settled_well(&self, deadline: Instant) -> Result<()> {
+        self.ahead.settled(deadline).await?;
+        self.ahead.take_last_failure().map_or(Ok(()), Err)
+    }
+
+    /// What became of this inode's changes after they were shown, if it was bad; told once.
+    pub(crate) fn take_failure(&self, inode: InodeId) -> Option<Error> {
+        self.ahead.take_failure(inode)
     }
 
     /// One change, exactly once. Of what this mount holds it is answered before the group is told; see [`Session::settled`].
@@ -275,6 +274,13 @@ impl Session {
             let outcome = match answer.response {
                 MetaResponse::Change(answer) => {
                     if let Ok(change) = &answer.outcome {
+                        if let NamespaceChange::Removed { inode, .. }
+                        | NamespaceChange::Renamed {
+                            replaced: Some((inode, _)),
+                        } = change
+                        {
+                            self.ahead.gone(*inode);
+                        }
                         if let Some(sending) = sending {
                             sending.answered(&op, change);
                         }
@@ -409,6 +415,7 @@ impl Session {
                 );
                 self.opens.lock().reported(None);
                 self.directories.lock().clear();
+                self.ahead.clear();
                 self.life.send_replace(new_life(id));
             }
             Err(error) => tracing::warn!(%error, "session {old} expired and no new one could be opened"),

@@ -30,8 +30,11 @@ pub enum MetaRequest {
     /// Changes of one session, in order; each for itself, so that one that fails does not undo the others.
     Changes(Vec<ChangeRequest>),
     /// A range of inode numbers for changes that are shown before they are sent, and the session's present epoch of holds.
+    /// `known`: the end of the last range it knows of (0: none). If the group has given another since, that one is
+    /// answered, so a late copy of the question does no harm.
     Reserve {
         session: SessionId,
+        known: InodeId,
     },
     /// Ends the epoch: the session holds nothing any more.
     Release(Hold),
@@ -176,7 +179,7 @@ pub struct ChangeAnswer {
 }
 
 /// Changes of one session that may be unanswered at a time. Bounds the dedupe table.
-pub const MAX_CHANGES_IN_FLIGHT: u64 = 256;
+pub const MAX_CHANGES_IN_FLIGHT: u64 = 1_024;
 
 /// Opens are soft state of the leader: an unlinked inode is purged only when every living session has reported
 /// to this leader, after the unlink, that it does not hold it open.

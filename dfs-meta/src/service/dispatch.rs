@@ -8,7 +8,7 @@ use dfs_common::wire::meta::{
     RESERVED_INODES, SESSION_LEASE_MS,
 };
 use dfs_common::wire::namespace::{NamespaceAnswer, NamespaceRead, StatFs};
-use dfs_common::{Error, ErrorCode, MetaId, NodeName, Result, RoutingVersion, SessionId, StorageId};
+use dfs_common::{Error, ErrorCode, InodeId, MetaId, NodeName, Result, RoutingVersion, SessionId, StorageId};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
@@ -98,7 +98,7 @@ async fn lead(shared: &Arc<Shared>, peer: NodeName, request: MetaRequest, time: 
         }
         MetaRequest::Change(change) => change_namespace(shared, change, time).await,
         MetaRequest::Changes(changes) => change_several(shared, changes, time).await,
-        MetaRequest::Reserve { session } => reserve(shared, session, time).await,
+        MetaRequest::Reserve { session, known } => reserve(shared, session, known, time).await,
         MetaRequest::Release(hold) => match shared.propose(CommandKind::Release(hold), time).await? {
             Outcome::Released(epoch) => Ok(MetaResponse::Released(epoch)),
             other => Err(unexpected(&other)),
@@ -208,9 +208,10 @@ async fn change_several(shared: &Shared, changes: Vec<ChangeRequest>, time: Dura
     }
 }
 
-async fn reserve(shared: &Shared, session: SessionId, time: Duration) -> Result<MetaResponse> {
+async fn reserve(shared: &Shared, session: SessionId, known: InodeId, time: Duration) -> Result<MetaResponse> {
     let command = CommandKind::Reserve {
         session,
+        known,
         count: RESERVED_INODES,
     };
     match shared.propose(command, time).await? {

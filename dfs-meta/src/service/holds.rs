@@ -22,6 +22,9 @@ use crate::command::{CommandKind, Outcome};
 /// Between two looks at whether a hold is over. It takes the holder a few milliseconds.
 const LOOK_EVERY: Duration = Duration::from_millis(1);
 
+/// The same, after a while.
+const LOOK_SELDOM: Duration = Duration::from_millis(8);
+
 /// Longest wait in one question for wants; mounts ask again.
 const WANTED_WAIT_MAX: Duration = Duration::from_millis(500);
 
@@ -93,6 +96,7 @@ impl Shared {
     pub(super) async fn end_hold(&self, hold: Hold, until: Instant) -> Result<()> {
         let term = self.consensus.leadership().borrow().term;
         let since = self.wants.note(hold, term);
+        let mut pause = LOOK_EVERY;
         loop {
             if !self.state.is_held(hold)? {
                 self.wants.forget(hold);
@@ -114,12 +118,14 @@ impl Shared {
                 return Ok(());
             }
             if Instant::now() >= until {
+                // Not a timeout: nobody shall take this leader for dead because of it.
                 return Err(Error::new(
-                    ErrorCode::Timeout,
+                    ErrorCode::Overloaded,
                     format!("session {} holds it and has not given it up yet", hold.session),
                 ));
             }
-            tokio::time::sleep(LOOK_EVERY).await;
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LOOK_SELDOM);
         }
     }
 
@@ -144,7 +150,10 @@ impl Shared {
         {
             Ok(false)
         } else {
-            Err(not_leader())
+            Err(Error::new(
+                ErrorCode::Overloaded,
+                "no quorum has confirmed this leader lately; ask again",
+            ))
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use dfs_common::wire::meta::{ChangeRequest, MAX_CHANGES_IN_FLIGHT, Reservation};
+use dfs_common::wire::meta::{ChangeRequest, MAX_CHANGES_IN_FLIGHT, Reservation, Shown};
 use dfs_common::wire::namespace::NamespaceChange;
 use dfs_common::{
     Error, ErrorCode, Hold, HoldEpoch, InodeId, RetryClass, RoutingTable, SequenceNumber, SessionId, Timestamp,
@@ -103,7 +103,9 @@ impl<S: Store> Applier<'_, S> {
                 Done::Held(hold) => Outcome::Held(hold),
             },
             CommandKind::Changes(requests) => self.changes(requests, command.time)?,
-            CommandKind::Reserve { session, count } => Outcome::Reserved(self.reserve(*session, *count)?),
+            CommandKind::Reserve { session, known, count } => {
+                Outcome::Reserved(self.reserve(*session, *known, *count)?)
+            }
             CommandKind::Release(hold) => Outcome::Released(self.release(*hold)?),
             CommandKind::Purged { inodes } => {
                 inodes.iter().try_for_each(|&inode| self.purged(inode))?;
@@ -171,12 +173,22 @@ impl<S: Store> Applier<'_, S> {
         Ok(Outcome::Changes(answers))
     }
 
-    fn reserve(&mut self, session: SessionId, count: u64) -> Result<Result<Reservation, Error>, StoreError> {
+    fn reserve(
+        &mut self,
+        session: SessionId,
+        known: InodeId,
+        count: u64,
+    ) -> Result<Result<Reservation, Error>, StoreError> {
         if self.rows.get(&keys::session(session))?.is_none() {
             return Ok(Err(session_expired(session)));
         }
         let key = keys::hold(session);
-        let epoch = store::get::<HoldRow, _>(&self.rows, &key)?.map_or(HoldEpoch(1), |row| row.epoch);
+        let row = store::get::<HoldRow, _>(&self.rows, &key)?;
+        if let Some(row) = row.filter(|row| row.end != known) {
+            let HoldRow { epoch, first, end } = row;
+            return Ok(Ok(Reservation { first, end, epoch }));
+        }
+        let epoch = row.map_or(HoldEpoch(1), |row| row.epoch);
         let first = self.counters.next_inode;
         let end = InodeId(first.0.saturating_add(count));
         self.counters.next_inode = end;
@@ -195,6 +207,17 @@ impl<S: Store> Applier<'_, S> {
             self.rows.put(key, store::encode(&row)?);
         }
         Ok(row.epoch)
+    }
+
+    /// A change of what the session held when it showed it, and holds no more. (A new name does no harm: it is there or not.)
+    fn is_fenced(&self, request: &ChangeRequest) -> Result<bool, StoreError> {
+        match (request.shown, request.hold) {
+            (Some(Shown { inode: None, .. }), Some(epoch)) => {
+                let session = request.session;
+                Ok(!namespace::is_valid(&self.rows, Hold { session, epoch })?)
+            }
+            _ => Ok(false),
+        }
     }
 
     /// A change, exactly once: the answer is written with the rows, and a retry gets it back.
@@ -224,6 +247,14 @@ impl<S: Store> Applier<'_, S> {
         self.rows.keep();
 
         let before = self.counters;
+        if self.is_fenced(request)? {
+            let answer = Err(Error::new(
+                ErrorCode::HoldLost,
+                "what this mount held was taken before it told of this change; others may have changed it since",
+            ));
+            self.rows.put(answer_key, store::encode(&answer)?);
+            return Ok(Done::Answered(answer));
+        }
         let context = Context {
             time: request.shown.map_or(time, |shown| near(shown.time, time)),
             hold: request.hold,
