@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use dfs_common::wire::meta::{ChangeRequest, MAX_CHANGES_IN_FLIGHT};
-use dfs_common::wire::namespace::{NamespaceChange, NamespaceOp, NamespaceRead, StatFs, XattrMode};
-use dfs_common::{ClusterId, Error, ErrorCode, InodeId, SequenceNumber, SessionId};
+use dfs_common::wire::meta::{ChangeRequest, MAX_CHANGES_IN_FLIGHT, Reservation, Shown};
+use dfs_common::wire::namespace::{NamespaceChange, NamespaceOp, NamespaceRead, SetAttributes, StatFs, XattrMode};
+use dfs_common::{ClusterId, Error, ErrorCode, Hold, HoldEpoch, InodeId, SequenceNumber, SessionId};
 
 use super::testing::{Bench, CLUSTER, TestHash, create_op, name, three_nodes};
 use super::{PAGE_ROWS, State};
@@ -114,17 +114,142 @@ fn answers_are_kept_until_the_session_lets_go_and_bounded() {
         request.answered_below = SequenceNumber(1);
         assert!(bench.send(request).is_ok());
     }
-    assert_eq!(bench.answers(), 256);
+    assert_eq!(bench.answers() as u64, MAX_CHANGES_IN_FLIGHT);
     let mut request = bench.request(create_op(TOP, "one-more"));
     request.answered_below = SequenceNumber(1);
     assert_eq!(bench.send(request.clone()), Err(ErrorCode::Overloaded));
     // That was no answer: the same change goes through once there is room.
     request.answered_below = SequenceNumber(200);
     assert!(bench.send(request).is_ok());
-    assert_eq!(bench.answers(), 58);
+    // 200 and those above it, and this one.
+    assert_eq!(bench.answers() as u64, MAX_CHANGES_IN_FLIGHT - 199 + 1);
     let mut wrong = bench.request(create_op(TOP, "wrong"));
     wrong.answered_below = wrong.sequence.next();
     assert_eq!(bench.send(wrong), Err(ErrorCode::BadMessage));
+}
+
+impl<S: Store> Bench<S> {
+    fn reserve(&mut self, known: InodeId) -> Reservation {
+        let session = self.session;
+        match self.submit(CommandKind::Reserve {
+            session,
+            known,
+            count: 10,
+        }) {
+            Outcome::Reserved(reserved) => reserved.unwrap(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn told(&mut self, op: NamespaceOp, epoch: HoldEpoch, inode: Option<InodeId>) -> ChangeRequest {
+        ChangeRequest {
+            hold: Some(epoch),
+            shown: Some(Shown {
+                time: self.now(),
+                inode,
+            }),
+            ..self.request(op)
+        }
+    }
+}
+
+fn chmod_op(inode: InodeId) -> NamespaceOp {
+    NamespaceOp::SetAttributes {
+        inode,
+        set: SetAttributes {
+            mode: Some(0o600),
+            ..SetAttributes::default()
+        },
+        commit: None,
+    }
+}
+
+#[test]
+fn what_a_session_holds_is_nobody_elses_until_its_epoch_ends() {
+    let mut bench = Bench::new();
+    let holder = bench.session;
+    let reserved = bench.reserve(InodeId(0));
+    assert_eq!(bench.reserve(InodeId(0)), reserved, "a late copy of the question");
+    let hold = Hold {
+        session: holder,
+        epoch: reserved.epoch,
+    };
+    let create = bench.told(create_op(TOP, "held"), hold.epoch, Some(reserved.first));
+    assert!(matches!(
+        bench.send(create),
+        Ok(NamespaceChange::Entry { held: true, ref attributes, .. }) if attributes.inode == reserved.first
+    ));
+    let again = bench.told(create_op(TOP, "again"), hold.epoch, Some(reserved.first));
+    assert_eq!(bench.send(again), Err(ErrorCode::InvalidArgument), "no number twice");
+    assert!(bench.state.is_held(hold).unwrap());
+
+    // Another session meets the hold, by name and by number, in questions and changes.
+    let Outcome::SessionOpened(other) = bench.submit(CommandKind::OpenSession { label: "b".into() }) else {
+        panic!("no session");
+    };
+    let look = NamespaceRead::Lookup {
+        parent: TOP,
+        name: name("held"),
+    };
+    let list = NamespaceRead::ReadDirectory {
+        inode: TOP,
+        cookie: 0,
+        limit: 10,
+    };
+    for read in [look.clone(), list] {
+        let answer = bench.state.read(other, std::slice::from_ref(&read), StatFs::default());
+        assert_eq!(answer.unwrap_err(), hold, "{read:?}");
+        assert!(bench.state.read(holder, &[read], StatFs::default()).is_ok());
+    }
+    bench.session = other;
+    let unlink = bench.request(NamespaceOp::Unlink {
+        parent: TOP,
+        name: name("held"),
+    });
+    let fine = bench.request(create_op(TOP, "fine"));
+    let mut chmod = bench.request(chmod_op(reserved.first));
+    chmod.answered_below = fine.sequence;
+    for request in [unlink, chmod.clone()] {
+        assert_eq!(bench.submit(CommandKind::Change(request)), Outcome::Held(hold));
+    }
+    // Of several, those before it are done, once.
+    let several = CommandKind::Changes(vec![fine, chmod]);
+    assert_eq!(bench.submit(several.clone()), Outcome::Held(hold));
+
+    assert_eq!(
+        bench.submit(CommandKind::Release(hold)),
+        Outcome::Released(hold.epoch.next())
+    );
+    assert!(!bench.state.is_held(hold).unwrap());
+    match bench.submit(several) {
+        Outcome::Changes(answers) => assert!(answers.iter().all(Result::is_ok), "{answers:?}"),
+        other => panic!("{other:?}"),
+    }
+
+    // What the holder tells now comes too late, but a new name does no harm.
+    bench.session = holder;
+    let late = bench.told(chmod_op(reserved.first), hold.epoch, None);
+    assert_eq!(bench.send(late.clone()), Err(ErrorCode::HoldLost));
+    assert_eq!(bench.send(late), Err(ErrorCode::HoldLost));
+    let late = bench.told(create_op(TOP, "late"), hold.epoch, Some(reserved.first.next()));
+    assert!(matches!(
+        bench.send(late),
+        Ok(NamespaceChange::Entry { held: false, .. })
+    ));
+    assert_eq!(
+        bench.submit(CommandKind::Release(hold)),
+        Outcome::Released(hold.epoch.next())
+    );
+    let more = bench.reserve(reserved.end);
+    assert_eq!(more.epoch, hold.epoch.next());
+    assert!(more.first >= reserved.end);
+    let sessions = vec![holder];
+    bench.submit(CommandKind::EndSessions { sessions });
+    let gone = Hold {
+        session: holder,
+        epoch: more.epoch,
+    };
+    assert!(!bench.state.is_held(gone).unwrap());
 }
 
 #[test]
@@ -485,8 +610,8 @@ fn golden_rows() {
 /// Kind, length of the value, hash of key and value.
 const GOLDEN: [&str; 9] = [
     "d 17 8c0efbade11e0179",
-    "i 92 ca0be76dbbb7ab50",
-    "m 20 56e3426ee4a0aa20",
+    "i 93 9a995eb943ee81f6",
+    "m 20 5f3294a6092b21e4",
     "m 40 776f2c3f4c257d97",
     "m 454 3cb9d02c33a007b1",
     "o 8 2d60026068eaa11d",
