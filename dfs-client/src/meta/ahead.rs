@@ -181,7 +181,7 @@ impl Ahead {
         let resumed = self.resumed.subscribe();
         let leased = self.is_leased(session.now_ms());
         let mut inner = self.inner.lock();
-        if inner.held.epoch().is_none() {
+        if inner.held.epoch().is_none() || !inner.held.is_about(op) {
             return Attempt::NotHere;
         }
         if inner.paused || !leased {

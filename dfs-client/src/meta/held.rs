@@ -234,6 +234,20 @@ impl Held {
         }
     }
 
+    /// Whether a change is of a kind that is worked out here, and about what is held.
+    pub(crate) fn is_about(&self, op: &NamespaceOp) -> bool {
+        let subject = match op {
+            NamespaceOp::Create { parent, .. }
+            | NamespaceOp::Mkdir { parent, .. }
+            | NamespaceOp::Symlink { parent, .. } => parent,
+            NamespaceOp::SetAttributes { inode, .. }
+            | NamespaceOp::CommitWrite { inode, .. }
+            | NamespaceOp::SetLength { inode, .. } => inode,
+            _ => return false,
+        };
+        self.inodes.contains_key(subject)
+    }
+
     /// Works out a change of what is held.
     pub(crate) fn change(&mut self, setting: Setting, caller: Caller, op: &NamespaceOp) -> Outcome {
         if self.epoch.is_none() {
