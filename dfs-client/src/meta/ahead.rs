@@ -2,7 +2,7 @@
 //!
 //! One lock makes working a change out and queueing it one step, so the queue has the order in which callers saw the
 //! changes. One task sends the queue, one batch at a time: what gathers during one round trip goes with the next, so no
-//! change waits for more than two. Another keeps the right to hold: it renews the lease by asking whether somebody wants
+//! change waits for more than two. Another keeps the right to hold (`holding`): it renews the lease by asking whether somebody wants
 //! what is held, and gives all of it up when somebody does.
 //!
 //! A change that is shown here is not durable before `settled` says so; fsync does. When the mount dies before, the last
@@ -35,32 +35,16 @@ const MAX_QUEUED: usize = 512;
 const GATHER: Duration = Duration::from_millis(5);
 
 /// New inode numbers are asked for when fewer are left.
-const LOW_NUMBERS: u64 = 512;
-
-/// How long one question for wants waits at the leader. Well below the lease that its answer renews.
-const WANTED_WAIT: Duration = Duration::from_millis(250);
-
-/// For its answer besides.
-const WANTED_DEADLINE: Duration = Duration::from_millis(600);
-
-/// After this long without an answer to it the mount does without holding.
-const PATIENCE: Duration = Duration::from_secs(2);
+pub(super) const LOW_NUMBERS: u64 = 512;
 
 /// A change of what is held waits this long for the end of a pause, or for the lease; then it is sent like any other.
 const PAUSE_MAX: Duration = Duration::from_millis(500);
 
-/// After somebody wanted what this mount held it does not hold anything for so long; twice as long each time.
-const REST_MIN: Duration = Duration::from_secs(1);
-const REST_MAX: Duration = Duration::from_secs(30);
-
-/// Without a want for this long the next one is the first again.
-const QUIET: Duration = Duration::from_mins(1);
-
 /// Pause after the leader did not answer.
-const PAUSE: Duration = Duration::from_millis(100);
+pub(super) const PAUSE: Duration = Duration::from_millis(100);
 
 /// For one attempt to tell; it is repeated until it is answered or the session is over.
-const TELL_DEADLINE: Duration = Duration::from_secs(30);
+pub(super) const TELL_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Inodes whose late failure is remembered until somebody asks; of more only the mount as a whole knows.
 const MAX_FAILURES: usize = 1_024;
@@ -101,7 +85,7 @@ pub(super) struct Ahead {
     /// Ticks when changes that wait for the end of a pause, or for the lease, may try again.
     resumed: watch::Sender<u64>,
     /// Low numbers, or too much held.
-    attention: Notify,
+    pub(super) attention: Notify,
     /// When the last question was sent that the leader answered, in milliseconds of the session's clock; 0: never.
     contact_ms: AtomicU64,
 }
@@ -171,7 +155,7 @@ impl Ahead {
         contact > 0 && now_ms.saturating_sub(contact) < HOLD_LEASE_MS
     }
 
-    fn renew(&self, sent_ms: u64) {
+    pub(super) fn renew(&self, sent_ms: u64) {
         self.contact_ms.fetch_max(sent_ms.max(1), Ordering::AcqRel);
         self.resumed.send_modify(|count| *count += 1);
     }
@@ -364,7 +348,7 @@ impl Ahead {
         self.inner.lock().held.gone(inode);
     }
 
-    fn begin(&self, session: &Session, hold: Hold, reservation: Reservation, sent_ms: u64) -> Result<()> {
+    pub(super) fn begin(&self, session: &Session, hold: Hold, reservation: Reservation, sent_ms: u64) -> Result<()> {
         {
             let mut inner = self.inner.lock();
             if session.id() != hold.session {
@@ -378,16 +362,30 @@ impl Ahead {
     }
 
     /// The epoch, whether there is too much in it, and how many numbers are left.
-    fn state(&self) -> (Option<HoldEpoch>, bool, u64) {
+    pub(super) fn state(&self) -> (Option<HoldEpoch>, bool, u64) {
         let held = &self.inner.lock().held;
         (held.epoch(), held.is_full(), held.numbers_left())
     }
 
-    fn pause(&self) {
+    /// More numbers in the same epoch; `false` if it is over.
+    pub(super) fn more(&self, epoch: HoldEpoch, reservation: Reservation) -> bool {
+        let mut inner = self.inner.lock();
+        let same = inner.held.epoch() == Some(epoch) && reservation.epoch == epoch;
+        if same {
+            inner.held.begin(reservation);
+        }
+        same
+    }
+
+    pub(super) fn known_end(&self) -> InodeId {
+        self.inner.lock().held.known_end()
+    }
+
+    pub(super) fn pause(&self) {
         self.inner.lock().paused = true;
     }
 
-    fn resume(&self) {
+    pub(super) fn resume(&self) {
         self.inner.lock().paused = false;
         self.resumed.send_modify(|count| *count += 1);
     }
@@ -518,182 +516,4 @@ const fn is_final(code: ErrorCode) -> bool {
         code,
         ErrorCode::SessionExpired | ErrorCode::BadMessage | ErrorCode::Unauthorized | ErrorCode::Incompatible
     )
-}
-
-/// Why an epoch is to end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum End {
-    /// Somebody else wants what is held.
-    Wanted,
-    /// There is too much of it, or another session.
-    Renewed,
-    /// The leader does not answer in time, or did not do what was foreseen.
-    Trouble,
-}
-
-/// Keeps the right to hold, until told to stop.
-pub(super) async fn keep(session: &Session, stop: &CancellationToken) {
-    tokio::select! {
-        () = stop.cancelled() => {}
-        () = keep_holding(session) => {}
-    }
-}
-
-async fn keep_holding(session: &Session) {
-    let ahead = &session.ahead;
-    let mut rest = REST_MIN;
-    let mut last_end: Option<Instant> = None;
-    loop {
-        let hold = match begin(session).await {
-            Ok(hold) => hold,
-            Err(error) => {
-                tracing::debug!(%error, "nothing can be held now");
-                tokio::time::sleep(REST_MIN).await;
-                continue;
-            }
-        };
-        let end = hold_on(session, hold).await;
-        if end == End::Trouble {
-            ahead.clear();
-        }
-        ahead.pause();
-        give_up(session, hold).await;
-        // What waits is sent now, like anything that is not held.
-        ahead.resume();
-        if end != End::Renewed {
-            if last_end.is_some_and(|last| last.elapsed() > QUIET) {
-                rest = REST_MIN;
-            }
-            last_end = Some(Instant::now());
-            tokio::time::sleep(rest).await;
-            rest = (rest * 2).min(REST_MAX);
-        }
-    }
-}
-
-/// Numbers to give, and the lease to give them.
-async fn begin(session: &Session) -> Result<Hold> {
-    let id = session.id();
-    let reservation = reserve(session, id).await?;
-    let hold = Hold {
-        session: id,
-        epoch: reservation.epoch,
-    };
-    // Only this question renews the lease: its answer looks at what others want.
-    let sent_ms = session.now_ms();
-    if ask_wanted(session, hold, Duration::ZERO).await? {
-        return Err(Error::new(ErrorCode::HoldLost, "it is wanted already"));
-    }
-    session.ahead.begin(session, hold, reservation, sent_ms)?;
-    Ok(hold)
-}
-
-async fn ask_wanted(session: &Session, hold: Hold, wait: Duration) -> Result<bool> {
-    let request = MetaRequest::Wanted {
-        hold,
-        wait_ms: wait.as_millis() as u32,
-    };
-    let what = || "whether anybody wants what this mount holds".to_owned();
-    let deadline = Instant::now() + wait + WANTED_DEADLINE;
-    match session.leader.ask(&request, deadline, wait, &what).await? {
-        MetaResponse::Wanted(wanted) => Ok(wanted),
-        _ => Err(unexpected("a question for wants")),
-    }
-}
-
-/// Holds until something ends it.
-async fn hold_on(session: &Session, hold: Hold) -> End {
-    let ahead = &session.ahead;
-    let mut good = Instant::now();
-    loop {
-        if session.id() != hold.session {
-            return End::Renewed;
-        }
-        let (epoch, is_full, left) = ahead.state();
-        if epoch != Some(hold.epoch) {
-            return End::Trouble;
-        }
-        if is_full {
-            return End::Renewed;
-        }
-        if left <= LOW_NUMBERS && !more_numbers(session, hold).await {
-            return End::Renewed;
-        }
-        let sent_ms = session.now_ms();
-        let answer = tokio::select! {
-            answer = ask_wanted(session, hold, WANTED_WAIT) => answer,
-            () = ahead.attention.notified() => continue,
-        };
-        match answer {
-            Ok(false) => {
-                good = Instant::now();
-                ahead.renew(sent_ms);
-            }
-            Ok(true) => return End::Wanted,
-            Err(error) if good.elapsed() > PATIENCE => {
-                tracing::info!(%error, "what this mount holds is given up: the leader does not answer in time");
-                return End::Trouble;
-            }
-            Err(_) => tokio::time::sleep(PAUSE).await,
-        }
-    }
-}
-
-/// Numbers of an old reservation end with the new one, so those that were shown are told first.
-async fn more_numbers(session: &Session, hold: Hold) -> bool {
-    let ahead = &session.ahead;
-    ahead.pause();
-    all_told(session, hold.session).await;
-    let same = match reserve(session, hold.session).await {
-        Ok(reservation) if reservation.epoch == hold.epoch => {
-            let mut inner = ahead.inner.lock();
-            let same = inner.held.epoch() == Some(hold.epoch);
-            if same {
-                inner.held.begin(reservation);
-            }
-            same
-        }
-        _ => false,
-    };
-    if same {
-        ahead.resume();
-    }
-    same
-}
-
-/// Everything that was queued is answered, however long that takes: nothing that ends it may overtake it.
-async fn all_told(session: &Session, id: SessionId) {
-    while session.id() == id {
-        match session.ahead.settled(Instant::now() + TELL_DEADLINE).await {
-            Ok(()) => return,
-            Err(error) => tracing::warn!("{error}"),
-        }
-    }
-}
-
-async fn reserve(session: &Session, id: SessionId) -> Result<Reservation> {
-    let request = MetaRequest::Reserve {
-        session: id,
-        known: session.ahead.inner.lock().held.known_end(),
-    };
-    let what = || "inode numbers for this mount".to_owned();
-    let deadline = Instant::now() + TELL_DEADLINE;
-    match session.leader.ask(&request, deadline, Duration::ZERO, &what).await? {
-        MetaResponse::Reserved(reservation) => Ok(reservation),
-        _ => Err(unexpected("a reservation")),
-    }
-}
-
-/// Tells what is queued, then ends the epoch.
-async fn give_up(session: &Session, hold: Hold) {
-    all_told(session, hold.session).await;
-    session.ahead.clear();
-    if session.id() == hold.session {
-        let request = MetaRequest::Release(hold);
-        let what = || "giving up what this mount holds".to_owned();
-        let deadline = Instant::now() + TELL_DEADLINE;
-        if let Err(error) = session.leader.ask(&request, deadline, Duration::ZERO, &what).await {
-            tracing::debug!(%error, "what this mount held is not given up yet");
-        }
-    }
 }

@@ -5,6 +5,7 @@ mod directories;
 mod held;
 #[cfg(test)]
 mod held_tests;
+mod holding;
 mod leader;
 mod opens;
 mod search;

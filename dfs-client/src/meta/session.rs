@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::ahead::{self, Ahead};
 use super::directories::{Directories, Sent};
+use super::holding;
 use super::leader::Leader;
 use super::opens::OpenSet;
 use super::sequence::SequenceWindow;
@@ -209,7 +210,7 @@ impl Session {
 
     /// Sends what was shown before it was told, and keeps the right to show it, until told to stop.
     pub(crate) async fn run_ahead(self: Arc<Self>, stop: CancellationToken) {
-        tokio::join!(ahead::tell(&self, &stop), ahead::keep(&self, &stop));
+        tokio::join!(ahead::tell(&self, &stop), holding::keep(&self, &stop));
     }
 
     /// Whether changes of this inode are made here.
