@@ -94,6 +94,7 @@ pub(super) struct Ahead {
 pub(super) struct Sending<'a> {
     ahead: &'a Ahead,
     pub(super) epoch: HoldEpoch,
+    generation: u64,
     done: bool,
 }
 
@@ -115,7 +116,11 @@ impl Sending<'_> {
     }
 
     fn finish(&self, created: Option<(InodeId, &ValidName, &Attributes)>) {
-        self.ahead.inner.lock().held.answered(self.epoch, created);
+        self.ahead
+            .inner
+            .lock()
+            .held
+            .answered((self.epoch, self.generation), created);
     }
 }
 
@@ -279,10 +284,11 @@ impl Ahead {
         );
         let mut inner = self.inner.lock();
         let epoch = inner.held.epoch().filter(|_| holdable && !inner.paused)?;
-        inner.held.sending();
+        let generation = inner.held.sending();
         Some(Sending {
             ahead: self,
             epoch,
+            generation,
             done: false,
         })
     }
@@ -428,7 +434,8 @@ impl Ahead {
     }
 }
 
-/// Sends what is queued, until told to stop and the queue is empty.
+/// Sends what is queued, until told to stop. What is queued then is given up, each with a line: who ends a mount in order has
+/// waited for it before.
 pub(super) async fn tell(session: &Session, stop: &CancellationToken) {
     let ahead = &session.ahead;
     loop {

@@ -34,6 +34,9 @@ const MODE_BITS: u32 = 0o7777;
 /// Inodes in the table. Beyond it all is given up, and a new epoch begins.
 const MAX_HELD: usize = 65_536;
 
+/// Inodes and names that are remembered as touched while creations are under way, which under steady load is always.
+const MAX_TOUCHED: usize = 4_096;
+
 /// What comes from outside to work out a change.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Setting {
@@ -79,6 +82,8 @@ pub(crate) struct Held {
     /// What changes outside the table touched meanwhile: an answer that is older does not count.
     touched: BTreeSet<InodeId>,
     touched_names: BTreeSet<(InodeId, ValidName)>,
+    /// Rises when what was touched became too much to remember: creations sent before count for nothing then.
+    generation: u64,
 }
 
 impl Held {
@@ -127,15 +132,21 @@ impl Held {
         self.end
     }
 
-    /// A creation is sent that may bring a hold.
-    pub(crate) fn sending(&mut self) {
+    /// A creation is sent that may bring a hold. What is returned goes with its answer.
+    pub(crate) fn sending(&mut self) -> u64 {
         self.creating += 1;
+        self.generation
     }
 
     /// Its answer, if it brought one.
-    pub(crate) fn answered(&mut self, epoch: HoldEpoch, created: Option<(InodeId, &ValidName, &Attributes)>) {
+    pub(crate) fn answered(
+        &mut self,
+        (epoch, generation): (HoldEpoch, u64),
+        created: Option<(InodeId, &ValidName, &Attributes)>,
+    ) {
         if let Some((parent, name, attributes)) = created
             && self.epoch == Some(epoch)
+            && self.generation == generation
             && !self.touched.contains(&attributes.inode)
             && !self.touched_names.contains(&(parent, name.clone()))
         {
@@ -157,6 +168,11 @@ impl Held {
 
     /// A change that is not worked out here is about to be sent: what it touches is not known here any more.
     pub(crate) fn leave(&mut self, op: &NamespaceOp) {
+        if self.touched.len() + self.touched_names.len() >= MAX_TOUCHED {
+            self.generation += 1;
+            self.touched.clear();
+            self.touched_names.clear();
+        }
         for parent in op.parents() {
             self.drop_inode(parent);
         }

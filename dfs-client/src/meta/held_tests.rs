@@ -153,9 +153,7 @@ impl World {
                 self.held.leave(op);
                 self.flush();
                 let epoch = self.held.epoch();
-                if epoch.is_some() {
-                    self.held.sending();
-                }
+                let generation = epoch.map_or(0, |_| self.held.sending());
                 let request = self.request(self.mount, caller, op.clone(), None);
                 let answer = match self.submit(CommandKind::Change(request)) {
                     Done::Change(answer) => answer,
@@ -173,7 +171,7 @@ impl World {
                         ) => Some((*parent, name, attributes)),
                         _ => None,
                     };
-                    self.held.answered(epoch, created);
+                    self.held.answered((epoch, generation), created);
                 }
                 answer
             }
@@ -411,16 +409,23 @@ fn an_answer_older_than_what_happened_since_does_not_count() {
     };
     held.sending();
     held.leave(&op(5, attributes.inode, TOP, 0, 0o700));
-    held.answered(reservation.epoch, Some((TOP, &name(0), &attributes)));
+    held.answered((reservation.epoch, 0), Some((TOP, &name(0), &attributes)));
     assert!(held.attributes(attributes.inode).is_none());
     held.sending();
     held.leave(&op(9, TOP, TOP, 0, 0));
-    held.answered(reservation.epoch, Some((TOP, &name(0), &attributes)));
+    held.answered((reservation.epoch, 0), Some((TOP, &name(0), &attributes)));
     assert!(held.attributes(attributes.inode).is_none());
     held.sending();
-    held.answered(dfs_common::HoldEpoch(2), Some((TOP, &name(0), &attributes)));
+    held.answered((dfs_common::HoldEpoch(2), 0), Some((TOP, &name(0), &attributes)));
     assert!(held.attributes(attributes.inode).is_none(), "another epoch");
-    held.sending();
-    held.answered(reservation.epoch, Some((TOP, &name(0), &attributes)));
+    // So much was touched meanwhile that it is not known what.
+    let generation = held.sending();
+    for number in 0..10_000 {
+        held.leave(&op(5, InodeId(2_000 + number), TOP, 0, 0o700));
+    }
+    held.answered((reservation.epoch, generation), Some((TOP, &name(0), &attributes)));
+    assert!(held.attributes(attributes.inode).is_none(), "too much happened");
+    let generation = held.sending();
+    held.answered((reservation.epoch, generation), Some((TOP, &name(0), &attributes)));
     assert!(held.attributes(attributes.inode).is_some());
 }

@@ -88,6 +88,8 @@ async fn begin(session: &Session) -> Result<Hold> {
     // Only this question renews the lease: its answer looks at what others want.
     let sent_ms = session.now_ms();
     if ask_wanted(session, hold, Duration::ZERO).await? {
+        // Nothing is held in it, but the want stands until it is over.
+        give_up(session, hold).await;
         return Err(Error::new(ErrorCode::HoldLost, "it is wanted already"));
     }
     session.ahead.begin(session, hold, reservation, sent_ms)?;

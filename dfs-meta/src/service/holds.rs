@@ -110,7 +110,7 @@ impl Shared {
                 warn!(
                     session = hold.session.0,
                     "the mount of this session did not give up what it holds within {HOLD_TAKEN_MS} ms; it is taken. \
-                     What it has not sent yet may come late"
+                     Names that it made may come late, its other late changes are refused"
                 );
                 let left = until.saturating_duration_since(Instant::now());
                 self.propose(CommandKind::Release(hold), left).await?;
