@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::chunks::Chunks;
-use crate::data::state::FileState;
+use crate::data::state::{FileState, Word};
 use crate::keys::Keys;
 use crate::meta::{Leader, LeaderSearch, Session};
 use crate::mount::{Bounds, Mount, wall_clock};
@@ -138,7 +138,7 @@ impl Client {
             (options.in_flight_bytes, options.dirty_bytes, options.read_ahead_bytes),
         ));
         let stop = CancellationToken::new();
-        tokio::spawn(Arc::clone(&session).run_ahead(stop.clone()));
+        tokio::spawn(Arc::clone(&session).run_ahead(Arc::clone(&mount), stop.clone()));
         tokio::spawn(session.keep_alive(stop.clone()));
         tokio::spawn(routing.watch(Arc::clone(&leader), stop.clone()));
         tokio::spawn(tend(Arc::clone(&mount), stop.clone()));
@@ -237,7 +237,7 @@ impl Client {
                 mount.drain(&file, deadline).await?;
             }
             mount
-                .commit(&file, Some((caller, set)), deadline)
+                .commit(&file, Word::Passing, Some((caller, set)), deadline)
                 .await?
                 .ok_or_else(mismatch)
         })
@@ -516,7 +516,7 @@ impl Client {
         let handle = self.mount().handle(handle)?;
         let mount = Arc::clone(self.mount());
         let file = Arc::clone(&handle.file);
-        let settled = file.inner.lock().is_settled();
+        let settled = file.inner.lock().is_quiet();
         let outcome = if settled {
             Ok(())
         } else {
@@ -533,7 +533,7 @@ impl Client {
             Err(error) => return Some(Err(error)),
         };
         self.mount().note_failure(&handle.file);
-        let settled = handle.file.inner.lock().is_settled();
+        let settled = handle.file.inner.lock().is_quiet();
         settled.then(|| late_error(&handle))
     }
 

@@ -203,7 +203,7 @@ impl Mount {
     pub(crate) fn forget_if_idle(&self, file: &Arc<FileState>) -> bool {
         let mut files = self.files.lock();
         let inner = file.inner.lock();
-        if inner.opens > 0 || !inner.is_settled() {
+        if inner.opens > 0 || !inner.is_quiet() {
             return false;
         }
         if files
@@ -265,7 +265,7 @@ impl Mount {
     /// Files with something on its way.
     pub(crate) fn unsettled(&self) -> Vec<Arc<FileState>> {
         let files = self.files.lock();
-        let busy = files.open.values().filter(|file| !file.inner.lock().is_settled());
+        let busy = files.open.values().filter(|file| !file.inner.lock().is_quiet());
         busy.cloned().collect()
     }
 }

@@ -6,6 +6,8 @@ use std::net::SocketAddr;
 use dfs_common::wire::meta::{ChangeRequest, Reservation};
 use dfs_common::wire::namespace::NamespaceChange;
 use dfs_common::{ChainId, Epoch, Error, Hold, HoldEpoch, Incarnation, InodeId, SessionId, StorageId, Timestamp};
+
+use crate::namespace::{Growing, Obstacle};
 use serde::{Deserialize, Serialize};
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +35,8 @@ pub enum CommandKind {
     },
     /// Ends an epoch of holds: given up by the session, or taken from it.
     Release(Hold),
+    /// How long a file is that was left growing: `length_bytes` is what its chunks say now.
+    FoundLength(Growing),
     /// The chunks of these unlinked inodes are gone from every chain: their rows go too.
     Purged { inodes: Vec<InodeId> },
     /// Everything about nodes and chains.
@@ -68,7 +72,7 @@ pub enum Outcome {
     Reserved(Result<Reservation, Error>),
     /// The session's epoch now.
     Released(HoldEpoch),
-    /// Nothing was done (of several: no more than what was answered before) because another session holds what it is about.
-    Held(Hold),
+    /// Nothing was done (of several: no more than what was answered before) because something must come first.
+    Obstructed(Obstacle),
     Done,
 }

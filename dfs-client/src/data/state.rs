@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use dfs_common::wire::namespace::{Attributes, SetAttributes, SetTime, WriteCommit};
 use dfs_common::{
-    BlockIndex, ChainId, ChunkIndex, ChunkVersion, Error, ErrorCode, InodeId, Layout, Level, Result, RoutingTable,
-    SessionId, Timestamp,
+    BlockIndex, ChainId, ChunkIndex, ChunkVersion, Error, ErrorCode, HoldEpoch, InodeId, Layout, Level, Result,
+    RoutingTable, SessionId, Timestamp,
 };
 use dfs_crypto::block::BlockCipher;
 use parking_lot::Mutex;
@@ -36,6 +36,31 @@ pub(crate) struct Owed {
     /// Tells a debt from the one that a commit under way already covers.
     pub(crate) number: u64,
     pub(crate) since_ms: u64,
+    /// With times that `utimes` set: not to be found in any chunk.
+    pub(crate) times: bool,
+}
+
+/// On what occasion metadata is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Word {
+    /// An fsync: it may be the first of many.
+    Synced,
+    /// Anything that leaves the file as it is, growing or not.
+    Passing,
+    /// Nothing more comes for now.
+    Last,
+}
+
+/// The group knows that this file grows without a word as long as this mount holds it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Growth {
+    pub(crate) epoch: HoldEpoch,
+    /// The newest debt when it began: no other growth of this file has the same.
+    pub(crate) since: u64,
+    /// Whether it knows for certain.
+    pub(crate) settled: bool,
+    /// Newest debt that fsync took as paid: if the hold is lost, the group finds it in the chunks.
+    pub(crate) promised: u64,
 }
 
 #[derive(Debug)]
@@ -46,6 +71,9 @@ pub(crate) struct Inner {
     pub(crate) drain_to: u64,
     pub(crate) owed: Option<Owed>,
     pub(crate) debts: u64,
+    pub(crate) growth: Option<Growth>,
+    /// An fsync has told metadata of this file before: the next ones may make it a growing one.
+    pub(crate) synced_before: bool,
     /// Goes with what is owed; see [`Inner::defer`].
     pub(crate) deferred_atime: Option<Timestamp>,
     /// The mtime that the last write gave the file, unless `utimes` gave it another since.
@@ -90,6 +118,8 @@ impl Inner {
             drain_to: 0,
             owed: None,
             debts: 0,
+            growth: None,
+            synced_before: false,
             deferred_atime: None,
             last_write: attributes.mtime,
             last_write_at: attributes.ctime,
@@ -115,6 +145,78 @@ impl Inner {
 
     pub(crate) fn is_settled(&self) -> bool {
         self.dirty.is_empty() && self.owed.is_none()
+    }
+
+    /// Whether nothing at all is left to be told.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.is_settled() && self.growth.is_none()
+    }
+
+    /// What the group is to know of the file's growth after this word. `holds`: the epoch in which this mount holds it.
+    pub(crate) fn growth_after(&mut self, word: Word, holds: Option<HoldEpoch>) -> Option<Growth> {
+        let epoch = holds?;
+        let known = self.growth.filter(|growth| growth.epoch == epoch);
+        match word {
+            Word::Last => None,
+            Word::Passing => known,
+            // The first fsync of a file is mostly the last one as well.
+            Word::Synced if !std::mem::replace(&mut self.synced_before, true) => known,
+            Word::Synced => known.or(Some(Growth {
+                epoch,
+                since: self.debts,
+                settled: false,
+                promised: 0,
+            })),
+        }
+    }
+
+    /// The word that a file grows no more, where there is nothing else to say. With number 0, which is no debt's.
+    pub(crate) fn last_word(&self, word: Word) -> Option<(WriteCommit, u64)> {
+        let bare = WriteCommit {
+            extend_to_bytes: None,
+            mtime: None,
+            clear_suid: false,
+            growing: false,
+        };
+        (word == Word::Last && self.growth.is_some()).then_some((bare, 0))
+    }
+
+    /// The group knows for certain of this growth.
+    pub(crate) fn growth_settled(&mut self, known: Option<Growth>) {
+        if let (Some(growth), Some(known)) = (&mut self.growth, known)
+            && growth.since == known.since
+        {
+            growth.settled = true;
+        }
+    }
+
+    /// Whether [`Inner::promise`] would do.
+    pub(crate) fn may_promise(&self, epoch: Option<HoldEpoch>) -> bool {
+        self.growth
+            .is_some_and(|growth| growth.settled && Some(growth.epoch) == epoch)
+            && self.owed.is_none_or(|owed| !owed.times)
+    }
+
+    /// Takes what is owed as told, if the group would find it by itself: `epoch` is the one in which this mount holds the
+    /// file, now that the data is on the chains.
+    pub(crate) fn promise(&mut self, epoch: Option<HoldEpoch>) -> bool {
+        let may = self.may_promise(epoch);
+        if may && let Some(growth) = &mut self.growth {
+            growth.promised = self.debts;
+        }
+        may
+    }
+
+    /// The hold is over and the group has found out by itself what was promised; `fresh` is what it says.
+    pub(crate) fn growth_lost(&mut self, fresh: &Attributes) {
+        let promised = self.growth.take().map_or(0, |growth| growth.promised);
+        self.attributes = fresh.clone();
+        self.own_change = None;
+        self.tail = None;
+        self.generation += 1;
+        if self.owed.is_some_and(|owed| owed.number <= promised && !owed.times) {
+            self.owed = None;
+        }
     }
 
     /// Takes in attributes from metadata; late answers do not turn the clock back.
@@ -172,6 +274,9 @@ impl Inner {
         }
         self.last_write_at = self.last_write_at.max(now);
         self.owe(0, now_ms);
+        if let Some(owed) = &mut self.owed {
+            owed.times = true;
+        }
         true
     }
 
@@ -202,16 +307,18 @@ impl Inner {
             mtime: self.last_write,
             number: self.debts,
             since_ms: before.map_or(now_ms, |owed| owed.since_ms),
+            times: before.is_some_and(|owed| owed.times),
         });
     }
 
     /// The command's part that pays the debt.
-    pub(crate) fn commit(&self) -> Option<(WriteCommit, u64)> {
+    pub(crate) fn commit(&self, growing: bool) -> Option<(WriteCommit, u64)> {
         let owed = self.owed?;
         let commit = WriteCommit {
             extend_to_bytes: (owed.end > self.attributes.length_bytes).then_some(owed.end),
             mtime: Some(owed.mtime),
             clear_suid: false,
+            growing,
         };
         Some((commit, owed.number))
     }
@@ -292,14 +399,14 @@ mod tests {
     fn a_debt_made_during_a_commit_stays() {
         let mut inner = inner();
         inner.owe(150, 0);
-        let (commit, number) = inner.commit().unwrap();
+        let (commit, number) = inner.commit(false).unwrap();
         assert_eq!(commit.extend_to_bytes, Some(150));
         inner.owe(120, 0);
         inner.paid(number);
-        let (commit, number) = inner.commit().unwrap();
+        let (commit, number) = inner.commit(false).unwrap();
         assert_eq!(commit.extend_to_bytes, Some(150));
         inner.paid(number);
-        assert!(inner.commit().is_none());
+        assert!(inner.commit(false).is_none());
     }
 
     #[test]
@@ -310,7 +417,7 @@ mod tests {
         inner.note_write(at(77));
         inner.owe(150, 0);
         inner.set_mtime(at(5_000));
-        assert_eq!(inner.commit().unwrap().0.mtime, Some(at(5_000)));
+        assert_eq!(inner.commit(false).unwrap().0.mtime, Some(at(5_000)));
         let fresh = inner.attributes.clone();
         assert_eq!(
             (inner.view(&fresh).mtime, inner.view(&fresh).ctime),
@@ -318,10 +425,10 @@ mod tests {
         );
         // The rest of what was written before arrives.
         inner.owe(250, 0);
-        assert_eq!(inner.commit().unwrap().0.mtime, Some(at(5_000)));
+        assert_eq!(inner.commit(false).unwrap().0.mtime, Some(at(5_000)));
         inner.note_write(at(99));
         inner.owe(260, 0);
-        assert_eq!(inner.commit().unwrap().0.mtime, Some(at(99)));
+        assert_eq!(inner.commit(false).unwrap().0.mtime, Some(at(99)));
     }
 
     #[test]
@@ -346,14 +453,14 @@ mod tests {
         assert!(!inner.defer(&set(None, Some(0), None), at(9), 0));
         assert!(!inner.defer(&set(None, None, Some(SetTime::Now)), at(9), 0));
         assert!(inner.defer(&times, at(9), 0));
-        let (commit, _) = inner.commit().unwrap();
+        let (commit, _) = inner.commit(false).unwrap();
         assert_eq!((commit.extend_to_bytes, commit.mtime), (Some(150), Some(at(5))));
         let view = inner.view(&inner.attributes.clone());
         assert_eq!((view.atime, view.mtime, view.ctime), (at(4), at(5), at(9)));
         // A truncation tells the length and its own time; the rest stays owed.
         inner.attributes.mtime = at(20);
         inner.length_told();
-        assert_eq!(inner.commit().unwrap().0.mtime, Some(at(20)));
+        assert_eq!(inner.commit(false).unwrap().0.mtime, Some(at(20)));
         assert_eq!(inner.view(&inner.attributes.clone()).mtime, at(20));
         inner.opens = 0;
         assert!(!inner.defer(&times, at(9), 0), "nobody would pay it");

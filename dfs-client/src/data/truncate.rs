@@ -69,6 +69,7 @@ impl Mount {
         // Everything owed was below the old end, and the command said length and time.
         inner.learn_own(&attributes);
         inner.length_told();
+        inner.growth = None;
         Ok(inner.view(&attributes))
     }
 

@@ -18,7 +18,8 @@ use tokio::time::Instant;
 
 use super::blocks::{PlannedRun, plan};
 use super::dirty::{Slab, SlabIndex};
-use super::state::{FileState, Tail};
+use super::state::{FileState, Tail, Word};
+use crate::meta::Untold;
 use crate::mount::{Handle, Mount, wall_clock};
 
 /// A slab that nobody adds to waits this long for more before it goes out.
@@ -359,11 +360,11 @@ impl Mount {
 
     /// Close: everything on the chains, then in metadata. Costs nothing when nothing is owed.
     pub(crate) async fn flush(self: &Arc<Self>, file: &Arc<FileState>, deadline: Instant) -> Result<()> {
-        if file.inner.lock().is_settled() {
+        if file.inner.lock().is_quiet() {
             return Ok(());
         }
         self.drain(file, deadline).await?;
-        self.commit(file, None, deadline).await?;
+        self.commit(file, Word::Last, None, deadline).await?;
         self.note_failure(file);
         Ok(())
     }
@@ -371,7 +372,10 @@ impl Mount {
     /// A change of the file that failed after it was shown is an error of every handle, like a late write.
     pub(crate) fn note_failure(&self, file: &FileState) {
         if let Some(error) = self.session.take_failure(file.inode) {
-            file.inner.lock().errors.record(error);
+            let mut inner = file.inner.lock();
+            inner.errors.record(error);
+            // What was foreseen did not come to pass: whatever the group says next is right.
+            inner.attributes.change = 0;
         }
     }
 
@@ -384,9 +388,11 @@ impl Mount {
         deadline: Instant,
     ) -> Result<()> {
         // Where metadata has to be told as well, that goes on while the disks work; else the write takes the sync along.
-        let sync = data_only && {
+        let grows = self.session.may_grow(file.inode);
+        let sync = {
             let inner = file.inner.lock();
-            inner.length() <= inner.attributes.length_bytes
+            let within = inner.length() <= inner.attributes.length_bytes;
+            (data_only && within) || inner.may_promise(grows)
         };
         let (target, last) = self.send_all(file, sync);
         match last {
@@ -395,16 +401,22 @@ impl Mount {
             None => self.kick(file, FLUSH_AGE_MS),
         }
         self.arrived(file, target, deadline).await?;
-        let (unsynced, longer) = {
-            let inner = file.inner.lock();
+        // Only now, since what arrives after a hold was taken is not found.
+        let grows = self.session.may_grow(file.inode);
+        let (unsynced, promised, longer) = {
+            let mut inner = file.inner.lock();
+            let promised = inner.promise(grows);
             let longer = inner.stable_length() > inner.attributes.length_bytes;
-            (inner.unsynced.clone(), longer)
+            (inner.unsynced.clone(), promised, longer)
         };
         let told = async {
-            if !data_only || longer {
-                self.commit(file, None, deadline).await?;
+            if !promised && (!data_only || longer) {
+                self.commit(file, Word::Synced, None, deadline).await?;
             }
-            self.session.settled(deadline).await
+            let growth = file.inner.lock().growth;
+            self.session.settled(deadline).await?;
+            file.inner.lock().growth_settled(growth);
+            Ok(())
         };
         // The data is on every replica, so metadata may hear of it while their disks work.
         let (synced, told) = tokio::join!(self.sync_chains(file, unsynced, deadline), told);
@@ -479,6 +491,7 @@ impl Mount {
     pub(crate) async fn commit(
         &self,
         file: &FileState,
+        word: Word,
         set: Option<(Caller, SetAttributes)>,
         deadline: Instant,
     ) -> Result<Option<Attributes>> {
@@ -486,11 +499,47 @@ impl Mount {
             format!("inode {}: the commit before this one does not end", file.inode)
         })
         .await?;
-        let (owed, last_write_at, deferred) = {
+        match self.commit_once(file, word, set, deadline).await {
+            // What the hold was good for is settled now: the rest is told like anything else.
+            Err(error) if error.code == ErrorCode::HoldLost => {
+                if file.inner.lock().growth.is_some() {
+                    let fresh = self.fetch_attributes(file.inode, deadline).await;
+                    let mut inner = file.inner.lock();
+                    match fresh {
+                        Ok(fresh) => inner.growth_lost(&fresh),
+                        // Removed by somebody: nothing is left to be told.
+                        Err(error) if matches!(error.code, ErrorCode::NotFound | ErrorCode::StaleInode) => {
+                            inner.growth = None;
+                        }
+                        Err(error) => return Err(error),
+                    }
+                }
+                self.commit_once(file, Word::Last, set, deadline).await
+            }
+            outcome => outcome,
+        }
+    }
+
+    async fn commit_once(
+        &self,
+        file: &FileState,
+        word: Word,
+        set: Option<(Caller, SetAttributes)>,
+        deadline: Instant,
+    ) -> Result<Option<Attributes>> {
+        let holds = self.session.may_grow(file.inode);
+        let (owed, last_write_at, deferred, growth, next) = {
             let mut inner = file.inner.lock();
-            let owed = inner.commit();
+            let next = inner.growth_after(word, holds);
+            let owed = inner.commit(next.is_some()).or_else(|| inner.last_word(word));
             // Only with the debt: apart from it there is none.
-            (owed, inner.last_write_at, inner.deferred_atime.take())
+            (
+                owed,
+                inner.last_write_at,
+                inner.deferred_atime.take(),
+                inner.growth,
+                next,
+            )
         };
         let sets_mtime = set.as_ref().is_some_and(|(_, set)| set.mtime.is_some());
         let set = match (set, deferred) {
@@ -508,11 +557,16 @@ impl Mount {
             (None, Some(commit)) => (SYSTEM, NamespaceOp::CommitWrite { inode, commit }),
             (None, None) => return Ok(None),
         };
-        let outcome = self.session.change(caller, op, deadline).await;
+        // What was promised must not be told over what others did after the hold was lost.
+        let within = growth.or(next).map(|growth| growth.epoch);
+        let outcome = self.session.change_within(within, caller, op, deadline).await;
         let mut inner = file.inner.lock();
         match outcome {
             Ok(change) => {
                 inner.paid(number);
+                if commit.is_some() {
+                    inner.growth = next;
+                }
                 if let NamespaceChange::Entry { attributes, .. } = change {
                     inner.learn_own(&attributes);
                     if sets_mtime && inner.last_write_at == last_write_at {
@@ -530,6 +584,7 @@ impl Mount {
                 if matches!(error.code, ErrorCode::NotFound | ErrorCode::StaleInode) {
                     inner.paid(number);
                     inner.deferred_atime = None;
+                    inner.growth = None;
                 }
                 Err(error)
             }
@@ -545,6 +600,7 @@ impl Mount {
             if inner.opens == 0 && inner.dirty.is_empty() {
                 inner.owed = None;
                 inner.deferred_atime = None;
+                inner.growth = None;
             }
         }
         self.forget_if_idle(file);
@@ -565,11 +621,24 @@ impl Mount {
             if due && !expired && file.commit_turn.try_lock().is_ok() {
                 let (mount, file) = (Arc::clone(self), Arc::clone(&file));
                 tokio::spawn(async move {
-                    let outcome = mount.commit(&file, None, mount.deadline()).await;
+                    let outcome = mount.commit(&file, Word::Passing, None, mount.deadline()).await;
                     if let Err(error) = outcome {
                         tracing::debug!(inode = file.inode.0, "a background commit failed: {error}");
                     }
                 });
+            }
+        }
+    }
+}
+
+impl Untold for Mount {
+    async fn tell_all(&self, deadline: Instant) {
+        for file in self.unsettled() {
+            if file.inner.lock().growth.is_none() {
+                continue;
+            }
+            if let Err(error) = self.commit(&file, Word::Last, None, deadline).await {
+                tracing::debug!(inode = file.inode.0, "its length is left to be found: {error}");
             }
         }
     }

@@ -67,6 +67,8 @@ struct Inner {
     queued: u64,
     /// All is being given up, or numbers are on their way: changes of what is held wait.
     paused: bool,
+    /// All is about to be given up: nothing more may be left untold.
+    yielding: bool,
     failures: HashMap<InodeId, Error>,
     /// The last failure, until fsync of a directory or the unmount has told it.
     last_failure: Option<Error>,
@@ -165,12 +167,13 @@ impl Ahead {
         self.resumed.send_modify(|count| *count += 1);
     }
 
-    fn attempt(&self, session: &Session, caller: Caller, op: &NamespaceOp) -> Attempt {
+    fn attempt(&self, session: &Session, caller: Caller, op: &NamespaceOp, within: Option<HoldEpoch>) -> Attempt {
         // Before anything is looked at, so that no tick is missed.
         let resumed = self.resumed.subscribe();
         let leased = self.is_leased(session.now_ms());
         let mut inner = self.inner.lock();
-        if inner.held.epoch().is_none() || !inner.held.is_about(op) {
+        let epoch = inner.held.epoch();
+        if epoch.is_none() || within.is_some_and(|within| epoch != Some(within)) || !inner.held.is_about(op) {
             return Attempt::NotHere;
         }
         if inner.paused || !leased {
@@ -216,17 +219,18 @@ impl Ahead {
         }
     }
 
-    /// Makes a change here, if it is about what is held. `None`: it must be sent.
+    /// Makes a change here, if it is about what is held (in that epoch). `None`: it must be sent.
     pub(super) async fn change(
         &self,
         session: &Session,
         caller: Caller,
         op: &NamespaceOp,
+        within: Option<HoldEpoch>,
         deadline: Instant,
     ) -> Option<Result<NamespaceChange>> {
         let patience = Instant::now() + PAUSE_MAX;
         loop {
-            match self.attempt(session, caller, op) {
+            match self.attempt(session, caller, op, within) {
                 Attempt::Done(outcome) => return Some(outcome),
                 Attempt::NotHere => return None,
                 Attempt::Wait(mut moved, is_pause) => {
@@ -269,6 +273,25 @@ impl Ahead {
             return None;
         }
         inner.held.attributes(inode).cloned()
+    }
+
+    /// The epoch in which this file may be written without a word to the group: nobody can have taken what is held, and
+    /// nobody has asked for it.
+    pub(super) fn may_grow(&self, session: &Session, inode: InodeId) -> Option<HoldEpoch> {
+        if !self.is_leased(session.now_ms()) {
+            return None;
+        }
+        let inner = self.inner.lock();
+        if inner.paused || inner.yielding {
+            return None;
+        }
+        inner.held.attributes(inode)?;
+        inner.held.epoch()
+    }
+
+    /// From now on nothing is left untold.
+    pub(super) fn start_yielding(&self) {
+        self.inner.lock().yielding = true;
     }
 
     /// To be called before a change is sent that was not made here.
@@ -361,6 +384,7 @@ impl Ahead {
                 return Err(Error::new(ErrorCode::SessionExpired, "the session is over"));
             }
             inner.held.begin(reservation);
+            inner.yielding = false;
         }
         self.renew(sent_ms);
         self.resume();

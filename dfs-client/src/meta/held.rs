@@ -483,6 +483,9 @@ fn set_attributes(attributes: &mut Attributes, now: Timestamp, caller: Caller, s
 }
 
 fn commit_to(attributes: &mut Attributes, setting: Setting, commit: &WriteCommit) -> bool {
+    if commit.is_bare() {
+        return attributes.file.is_some();
+    }
     let done = write_to(attributes, setting, commit.mtime, |length| {
         length.max(commit.extend_to_bytes.unwrap_or(0))
     });

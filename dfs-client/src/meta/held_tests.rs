@@ -5,11 +5,9 @@ use dfs_common::wire::namespace::{
     Attributes, Caller, NamespaceAnswer, NamespaceChange, NamespaceOp, NamespaceRead, RenameMode, SetAttributes,
     SetTime, StatFs, WrappedKey, WriteCommit, XattrMode,
 };
-use dfs_common::{
-    ClusterId, Error, Hold, Incarnation, InodeId, SequenceNumber, SessionId, StorageId, Timestamp, ValidName,
-};
+use dfs_common::{ClusterId, Error, Incarnation, InodeId, SequenceNumber, SessionId, StorageId, Timestamp, ValidName};
 use dfs_meta::command::{ClusterEvent, Command, CommandKind, Outcome as Done};
-use dfs_meta::namespace::NameHash;
+use dfs_meta::namespace::{NameHash, Obstacle};
 use dfs_meta::state::State;
 use dfs_meta::store::MemoryStore;
 use proptest::prelude::*;
@@ -155,10 +153,7 @@ impl World {
                 let epoch = self.held.epoch();
                 let generation = epoch.map_or(0, |_| self.held.sending());
                 let request = self.request(self.mount, caller, op.clone(), None);
-                let answer = match self.submit(CommandKind::Change(request)) {
-                    Done::Change(answer) => answer,
-                    other => panic!("{other:?} to {op:?}"),
-                };
+                let answer = self.send_past_obstacles(&request);
                 if let Some(epoch) = epoch {
                     let created = match (op, &answer) {
                         (
@@ -200,16 +195,44 @@ impl World {
         }
     }
 
-    fn ask(&self, session: SessionId, read: NamespaceRead) -> Result<Result<NamespaceAnswer, Error>, Hold> {
+    fn ask(&self, session: SessionId, read: NamespaceRead) -> Result<Result<NamespaceAnswer, Error>, Obstacle> {
         let mut answers = self.state.read(session, &[read], StatFs::default())?;
         Ok(answers.remove(0))
     }
 
-    fn give_up(&mut self, hold: Hold) {
-        assert_eq!(hold.session, self.mount);
-        self.flush();
-        self.held.clear();
-        self.submit(CommandKind::Release(hold));
+    /// What the leader does about it.
+    fn clear(&mut self, obstacle: Obstacle) {
+        match obstacle {
+            Obstacle::Held(hold) => {
+                assert_eq!(hold.session, self.mount);
+                self.flush();
+                self.held.clear();
+                self.submit(CommandKind::Release(hold));
+            }
+            // There is no data in any chunk.
+            Obstacle::Growing(growing) => {
+                self.submit(CommandKind::FoundLength(growing));
+            }
+        }
+    }
+
+    fn ask_past_obstacles(&mut self, session: SessionId, read: &NamespaceRead) -> Result<NamespaceAnswer, Error> {
+        loop {
+            match self.ask(session, read.clone()) {
+                Ok(answer) => return answer,
+                Err(obstacle) => self.clear(obstacle),
+            }
+        }
+    }
+
+    fn send_past_obstacles(&mut self, request: &ChangeRequest) -> Result<NamespaceChange, Error> {
+        loop {
+            match self.submit(CommandKind::Change(request.clone())) {
+                Done::Change(answer) => return answer,
+                Done::Obstructed(obstacle) => self.clear(obstacle),
+                other => panic!("{other:?} to {request:?}"),
+            }
+        }
     }
 
     /// The other mount looks, or changes something: it sees all that this one has shown.
@@ -221,23 +244,13 @@ impl World {
         }
         let shown = self.held.attributes(inode).cloned();
         let read = NamespaceRead::GetAttributes { inode };
-        let seen = match self.ask(self.other, read.clone()) {
-            Ok(seen) => seen,
-            Err(hold) => {
-                self.give_up(hold);
-                self.ask(self.other, read).expect("given up")
-            }
-        };
+        let seen = self.ask_past_obstacles(self.other, &read);
         if let Some(shown) = shown {
             assert_eq!(seen, Ok(NamespaceAnswer::Attributes(shown)));
         }
         if let Some(op) = op {
             let request = self.request(self.other, ROOT, op, None);
-            if let Done::Held(hold) = self.submit(CommandKind::Change(request.clone())) {
-                self.give_up(hold);
-                let again = self.submit(CommandKind::Change(request));
-                assert!(matches!(again, Done::Change(_)), "{again:?}");
-            }
+            let _ = self.send_past_obstacles(&request);
         }
         if self.held.epoch().is_none() {
             self.begin(40);
@@ -291,6 +304,7 @@ fn op(kind: u8, at: InodeId, other: InodeId, number: u8, value: u32) -> Namespac
                 extend_to_bytes: Some(u64::from(value)),
                 mtime: None,
                 clear_suid: true,
+                growing: value.is_multiple_of(2),
             }),
         },
         7 => NamespaceOp::CommitWrite {
@@ -299,6 +313,7 @@ fn op(kind: u8, at: InodeId, other: InodeId, number: u8, value: u32) -> Namespac
                 extend_to_bytes: value.is_multiple_of(2).then_some(u64::from(value)),
                 mtime: value.is_multiple_of(3).then_some(time),
                 clear_suid: value.is_multiple_of(5),
+                growing: value.is_multiple_of(4),
             },
         },
         8 => NamespaceOp::SetLength {

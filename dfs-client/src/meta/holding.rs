@@ -37,15 +37,24 @@ enum End {
     Trouble,
 }
 
+/// For what is told before all is given up. What takes longer is found out by the group itself.
+const UNTOLD_TIME: Duration = Duration::from_millis(400);
+
+/// Who knows of files that were written without a word to the group.
+pub(crate) trait Untold: Send + Sync + 'static {
+    /// Tells the length of each.
+    fn tell_all(&self, deadline: Instant) -> impl Future<Output = ()> + Send;
+}
+
 /// Keeps the right to hold, until told to stop.
-pub(super) async fn keep(session: &Session, stop: &CancellationToken) {
+pub(super) async fn keep<U: Untold>(session: &Session, untold: &U, stop: &CancellationToken) {
     tokio::select! {
         () = stop.cancelled() => {}
-        () = keep_holding(session) => {}
+        () = keep_holding(session, untold) => {}
     }
 }
 
-async fn keep_holding(session: &Session) {
+async fn keep_holding<U: Untold>(session: &Session, untold: &U) {
     let ahead = &session.ahead;
     let mut rest = REST_MIN;
     let mut last_end: Option<Instant> = None;
@@ -59,8 +68,11 @@ async fn keep_holding(session: &Session) {
             }
         };
         let end = hold_on(session, hold).await;
+        ahead.start_yielding();
         if end == End::Trouble {
             ahead.clear();
+        } else {
+            untold.tell_all(Instant::now() + UNTOLD_TIME).await;
         }
         ahead.pause();
         give_up(session, hold).await;

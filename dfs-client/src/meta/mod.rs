@@ -12,6 +12,7 @@ mod search;
 mod sequence;
 mod session;
 
+pub(crate) use holding::Untold;
 pub(crate) use leader::Leader;
 pub(crate) use search::LeaderSearch;
 pub(crate) use session::Session;

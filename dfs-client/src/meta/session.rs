@@ -7,11 +7,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use dfs_common::wire::meta::{ChangeRequest, KEEP_ALIVE_MS, KeepAlive, MetaRequest, MetaResponse};
+use dfs_common::wire::meta::{ChangeRequest, KEEP_ALIVE_MS, KeepAlive, MetaRequest, MetaResponse, Shown};
 use dfs_common::wire::namespace::{
     Attributes, Caller, FileKind, NamespaceAnswer, NamespaceChange, NamespaceOp, NamespaceRead,
 };
-use dfs_common::{Error, ErrorCode, InodeId, Result, SequenceNumber, SessionId};
+use dfs_common::{Error, ErrorCode, HoldEpoch, InodeId, Result, SequenceNumber, SessionId};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
@@ -19,10 +19,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::ahead::{self, Ahead};
 use super::directories::{Directories, Sent};
-use super::holding;
+use super::holding::{self, Untold};
 use super::leader::Leader;
 use super::opens::OpenSet;
 use super::sequence::SequenceWindow;
+use crate::mount::wall_clock;
 use crate::routing::RoutingCache;
 
 /// One session's life.
@@ -209,8 +210,14 @@ impl Session {
     }
 
     /// Sends what was shown before it was told, and keeps the right to show it, until told to stop.
-    pub(crate) async fn run_ahead(self: Arc<Self>, stop: CancellationToken) {
-        tokio::join!(ahead::tell(&self, &stop), holding::keep(&self, &stop));
+    pub(crate) async fn run_ahead<U: Untold>(self: Arc<Self>, untold: Arc<U>, stop: CancellationToken) {
+        tokio::join!(ahead::tell(&self, &stop), holding::keep(&self, untold.as_ref(), &stop));
+    }
+
+    /// The epoch in which this file may be written and synced without a word to the group; to be asked again after the data
+    /// has arrived.
+    pub(crate) fn may_grow(&self, inode: InodeId) -> Option<HoldEpoch> {
+        self.ahead.may_grow(self, inode)
     }
 
     /// Whether changes of this inode are made here.
@@ -236,7 +243,19 @@ impl Session {
 
     /// One change, exactly once. Of what this mount holds it is answered before the group is told; see [`Session::settled`].
     pub(crate) async fn change(&self, caller: Caller, op: NamespaceOp, deadline: Instant) -> Result<NamespaceChange> {
-        if let Some(outcome) = self.ahead.change(self, caller, &op, deadline).await {
+        self.change_within(None, caller, op, deadline).await
+    }
+
+    /// The same, but only as long as this mount holds things in that epoch: `HoldLost` when it is over, and then others may
+    /// have changed them.
+    pub(crate) async fn change_within(
+        &self,
+        epoch: Option<HoldEpoch>,
+        caller: Caller,
+        op: NamespaceOp,
+        deadline: Instant,
+    ) -> Result<NamespaceChange> {
+        if let Some(outcome) = self.ahead.change(self, caller, &op, epoch, deadline).await {
             // Older than what is known now.
             if outcome.is_ok() {
                 let mut directories = self.directories.lock();
@@ -247,10 +266,16 @@ impl Session {
         }
         self.ahead.leave(&op);
         self.ahead.settled(deadline).await?;
-        self.send(caller, op, deadline).await
+        self.send(epoch, caller, op, deadline).await
     }
 
-    async fn send(&self, caller: Caller, op: NamespaceOp, deadline: Instant) -> Result<NamespaceChange> {
+    async fn send(
+        &self,
+        within: Option<HoldEpoch>,
+        caller: Caller,
+        op: NamespaceOp,
+        deadline: Instant,
+    ) -> Result<NamespaceChange> {
         loop {
             let turn = self.turn(deadline).await?;
             let session = turn.life.id;
@@ -262,8 +287,11 @@ impl Session {
                 answered_below,
                 caller,
                 op: op.clone(),
-                hold: sending.as_ref().map(|sending| sending.epoch),
-                shown: None,
+                hold: within.or(sending.as_ref().map(|sending| sending.epoch)),
+                shown: within.map(|_| Shown {
+                    time: wall_clock(),
+                    inode: None,
+                }),
             });
             let what = || describe(&op);
             let told = self.telling(&op);

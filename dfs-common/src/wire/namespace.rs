@@ -106,10 +106,21 @@ pub enum XattrMode {
 pub struct WriteCommit {
     /// The file is at least this long (`max` with what is recorded); `None` if only content changed.
     pub extend_to_bytes: Option<u64>,
-    /// Time of the last write. `None`: the leader's clock.
+    /// Time of the last write. `None`: the leader's clock, unless the commit [is bare](Self::is_bare).
     pub mtime: Option<Timestamp>,
     /// Clear setuid and setgid, as a write by an unprivileged user must.
     pub clear_suid: bool,
+    /// The session holds the file and goes on writing without a word: the length is the least that it has until the next
+    /// commit, and is to be found from its chunks should the hold end before. Ignored of a file that it does not hold.
+    pub growing: bool,
+}
+
+impl WriteCommit {
+    /// Whether it says nothing but that the file grows, or grows no more: then no time of the file moves.
+    #[must_use]
+    pub const fn is_bare(&self) -> bool {
+        self.extend_to_bytes.is_none() && self.mtime.is_none() && !self.clear_suid
+    }
 }
 
 /// Changes. Each is one command in the metadata log and takes effect exactly once.

@@ -77,6 +77,14 @@ pub enum StorageRequest {
         inodes: Vec<InodeId>,
         from: ChunkIndex,
     },
+    /// Where the inode's data at or after chunk `from` ends on this chain. Answered by the tail, which has everything that
+    /// was ever acknowledged.
+    FileEnd {
+        chain: ChainId,
+        epoch: Epoch,
+        inode: InodeId,
+        from: ChunkIndex,
+    },
 
     // Replica to its successor.
     Forward(ForwardRequest),
@@ -166,6 +174,8 @@ pub enum StorageResponse {
     RangeRemoved {
         chunks: u64,
     },
+    /// The last chunk that has any, and the bytes from its start to their end.
+    FileEnd(Option<(ChunkIndex, u32)>),
     Forwarded,
     Inventory {
         chunks: Vec<(ChunkId, ChunkVersion)>,

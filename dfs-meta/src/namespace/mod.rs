@@ -16,10 +16,12 @@ mod oracle;
 mod tests;
 
 use dfs_common::wire::namespace::{Caller, NamespaceChange, NamespaceOp};
-use dfs_common::{Error, ErrorCode, Hold, HoldEpoch, InodeId, RoutingTable, SessionId, Timestamp};
+use dfs_common::{Error, ErrorCode, Hold, HoldEpoch, InodeId, Layout, RoutingTable, SessionId, Timestamp};
+use serde::{Deserialize, Serialize};
 
 use crate::store::{Overlay, Rows, StoreError};
 
+pub(crate) use ops::found_length;
 pub use read::read;
 pub use rows::{Body, Counters, DentryRow, HoldRow, InodeRow, OrphanRow, XattrRow};
 use transaction::Transaction;
@@ -30,14 +32,33 @@ pub trait NameHash: Send + Sync + 'static {
     fn hash(&self, parent: InodeId, name: &[u8]) -> [u8; 16];
 }
 
+/// What must happen before an inode can be looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Obstacle {
+    /// Another session holds it, and has to give it up.
+    Held(Hold),
+    /// Its length has to be found.
+    Growing(Growing),
+}
+
+/// A file whose writer is gone and has not said how long it became.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Growing {
+    pub inode: InodeId,
+    /// The writer's, which is over.
+    pub hold: Hold,
+    pub layout: Layout,
+    /// The least that it has.
+    pub length_bytes: u64,
+}
+
 /// Why an operation did not happen: an answer for its caller, or trouble with the store that nobody may answer over.
 #[derive(Debug, thiserror::Error)]
 pub enum OpError {
     #[error(transparent)]
     Answer(#[from] Error),
-    /// Another session holds what it is about, and has to give it up first.
-    #[error("session {} holds it", .0.session)]
-    Held(Hold),
+    #[error("something must come first: {0:?}")]
+    Obstructed(Obstacle),
     #[error(transparent)]
     Store(#[from] StoreError),
 }

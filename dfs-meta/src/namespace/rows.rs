@@ -2,6 +2,8 @@
 
 use dfs_common::wire::namespace::{Attributes, FileAttributes, FileKind, WrappedKey};
 use dfs_common::{Hold, HoldEpoch, InodeId, Layout, Policy, Timestamp, ValidName, VersionVector};
+
+use super::Growing;
 use serde::{Deserialize, Serialize};
 
 /// Bytes that `stat` shows for each entry of a directory.
@@ -25,6 +27,9 @@ pub struct InodeRow {
     pub xattr_bytes: u32,
     /// Whose it is, as long as that session is in that epoch; see [`HoldRow`].
     pub hold: Option<Hold>,
+    /// The holder of this regular file writes without a word: `length_bytes` is the least that it has. Of no meaning to the
+    /// holder; when the hold is over, nobody looks at the file before its length is found.
+    pub growing: bool,
     pub body: Body,
 }
 
@@ -104,6 +109,24 @@ impl InodeRow {
 
     pub fn is_directory(&self) -> bool {
         matches!(self.body, Body::Directory { .. })
+    }
+
+    /// What is to be found out about a growing file whose hold is over.
+    pub fn left_growing(&self, inode: InodeId) -> Option<Growing> {
+        match (&self.body, self.hold) {
+            (
+                Body::Regular {
+                    length_bytes, layout, ..
+                },
+                Some(hold),
+            ) if self.growing => Some(Growing {
+                inode,
+                hold,
+                layout: *layout,
+                length_bytes: *length_bytes,
+            }),
+            _ => None,
+        }
     }
 
     /// The inode itself changed.

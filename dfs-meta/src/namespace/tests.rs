@@ -317,6 +317,7 @@ fn orphans_live_until_purged_and_others_go_at_once() {
         extend_to_bytes: Some(10),
         mtime: None,
         clear_suid: false,
+        growing: false,
     };
     bench.change(NamespaceOp::CommitWrite { inode: file, commit }).unwrap();
     let orphans = bench.state.orphans(None, 10).unwrap();
@@ -508,6 +509,7 @@ fn a_commit_comes_before_the_attributes_it_travels_with() {
         extend_to_bytes: Some(100),
         mtime: None,
         clear_suid: false,
+        growing: false,
     });
     let now = bench.entry(NamespaceOp::SetAttributes { inode, set, commit }).unwrap();
     assert_eq!((now.length_bytes, now.mtime, now.ctime), (100, old, bench.now()));
@@ -523,6 +525,7 @@ fn writes_extend_and_lengths_are_exact() {
             extend_to_bytes: to,
             mtime: None,
             clear_suid,
+            growing: false,
         };
         bench.entry(NamespaceOp::CommitWrite { inode, commit })
     };

@@ -6,7 +6,7 @@ use dfs_common::wire::namespace::{Attributes, Caller};
 use dfs_common::{Error, ErrorCode, Hold, InodeId, SessionId, Timestamp, ValidName};
 
 use super::rows::{Body, Counters, DentryRow, HoldRow, InodeRow, OrphanRow};
-use super::{Context, NameHash, OpError, OpResult};
+use super::{Context, NameHash, Obstacle, OpError, OpResult};
 use crate::store::keys::{self, PROBES, Slot};
 use crate::store::{self, Overlay, Rows, StoreError};
 
@@ -17,14 +17,21 @@ pub(crate) struct Found {
     pub(crate) entry: DentryRow,
 }
 
-/// The inode, if there is one, for `asker`: nobody else sees what a session holds.
+/// The inode, if there is one, for `asker`: nobody else sees what a session holds, and nobody at all what it left unsaid.
 pub(crate) fn get_inode<R: Rows + ?Sized>(rows: &R, asker: SessionId, inode: InodeId) -> OpResult<Option<InodeRow>> {
     let row: Option<InodeRow> = store::get(rows, &keys::inode(inode))?;
-    if let Some(hold) = row.as_ref().and_then(|row| row.hold)
-        && hold.session != asker
-        && is_valid(rows, hold)?
+    if let Some(row) = &row
+        && let Some(hold) = row.hold
+        && (hold.session != asker || row.growing)
     {
-        return Err(OpError::Held(hold));
+        let obstacle = match (is_valid(rows, hold)?, hold.session == asker) {
+            (true, true) => None,
+            (true, false) => Some(Obstacle::Held(hold)),
+            (false, _) => row.left_growing(inode).map(Obstacle::Growing),
+        };
+        if let Some(obstacle) = obstacle {
+            return Err(OpError::Obstructed(obstacle));
+        }
     }
     Ok(row)
 }

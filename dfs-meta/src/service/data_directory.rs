@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::error::StartError;
 
 /// Version of the directory's layout. A program refuses a newer one.
-pub(super) const FORMAT: u32 = 2;
+pub(super) const FORMAT: u32 = 3;
 
 const LOCK_FILE: &str = "LOCK";
 const NODE_FILE: &str = "node.json";
@@ -179,7 +179,11 @@ mod tests {
             assert!(error.contains("belongs to meta-1") && !error.contains('\n'), "{error}");
         }
         let text = fs::read_to_string(path.join(NODE_FILE)).unwrap();
-        fs::write(path.join(NODE_FILE), text.replace("\"format\": 2", "\"format\": 9")).unwrap();
+        fs::write(
+            path.join(NODE_FILE),
+            text.replace(&format!("\"format\": {FORMAT}"), "\"format\": 9"),
+        )
+        .unwrap();
         let error = open(cluster, node).unwrap_err();
         assert!(error.contains("format 9"), "{error}");
         fs::write(path.join(NODE_FILE), "{").unwrap();

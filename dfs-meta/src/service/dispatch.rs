@@ -173,7 +173,7 @@ async fn change_namespace(shared: &Shared, change: ChangeRequest, time: Duration
         .map(|inode| NamespaceRead::GetAttributes { inode })
         .collect();
     let session = change.session;
-    match shared.propose_past_holds(CommandKind::Change(change), time).await? {
+    match shared.propose_past_obstacles(CommandKind::Change(change), time).await? {
         Outcome::Change(outcome) => {
             // What was just applied lies in memory. A directory that is gone meanwhile has nothing to tell.
             let answers = shared.state.read(session, &directories, StatFs::default());
@@ -202,7 +202,10 @@ async fn change_several(shared: &Shared, changes: Vec<ChangeRequest>, time: Dura
             ),
         ));
     }
-    match shared.propose_past_holds(CommandKind::Changes(changes), time).await? {
+    match shared
+        .propose_past_obstacles(CommandKind::Changes(changes), time)
+        .await?
+    {
         Outcome::Changes(answers) => Ok(MetaResponse::Changes(answers)),
         other => Err(unexpected(&other)),
     }
@@ -262,7 +265,7 @@ async fn read(
         };
         match answers {
             Ok(answers) => return Ok(MetaResponse::Read(answers)),
-            Err(hold) => shared.end_hold(hold, until).await?,
+            Err(obstacle) => shared.clear(obstacle, until).await?,
         }
     }
 }

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use tracing::warn;
 
 use super::shared::{Shared, not_leader};
-use crate::command::{CommandKind, Outcome};
+use crate::command::CommandKind;
 
 /// Between two looks at whether a hold is over. It takes the holder a few milliseconds.
 const LOOK_EVERY: Duration = Duration::from_millis(1);
@@ -80,18 +80,6 @@ impl Wants {
 }
 
 impl Shared {
-    /// Proposes what other sessions' holds may be in the way of, and waits for those to end.
-    pub(super) async fn propose_past_holds(&self, kind: CommandKind, time: Duration) -> Result<Outcome> {
-        let until = Instant::now() + time;
-        loop {
-            let left = until.saturating_duration_since(Instant::now());
-            match self.propose(kind.clone(), left).await? {
-                Outcome::Held(hold) => self.end_hold(hold, until).await?,
-                outcome => return Ok(outcome),
-            }
-        }
-    }
-
     /// Waits until the hold is over, after its holder was told; takes it from one that does not answer.
     pub(super) async fn end_hold(&self, hold: Hold, until: Instant) -> Result<()> {
         let term = self.consensus.leadership().borrow().term;

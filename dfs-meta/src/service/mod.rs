@@ -8,6 +8,7 @@ mod error;
 mod holds;
 mod leader;
 mod observed;
+mod obstacles;
 mod owner;
 mod server;
 mod shared;

@@ -18,18 +18,19 @@ use super::holds::Wants;
 use super::owner::Ask;
 use crate::command::{Command, CommandKind, Outcome};
 use crate::consensus::Consensus;
+use crate::namespace::Obstacle;
 use crate::state::{Counts, State};
 use crate::store::Store;
 
 /// What the service asks of the applied state, whatever store is below. Calls may block for a disk read.
 pub(super) trait Applied: Send + Sync + 'static {
-    /// Answers from one state, unless another session holds what one of them is about.
+    /// Answers from one state, or what must happen first.
     fn read(
         &self,
         asker: SessionId,
         reads: &[NamespaceRead],
         usage: StatFs,
-    ) -> std::result::Result<Vec<Result<NamespaceAnswer>>, Hold>;
+    ) -> std::result::Result<Vec<Result<NamespaceAnswer>>, Obstacle>;
     fn is_held(&self, hold: Hold) -> Result<bool>;
     fn sessions(&self) -> Result<Vec<SessionId>>;
     fn orphans(&self, limit: usize) -> Result<Vec<InodeId>>;
@@ -42,7 +43,7 @@ impl<S: Store> Applied for State<S> {
         asker: SessionId,
         reads: &[NamespaceRead],
         usage: StatFs,
-    ) -> std::result::Result<Vec<Result<NamespaceAnswer>>, Hold> {
+    ) -> std::result::Result<Vec<Result<NamespaceAnswer>>, Obstacle> {
         Self::read(self, asker, reads, usage)
     }
 

@@ -13,7 +13,7 @@ use super::rows::SessionRow;
 use super::{State, session_expired};
 use crate::chains;
 use crate::command::{Command, CommandKind, Outcome};
-use crate::namespace::{self, Context, Counters, HoldRow, NameHash, OpError};
+use crate::namespace::{self, Context, Counters, HoldRow, NameHash, Obstacle, OpError};
 use crate::store::{self, Batch, Overlay, Rows, Store, StoreError, keys};
 
 /// The answer to one change, as it is remembered.
@@ -25,7 +25,7 @@ const CLOCK_TRUST_NS: i64 = 60_000_000_000;
 /// What became of a change.
 enum Done {
     Answered(Answer),
-    Held(Hold),
+    Obstructed(Obstacle),
 }
 
 impl<S: Store> State<S> {
@@ -100,13 +100,17 @@ impl<S: Store> Applier<'_, S> {
             }
             CommandKind::Change(request) => match self.change(request, command.time)? {
                 Done::Answered(answer) => Outcome::Change(answer),
-                Done::Held(hold) => Outcome::Held(hold),
+                Done::Obstructed(obstacle) => Outcome::Obstructed(obstacle),
             },
             CommandKind::Changes(requests) => self.changes(requests, command.time)?,
             CommandKind::Reserve { session, known, count } => {
                 Outcome::Reserved(self.reserve(*session, *known, *count)?)
             }
             CommandKind::Release(hold) => Outcome::Released(self.release(*hold)?),
+            CommandKind::FoundLength(found) => {
+                namespace::found_length(&mut self.rows, found, command.time)?;
+                Outcome::Done
+            }
             CommandKind::Purged { inodes } => {
                 inodes.iter().try_for_each(|&inode| self.purged(inode))?;
                 Outcome::Done
@@ -160,13 +164,13 @@ impl<S: Store> Applier<'_, S> {
         Ok(())
     }
 
-    /// Those that were answered before a hold stopped the rest are answered the same when the command comes again.
+    /// Those that were answered before an obstacle stopped the rest are answered the same when the command comes again.
     fn changes(&mut self, requests: &[ChangeRequest], time: Timestamp) -> Result<Outcome, StoreError> {
         let mut answers = Vec::with_capacity(requests.len());
         for request in requests {
             match self.change(request, time)? {
                 Done::Answered(answer) => answers.push(answer),
-                Done::Held(hold) => return Ok(Outcome::Held(hold)),
+                Done::Obstructed(obstacle) => return Ok(Outcome::Obstructed(obstacle)),
             }
             self.rows.keep();
         }
@@ -267,10 +271,10 @@ impl<S: Store> Applier<'_, S> {
         let answer = match done {
             Ok(change) => Ok(change),
             Err(OpError::Store(error)) => return Err(error),
-            Err(OpError::Held(hold)) => {
+            Err(OpError::Obstructed(obstacle)) => {
                 self.rows.discard();
                 self.counters = before;
-                return Ok(Done::Held(hold));
+                return Ok(Done::Obstructed(obstacle));
             }
             Err(OpError::Answer(error)) => {
                 self.rows.discard();

@@ -23,7 +23,7 @@ use dfs_common::wire::namespace::{NamespaceAnswer, NamespaceRead, StatFs};
 use dfs_common::{ClusterId, ErrorCode, Hold, InodeId, RoutingTable, SessionId, Timestamp};
 use parking_lot::{Mutex, RwLock};
 
-use crate::namespace::{self, Body, Counters, InodeRow, NameHash, OpError, OrphanRow};
+use crate::namespace::{self, Body, Counters, InodeRow, NameHash, Obstacle, OpError, OrphanRow};
 use crate::store::{self, Batch, Store, StoreError, for_each_row, keys};
 
 pub use export::{Export, PAGE_ROWS, Sink};
@@ -109,13 +109,13 @@ impl<S: Store> State<S> {
     /// Answers several questions of one session from one state. `usage` is what the storage nodes report, for `statfs`.
     ///
     /// # Errors
-    /// Only that another session holds what one of them is about.
+    /// Only what must happen before one of them can be answered.
     pub fn read(
         &self,
         asker: SessionId,
         reads: &[NamespaceRead],
         usage: StatFs,
-    ) -> Result<Vec<dfs_common::Result<NamespaceAnswer>>, Hold> {
+    ) -> Result<Vec<dfs_common::Result<NamespaceAnswer>>, Obstacle> {
         let cache = self.cache.read();
         reads
             .iter()
@@ -130,7 +130,7 @@ impl<S: Store> State<S> {
                     Ok(answer) => Ok(Ok(answer)),
                     Err(OpError::Answer(error)) => Ok(Err(error)),
                     Err(OpError::Store(error)) => Ok(Err(error.into())),
-                    Err(OpError::Held(hold)) => Err(hold),
+                    Err(OpError::Obstructed(obstacle)) => Err(obstacle),
                 }
             })
             .collect()
@@ -228,6 +228,7 @@ fn first_rows(cluster: ClusterId) -> Result<Batch, StoreError> {
         policy: dfs_common::Policy::default(),
         xattr_bytes: 0,
         hold: None,
+        growing: false,
         body: Body::Directory {
             parent: InodeId::ROOT,
             entries: 0,

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use dfs_common::units::{BLOCK_SIZE_BYTES, MAX_CHUNK_SIZE_BYTES, MAX_PAYLOAD_SIZE_BYTES, SEAL_SIZE_BYTES};
 use dfs_common::wire::storage::{MutateRequest, Mutation};
-use dfs_common::{ChunkVersion, Epoch, Error, ErrorCode, Level, StorageId};
+use dfs_common::{ChainInfo, ChunkVersion, Epoch, Error, ErrorCode, Level, StorageId};
 
 use super::pending::ChunkQueue;
 use super::types::{Now, StoreView, ack_point};
@@ -85,6 +85,15 @@ impl ReplicaCore {
             Ok(())
         } else {
             Err(self.outside("the head"))
+        }
+    }
+
+    pub(super) fn admit_at_tail(&self, now: Now, epoch: Epoch) -> Result<(), Error> {
+        self.admit_client(now, epoch)?;
+        if self.config.as_ref().and_then(ChainInfo::tail) == Some(self.node) {
+            Ok(())
+        } else {
+            Err(self.outside("the tail"))
         }
     }
 

@@ -205,6 +205,17 @@ impl ReplicaCore {
                 inodes,
                 from,
             } => self.remove_range(now, epoch, waiter, &inodes, from, store),
+            Input::FileEnd {
+                epoch,
+                waiter,
+                inode,
+                from,
+            } => {
+                let end = self
+                    .admit_at_tail(now, epoch)
+                    .and_then(|()| store.file_end(self.chain, inode, from));
+                self.answer(waiter, end.map(|end| Answer::Response(StorageResponse::FileEnd(end))));
+            }
             Input::Forward {
                 from,
                 waiter,

@@ -29,6 +29,11 @@ pub trait StoreView {
     fn version(&self, chunk: ChunkId) -> ChunkVersion;
     fn block_version(&self, chunk: ChunkId, block: BlockIndex) -> ChunkVersion;
     fn remembered(&self, chunk: ChunkId, id: RequestId) -> Option<ChunkVersion>;
+    /// The last chunk of the inode at or after `from` that has data, and the bytes from its start to their end.
+    ///
+    /// # Errors
+    /// When a mutation of one of them was lost, so nobody knows.
+    fn file_end(&self, chain: ChainId, inode: InodeId, from: ChunkIndex) -> Result<Option<(ChunkIndex, u32)>, Error>;
     fn chunks_of(&self, chain: ChainId, inode: InodeId, from: ChunkIndex) -> Vec<ChunkId>;
     /// Every chunk of the chain with its version, tombstones included.
     fn list(&self, chain: ChainId) -> Vec<(ChunkId, ChunkVersion)>;
@@ -77,6 +82,12 @@ pub enum Input {
         epoch: Epoch,
         waiter: WaiterId,
         inodes: Vec<InodeId>,
+        from: ChunkIndex,
+    },
+    FileEnd {
+        epoch: Epoch,
+        waiter: WaiterId,
+        inode: InodeId,
         from: ChunkIndex,
     },
     Forward {

@@ -38,6 +38,7 @@ fn authorize(peer: NodeName, request: &StorageRequest) -> Result<()> {
         | StorageRequest::Inventory { .. }
         | StorageRequest::InstallChunk { .. }
         | StorageRequest::DropChunks { .. } => peer.role == Role::Storage,
+        StorageRequest::FileEnd { .. } => peer.role == Role::Meta,
         StorageRequest::ListChunks { .. } | StorageRequest::NodeStatus => {
             matches!(peer.role, Role::Client | Role::Admin | Role::Meta)
         }
@@ -102,6 +103,7 @@ pub(crate) async fn handle(
         StorageRequest::Read { chain, epoch, .. }
         | StorageRequest::Sync { chain, epoch }
         | StorageRequest::RemoveRange { chain, epoch, .. }
+        | StorageRequest::FileEnd { chain, epoch, .. }
         | StorageRequest::ForwardSync { chain, epoch }
         | StorageRequest::Inventory { chain, epoch, .. }
         | StorageRequest::InstallChunk { chain, epoch, .. }
@@ -142,6 +144,15 @@ pub(crate) async fn handle(
                 epoch,
                 waiter,
                 inodes,
+                from,
+            })
+            .await?
+        }
+        StorageRequest::FileEnd { inode, from, .. } => {
+            at.ask(node, deadline, |waiter| Input::FileEnd {
+                epoch,
+                waiter,
+                inode,
                 from,
             })
             .await?

@@ -25,11 +25,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use dfs_common::units::BLOCK_SIZE_BYTES;
 use dfs_common::wire::storage::{BlockRun, ChunkSummary, Mutation};
 use dfs_common::{BlockIndex, ChainId, ChunkId, ChunkIndex, ChunkVersion, InodeId, RequestId};
 
 use self::format::{DATA_START, FORMAT_VERSION, Kind, Superblock, SuperblockFault, checksums, payload_bytes};
-use self::index::{Effect, Extent, Health};
+use self::index::{Effect, Entry, Extent, Health, Index};
 use self::install::check_blocks;
 use self::log::{Draft, Geometry, Log, POISON_FILE, RESERVE_SEGMENTS, Urgency, segment_slot};
 use crate::disk::Disk;
@@ -38,6 +39,23 @@ pub use error::StoreError;
 pub use types::{
     ChunkRead, MaintainReport, REMEMBERED_REQUESTS, RecoveryReport, Rot, SEGMENT_SIZE_BYTES, StoreOptions, Usage,
 };
+
+/// Chunks of an inode at or after `from` that are not tombstones.
+fn of_inode(
+    index: &Index,
+    chain: ChainId,
+    inode: InodeId,
+    from: ChunkIndex,
+) -> impl Iterator<Item = (ChunkId, &Entry)> {
+    let after = from.0.checked_sub(1).map_or_else(
+        || ChunkId::new(InodeId(inode.0.saturating_sub(1)), ChunkIndex(u32::MAX)),
+        |before| ChunkId::new(inode, ChunkIndex(before)),
+    );
+    index
+        .chain_after(chain, Some(after))
+        .take_while(move |(chunk, _)| chunk.inode == inode)
+        .filter(|(_, entry)| !entry.removed)
+}
 
 const SUPERBLOCK_FILE: &str = "superblock";
 
@@ -294,16 +312,33 @@ impl ChunkStore {
     /// Chunks of an inode at or after `from` that are not tombstones.
     pub fn chunks_of(&self, chain: ChainId, inode: InodeId, from: ChunkIndex) -> Vec<ChunkId> {
         let index = self.log.index.read();
-        let after = from.0.checked_sub(1).map_or_else(
-            || ChunkId::new(InodeId(inode.0.saturating_sub(1)), ChunkIndex(u32::MAX)),
-            |before| ChunkId::new(inode, ChunkIndex(before)),
-        );
-        index
-            .chain_after(chain, Some(after))
-            .take_while(|(chunk, _)| chunk.inode == inode)
-            .filter(|(_, entry)| !entry.removed)
-            .map(|(chunk, _)| chunk)
-            .collect()
+        of_inode(&index, chain, inode, from).map(|(chunk, _)| chunk).collect()
+    }
+
+    /// The last of those that has data, and the bytes from its start to their end.
+    ///
+    /// # Errors
+    /// `Corrupt` when a mutation of one was lost, so nobody knows.
+    pub fn file_end(
+        &self,
+        chain: ChainId,
+        inode: InodeId,
+        from: ChunkIndex,
+    ) -> Result<Option<(ChunkIndex, u32)>, StoreError> {
+        let index = self.log.index.read();
+        let mut end = None;
+        for (chunk, entry) in of_inode(&index, chain, inode, from) {
+            if entry.health == Health::Incomplete {
+                let block = BlockIndex(0);
+                return Err(StoreError::Corrupt { chunk, block });
+            }
+            if let Some(last) = entry.extents.last() {
+                let blocks_before = last.end() - 1;
+                let bytes = blocks_before * BLOCK_SIZE_BYTES as u32 + u32::from(last.last_length_bytes);
+                end = Some((chunk.index, bytes));
+            }
+        }
+        Ok(end)
     }
 
     /// Version, size and digest; `deep` reads and hashes the data too.

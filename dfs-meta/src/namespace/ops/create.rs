@@ -167,6 +167,7 @@ fn add<S: Rows + ?Sized>(
         policy: directory.policy,
         xattr_bytes: 0,
         hold,
+        growing: false,
         body,
     };
     tx.count_entries(&mut directory, 1)?;

@@ -3,10 +3,10 @@
 use dfs_common::wire::namespace::{NamespaceChange, WriteCommit};
 use dfs_common::{ActorId, Error, ErrorCode, InodeId, Timestamp};
 
-use super::super::OpResult;
 use super::super::rows::{Body, InodeRow};
-use super::super::transaction::Transaction;
-use crate::store::Rows;
+use super::super::transaction::{Transaction, is_valid};
+use super::super::{Growing, OpResult};
+use crate::store::{self, Overlay, Rows, StoreError, keys};
 
 const SETUID: u32 = 0o4000;
 const SETGID: u32 = 0o2000;
@@ -23,6 +23,7 @@ pub(crate) fn set_length<S: Rows + ?Sized>(
 ) -> OpResult<NamespaceChange> {
     let mut row = tx.inode(inode)?;
     write_to(tx, inode, &mut row, mtime, |_| length)?;
+    row.growing = false;
     let attributes = tx.put_and_show(inode, &row)?;
     Ok(NamespaceChange::Entry {
         attributes,
@@ -53,12 +54,54 @@ pub(crate) fn commit_to<S: Rows + ?Sized>(
     row: &mut InodeRow,
     commit: &WriteCommit,
 ) -> OpResult<()> {
-    write_to(tx, inode, row, commit.mtime, |length| {
-        length.max(commit.extend_to_bytes.unwrap_or(0))
-    })?;
+    if !commit.is_bare() {
+        write_to(tx, inode, row, commit.mtime, |length| {
+            length.max(commit.extend_to_bytes.unwrap_or(0))
+        })?;
+    }
     if commit.clear_suid {
         drop_privileges(row);
     }
+    // For anybody else to be sure of the length, the hold has to be there to say that it is not.
+    row.growing = match row.hold {
+        Some(hold) if commit.growing && matches!(row.body, Body::Regular { .. }) => {
+            hold.session == tx.session() && is_valid(tx.rows, hold)?
+        }
+        _ => false,
+    };
+    Ok(())
+}
+
+/// The length of a file that was left growing, as its chunks have it. Unless somebody else has found it already.
+pub(crate) fn found_length<S: Rows + ?Sized>(
+    rows: &mut Overlay<'_, S>,
+    found: &Growing,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    let key = keys::inode(found.inode);
+    let Some(mut row) = store::get::<InodeRow, _>(rows, &key)? else {
+        return Ok(());
+    };
+    if !row.growing || row.hold != Some(found.hold) || is_valid(rows, found.hold)? {
+        return Ok(());
+    }
+    row.growing = false;
+    if let Body::Regular {
+        length_bytes,
+        layout,
+        versions,
+        ..
+    } = &mut row.body
+    {
+        let length = found.length_bytes.min(layout.max_length_bytes()).min(MAX_OFFSET_BYTES);
+        if length > *length_bytes {
+            *length_bytes = length;
+            versions.bump(ActorId(found.hold.session.0));
+            // Its mtime is at most a second before the last write: so often the writer tells.
+            row.touch_ctime(now);
+        }
+    }
+    rows.put(key, store::encode(&row)?);
     Ok(())
 }
 

@@ -10,6 +10,8 @@ mod xattr;
 
 use dfs_common::wire::namespace::{NamespaceChange, NamespaceOp};
 
+pub(crate) use length::found_length;
+
 use super::OpResult;
 use super::transaction::Transaction;
 use crate::store::Rows;
