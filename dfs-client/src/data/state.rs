@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use dfs_common::wire::namespace::{Attributes, SetAttributes, SetTime, WriteCommit};
 use dfs_common::{
-    BlockIndex, ChainId, ChunkIndex, ChunkVersion, Error, ErrorCode, HoldEpoch, InodeId, Layout, Level, Result,
+    BlockIndex, ChainId, ChunkIndex, ChunkVersion, Error, ErrorCode, Hold, InodeId, Layout, Level, Result,
     RoutingTable, SessionId, Timestamp,
 };
 use dfs_crypto::block::BlockCipher;
@@ -38,6 +38,8 @@ pub(crate) struct Owed {
     pub(crate) since_ms: u64,
     /// With times that `utimes` set: not to be found in any chunk.
     pub(crate) times: bool,
+    /// `end` of what came after the last promise: of that alone the group finds nothing out by itself.
+    pub(crate) fresh_end: u64,
 }
 
 /// On what occasion metadata is told.
@@ -54,7 +56,7 @@ pub(crate) enum Word {
 /// The group knows that this file grows without a word as long as this mount holds it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Growth {
-    pub(crate) epoch: HoldEpoch,
+    pub(crate) hold: Hold,
     /// The newest debt when it began: no other growth of this file has the same.
     pub(crate) since: u64,
     /// Whether it knows for certain.
@@ -152,17 +154,17 @@ impl Inner {
         self.is_settled() && self.growth.is_none()
     }
 
-    /// What the group is to know of the file's growth after this word. `holds`: the epoch in which this mount holds it.
-    pub(crate) fn growth_after(&mut self, word: Word, holds: Option<HoldEpoch>) -> Option<Growth> {
-        let epoch = holds?;
-        let known = self.growth.filter(|growth| growth.epoch == epoch);
+    /// What the group is to know of the file's growth after this word. `holds`: as what this mount holds it.
+    pub(crate) fn growth_after(&mut self, word: Word, holds: Option<Hold>) -> Option<Growth> {
+        let hold = holds?;
+        let known = self.growth.filter(|growth| growth.hold == hold);
         match word {
             Word::Last => None,
             Word::Passing => known,
             // The first fsync of a file is mostly the last one as well.
             Word::Synced if !std::mem::replace(&mut self.synced_before, true) => known,
             Word::Synced => known.or(Some(Growth {
-                epoch,
+                hold,
                 since: self.debts,
                 settled: false,
                 promised: 0,
@@ -181,6 +183,15 @@ impl Inner {
         (word == Word::Last && self.growth.is_some()).then_some((bare, 0))
     }
 
+    /// A word that ended this growth did not come through, or may not have: it has to be said anew, either way.
+    pub(crate) fn growth_uncertain(&mut self, was: Growth) {
+        self.growth.get_or_insert(Growth {
+            since: 0,
+            settled: false,
+            ..was
+        });
+    }
+
     /// The group knows for certain of this growth.
     pub(crate) fn growth_settled(&mut self, known: Option<Growth>) {
         if let (Some(growth), Some(known)) = (&mut self.growth, known)
@@ -191,18 +202,21 @@ impl Inner {
     }
 
     /// Whether [`Inner::promise`] would do.
-    pub(crate) fn may_promise(&self, epoch: Option<HoldEpoch>) -> bool {
+    pub(crate) fn may_promise(&self, hold: Option<Hold>) -> bool {
         self.growth
-            .is_some_and(|growth| growth.settled && Some(growth.epoch) == epoch)
+            .is_some_and(|growth| growth.settled && Some(growth.hold) == hold)
             && self.owed.is_none_or(|owed| !owed.times)
     }
 
-    /// Takes what is owed as told, if the group would find it by itself: `epoch` is the one in which this mount holds the
-    /// file, now that the data is on the chains.
-    pub(crate) fn promise(&mut self, epoch: Option<HoldEpoch>) -> bool {
-        let may = self.may_promise(epoch);
+    /// Takes what is owed as told, if the group would find it by itself: `hold` is how this mount holds the file, now that
+    /// the data is on the chains.
+    pub(crate) fn promise(&mut self, hold: Option<Hold>) -> bool {
+        let may = self.may_promise(hold);
         if may && let Some(growth) = &mut self.growth {
             growth.promised = self.debts;
+            if let Some(owed) = &mut self.owed {
+                owed.fresh_end = 0;
+            }
         }
         may
     }
@@ -214,8 +228,11 @@ impl Inner {
         self.own_change = None;
         self.tail = None;
         self.generation += 1;
-        if self.owed.is_some_and(|owed| owed.number <= promised && !owed.times) {
-            self.owed = None;
+        if let Some(owed) = &mut self.owed {
+            owed.end = owed.fresh_end;
+            if owed.number <= promised && !owed.times {
+                self.owed = None;
+            }
         }
     }
 
@@ -308,6 +325,7 @@ impl Inner {
             number: self.debts,
             since_ms: before.map_or(now_ms, |owed| owed.since_ms),
             times: before.is_some_and(|owed| owed.times),
+            fresh_end: before.map_or(0, |owed| owed.fresh_end).max(end),
         });
     }
 
@@ -464,6 +482,96 @@ mod tests {
         assert_eq!(inner.view(&inner.attributes.clone()).mtime, at(20));
         inner.opens = 0;
         assert!(!inner.defer(&times, at(9), 0), "nobody would pay it");
+    }
+
+    fn hold(epoch: u64) -> Hold {
+        Hold {
+            session: SessionId(4),
+            epoch: dfs_common::HoldEpoch(epoch),
+        }
+    }
+
+    /// A file that the group knows to grow, as two fsyncs leave it.
+    fn growing() -> Inner {
+        let mut inner = inner();
+        for _ in 0..2 {
+            inner.owe(150, 0);
+            let next = inner.growth_after(Word::Synced, Some(hold(1)));
+            let (commit, number) = inner.commit(next.is_some()).unwrap();
+            assert_eq!(commit.growing, next.is_some());
+            inner.paid(number);
+            inner.growth = next;
+        }
+        assert!(
+            !inner.may_promise(Some(hold(1))),
+            "not before the group knows for certain"
+        );
+        let known = inner.growth;
+        inner.growth_settled(known);
+        inner
+    }
+
+    #[test]
+    fn fsync_promises_only_what_the_group_would_find() {
+        let mut inner = growing();
+        inner.owe(200, 0);
+        assert!(!inner.promise(None) && !inner.promise(Some(hold(2))));
+        assert!(inner.promise(Some(hold(1))));
+        assert_eq!(
+            inner.commit(true).unwrap().0.extend_to_bytes,
+            Some(200),
+            "it is still to be told"
+        );
+        // Times that were set are in no chunk.
+        inner.opens = 1;
+        let times = SetAttributes {
+            mtime: Some(SetTime::To(Timestamp::from_nanos(5))),
+            ..SetAttributes::default()
+        };
+        assert!(inner.defer(&times, Timestamp::from_nanos(9), 0));
+        assert!(!inner.promise(Some(hold(1))));
+    }
+
+    #[test]
+    fn the_last_word_ends_promises_before_it_is_said() {
+        let mut inner = growing();
+        let was = inner.growth.unwrap();
+        assert_eq!(inner.growth_after(Word::Last, Some(hold(1))), None);
+        assert!(!inner.is_quiet());
+        let (commit, number) = inner.last_word(Word::Last).unwrap();
+        assert!(commit.is_bare() && number == 0);
+        // As `commit` does it: nobody may promise while that word is on its way.
+        inner.growth = None;
+        inner.owe(300, 0);
+        assert!(!inner.promise(Some(hold(1))));
+        // It did not come through, or did: what was known of the growth is not known any more.
+        inner.growth_uncertain(was);
+        inner.growth_settled(Some(was));
+        assert!(!inner.promise(Some(hold(1))));
+        let next = inner.growth_after(Word::Synced, Some(hold(1)));
+        assert_eq!(next, inner.growth, "it is said anew");
+        inner.growth_settled(next);
+        assert!(inner.promise(Some(hold(1))));
+    }
+
+    #[test]
+    fn after_a_hold_is_lost_only_what_nobody_else_knows_is_told() {
+        let mut fresh = inner().attributes;
+        fresh.length_bytes = 4;
+        fresh.change = 3;
+        // All was promised, so the group has found it, and others have cut it since.
+        let mut lost = growing();
+        lost.owe(200, 0);
+        assert!(lost.promise(Some(hold(1))));
+        lost.growth_lost(&fresh);
+        assert_eq!((lost.length(), lost.is_quiet()), (4, true));
+        // A write that no fsync covered came after it.
+        let mut lost = growing();
+        lost.owe(9_000, 0);
+        assert!(lost.promise(Some(hold(1))));
+        lost.owe(50, 0);
+        lost.growth_lost(&fresh);
+        assert_eq!(lost.commit(false).unwrap().0.extend_to_bytes, Some(50));
     }
 
     #[test]

@@ -410,10 +410,11 @@ impl Mount {
             (inner.unsynced.clone(), promised, longer)
         };
         let told = async {
+            let mut growth = None;
             if !promised && (!data_only || longer) {
-                self.commit(file, Word::Synced, None, deadline).await?;
+                let told = self.commit(file, Word::Synced, None, deadline).await?.is_some();
+                growth = file.inner.lock().growth.filter(|_| told);
             }
-            let growth = file.inner.lock().growth;
             self.session.settled(deadline).await?;
             file.inner.lock().growth_settled(growth);
             Ok(())
@@ -528,18 +529,17 @@ impl Mount {
         deadline: Instant,
     ) -> Result<Option<Attributes>> {
         let holds = self.session.may_grow(file.inode);
-        let (owed, last_write_at, deferred, growth, next) = {
+        let (owed, last_write_at, deferred, was, next) = {
             let mut inner = file.inner.lock();
             let next = inner.growth_after(word, holds);
             let owed = inner.commit(next.is_some()).or_else(|| inner.last_word(word));
+            let was = inner.growth;
+            if owed.is_some() && next.is_none() {
+                // From here on no fsync relies on what this word ends.
+                inner.growth = None;
+            }
             // Only with the debt: apart from it there is none.
-            (
-                owed,
-                inner.last_write_at,
-                inner.deferred_atime.take(),
-                inner.growth,
-                next,
-            )
+            (owed, inner.last_write_at, inner.deferred_atime.take(), was, next)
         };
         let sets_mtime = set.as_ref().is_some_and(|(_, set)| set.mtime.is_some());
         let set = match (set, deferred) {
@@ -558,13 +558,13 @@ impl Mount {
             (None, None) => return Ok(None),
         };
         // What was promised must not be told over what others did after the hold was lost.
-        let within = growth.or(next).map(|growth| growth.epoch);
+        let within = was.or(next).map(|growth| growth.hold);
         let outcome = self.session.change_within(within, caller, op, deadline).await;
         let mut inner = file.inner.lock();
         match outcome {
             Ok(change) => {
                 inner.paid(number);
-                if commit.is_some() {
+                if commit.is_some() && inner.growth.is_none() {
                     inner.growth = next;
                 }
                 if let NamespaceChange::Entry { attributes, .. } = change {
@@ -580,6 +580,9 @@ impl Mount {
             Err(error) => {
                 // Unless a newer one has taken its place.
                 inner.deferred_atime = inner.deferred_atime.or(deferred);
+                if let Some(was) = was {
+                    inner.growth_uncertain(was);
+                }
                 // What can never be told must not be owed for ever.
                 if matches!(error.code, ErrorCode::NotFound | ErrorCode::StaleInode) {
                     inner.paid(number);
@@ -595,9 +598,11 @@ impl Mount {
     pub(crate) async fn finish(self: &Arc<Self>, file: &Arc<FileState>) {
         if let Err(error) = self.flush(file, self.deadline()).await {
             tracing::warn!(inode = file.inode.0, "after its last close: {error}");
-            // Dirty bytes were dropped with their own line; a length that could not be committed is lost here.
+            // Dirty bytes were dropped with their own line; a length that could not be committed is lost here, unless an fsync
+            // promised it: then `tend` goes on until the group has heard of it, or found it out.
+            let expired = self.check_session(file).is_err();
             let mut inner = file.inner.lock();
-            if inner.opens == 0 && inner.dirty.is_empty() {
+            if inner.opens == 0 && inner.dirty.is_empty() && (expired || inner.growth.is_none()) {
                 inner.owed = None;
                 inner.deferred_atime = None;
                 inner.growth = None;
@@ -611,16 +616,21 @@ impl Mount {
         let now_ms = self.now_ms();
         for file in self.unsettled() {
             self.kick(&file, FLUSH_AGE_MS);
-            let (due, expired) = {
+            let (due, closed, expired) = {
                 let inner = file.inner.lock();
                 let due = inner
                     .owed
                     .is_some_and(|owed| now_ms.saturating_sub(owed.since_ms) >= COMMIT_AGE_MS);
-                (due && inner.opens > 0, self.check_session(&file).is_err())
+                let closed = inner.opens == 0;
+                let due = if closed { inner.growth.is_some() } else { due };
+                (due, closed, self.check_session(&file).is_err())
             };
-            if due && !expired && file.commit_turn.try_lock().is_ok() {
+            if due && (closed || !expired) && file.commit_turn.try_lock().is_ok() {
                 let (mount, file) = (Arc::clone(self), Arc::clone(&file));
                 tokio::spawn(async move {
+                    if closed {
+                        return mount.finish(&file).await;
+                    }
                     let outcome = mount.commit(&file, Word::Passing, None, mount.deadline()).await;
                     if let Err(error) = outcome {
                         tracing::debug!(inode = file.inode.0, "a background commit failed: {error}");

@@ -167,13 +167,14 @@ impl Ahead {
         self.resumed.send_modify(|count| *count += 1);
     }
 
-    fn attempt(&self, session: &Session, caller: Caller, op: &NamespaceOp, within: Option<HoldEpoch>) -> Attempt {
+    fn attempt(&self, session: &Session, caller: Caller, op: &NamespaceOp, within: Option<Hold>) -> Attempt {
         // Before anything is looked at, so that no tick is missed.
         let resumed = self.resumed.subscribe();
         let leased = self.is_leased(session.now_ms());
         let mut inner = self.inner.lock();
         let epoch = inner.held.epoch();
-        if epoch.is_none() || within.is_some_and(|within| epoch != Some(within)) || !inner.held.is_about(op) {
+        let other = |within: Hold| (Some(within.epoch), within.session) != (epoch, session.id());
+        if epoch.is_none() || within.is_some_and(other) || !inner.held.is_about(op) {
             return Attempt::NotHere;
         }
         if inner.paused || !leased {
@@ -219,13 +220,13 @@ impl Ahead {
         }
     }
 
-    /// Makes a change here, if it is about what is held (in that epoch). `None`: it must be sent.
+    /// Makes a change here, if it is about what is held (and by that hold). `None`: it must be sent.
     pub(super) async fn change(
         &self,
         session: &Session,
         caller: Caller,
         op: &NamespaceOp,
-        within: Option<HoldEpoch>,
+        within: Option<Hold>,
         deadline: Instant,
     ) -> Option<Result<NamespaceChange>> {
         let patience = Instant::now() + PAUSE_MAX;
@@ -275,9 +276,9 @@ impl Ahead {
         inner.held.attributes(inode).cloned()
     }
 
-    /// The epoch in which this file may be written without a word to the group: nobody can have taken what is held, and
-    /// nobody has asked for it.
-    pub(super) fn may_grow(&self, session: &Session, inode: InodeId) -> Option<HoldEpoch> {
+    /// The hold under which this file may be written without a word to the group: nobody can have taken it, and nobody has
+    /// asked for it.
+    pub(super) fn may_grow(&self, session: &Session, inode: InodeId) -> Option<Hold> {
         if !self.is_leased(session.now_ms()) {
             return None;
         }
@@ -286,7 +287,9 @@ impl Ahead {
             return None;
         }
         inner.held.attributes(inode)?;
-        inner.held.epoch()
+        let epoch = inner.held.epoch()?;
+        let session = session.id();
+        Some(Hold { session, epoch })
     }
 
     /// From now on nothing is left untold.

@@ -197,16 +197,21 @@ async fn reserve(session: &Session, id: SessionId) -> Result<Reservation> {
     }
 }
 
-/// Tells what is queued, then ends the epoch.
+/// Tells what is queued, then ends the epoch; not before the group has confirmed that, since a new beginning in the same epoch
+/// would bring back what this mount no longer knows anything of.
 async fn give_up(session: &Session, hold: Hold) {
     all_told(session, hold.session).await;
     session.ahead.clear();
-    if session.id() == hold.session {
+    while session.id() == hold.session {
         let request = MetaRequest::Release(hold);
         let what = || "giving up what this mount holds".to_owned();
         let deadline = Instant::now() + TELL_DEADLINE;
-        if let Err(error) = session.leader.ask(&request, deadline, Duration::ZERO, &what).await {
-            tracing::debug!(%error, "what this mount held is not given up yet");
+        match session.leader.ask(&request, deadline, Duration::ZERO, &what).await {
+            Ok(_) => return,
+            Err(error) => {
+                tracing::debug!(%error, "what this mount held is not given up yet");
+                tokio::time::sleep(PAUSE).await;
+            }
         }
     }
 }

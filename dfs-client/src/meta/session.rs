@@ -11,7 +11,7 @@ use dfs_common::wire::meta::{ChangeRequest, KEEP_ALIVE_MS, KeepAlive, MetaReques
 use dfs_common::wire::namespace::{
     Attributes, Caller, FileKind, NamespaceAnswer, NamespaceChange, NamespaceOp, NamespaceRead,
 };
-use dfs_common::{Error, ErrorCode, HoldEpoch, InodeId, Result, SequenceNumber, SessionId};
+use dfs_common::{Error, ErrorCode, Hold, InodeId, Result, SequenceNumber, SessionId};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
@@ -214,9 +214,9 @@ impl Session {
         tokio::join!(ahead::tell(&self, &stop), holding::keep(&self, untold.as_ref(), &stop));
     }
 
-    /// The epoch in which this file may be written and synced without a word to the group; to be asked again after the data
+    /// The hold under which this file may be written and synced without a word to the group; to be asked again after the data
     /// has arrived.
-    pub(crate) fn may_grow(&self, inode: InodeId) -> Option<HoldEpoch> {
+    pub(crate) fn may_grow(&self, inode: InodeId) -> Option<Hold> {
         self.ahead.may_grow(self, inode)
     }
 
@@ -246,16 +246,16 @@ impl Session {
         self.change_within(None, caller, op, deadline).await
     }
 
-    /// The same, but only as long as this mount holds things in that epoch: `HoldLost` when it is over, and then others may
-    /// have changed them.
+    /// The same, but only as long as that hold lasts: `HoldLost` when it is over, and then others may have changed what it was
+    /// about.
     pub(crate) async fn change_within(
         &self,
-        epoch: Option<HoldEpoch>,
+        hold: Option<Hold>,
         caller: Caller,
         op: NamespaceOp,
         deadline: Instant,
     ) -> Result<NamespaceChange> {
-        if let Some(outcome) = self.ahead.change(self, caller, &op, epoch, deadline).await {
+        if let Some(outcome) = self.ahead.change(self, caller, &op, hold, deadline).await {
             // Older than what is known now.
             if outcome.is_ok() {
                 let mut directories = self.directories.lock();
@@ -266,12 +266,12 @@ impl Session {
         }
         self.ahead.leave(&op);
         self.ahead.settled(deadline).await?;
-        self.send(epoch, caller, op, deadline).await
+        self.send(hold, caller, op, deadline).await
     }
 
     async fn send(
         &self,
-        within: Option<HoldEpoch>,
+        within: Option<Hold>,
         caller: Caller,
         op: NamespaceOp,
         deadline: Instant,
@@ -279,6 +279,12 @@ impl Session {
         loop {
             let turn = self.turn(deadline).await?;
             let session = turn.life.id;
+            if within.is_some_and(|hold| hold.session != session) {
+                return Err(Error::new(
+                    ErrorCode::HoldLost,
+                    format!("{}: the session that held it is over", describe(&op)),
+                ));
+            }
             let answered_below = turn.answered_below();
             let sending = self.ahead.sending(&op);
             let request = MetaRequest::Change(ChangeRequest {
@@ -287,7 +293,9 @@ impl Session {
                 answered_below,
                 caller,
                 op: op.clone(),
-                hold: within.or(sending.as_ref().map(|sending| sending.epoch)),
+                hold: within
+                    .map(|hold| hold.epoch)
+                    .or(sending.as_ref().map(|sending| sending.epoch)),
                 shown: within.map(|_| Shown {
                     time: wall_clock(),
                     inode: None,

@@ -174,7 +174,7 @@ pub enum StorageResponse {
     RangeRemoved {
         chunks: u64,
     },
-    /// The last chunk that has any, and the bytes from its start to their end.
+    /// The last chunk that has any, and the bytes from its start to their end; `u32::MAX`: damaged, so nobody knows.
     FileEnd(Option<(ChunkIndex, u32)>),
     Forwarded,
     Inventory {

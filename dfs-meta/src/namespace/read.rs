@@ -4,7 +4,7 @@ use dfs_common::wire::namespace::{DirectoryEntry, NamespaceAnswer, NamespaceRead
 use dfs_common::{Error, ErrorCode, InodeId, SessionId};
 
 use super::rows::{Body, DentryRow, XattrRow};
-use super::transaction::{need_directory, need_inode, probe};
+use super::transaction::{get_listed, need_directory, need_inode, probe};
 use super::{NameHash, OpResult};
 use crate::store::keys::{self, Slot};
 use crate::store::{self, Rows, StoreError};
@@ -73,7 +73,8 @@ fn read_directory<R: Rows + ?Sized>(
         .map(|(key, value)| {
             let slot = keys::slot_of(&key).ok_or_else(|| StoreError::Broken("an entry's key is short".into()))?;
             let entry: DentryRow = store::decode(&key, &value)?;
-            let row = super::transaction::get_inode(rows, asker, entry.inode)?.ok_or_else(|| {
+            // One file whose length has to be found must not keep a whole directory from being listed.
+            let (row, _) = get_listed(rows, asker, entry.inode)?.ok_or_else(|| {
                 StoreError::Broken(format!(
                     "an entry of directory {inode} names inode {} that is gone",
                     entry.inode

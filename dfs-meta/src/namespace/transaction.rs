@@ -6,7 +6,7 @@ use dfs_common::wire::namespace::{Attributes, Caller};
 use dfs_common::{Error, ErrorCode, Hold, InodeId, SessionId, Timestamp, ValidName};
 
 use super::rows::{Body, Counters, DentryRow, HoldRow, InodeRow, OrphanRow};
-use super::{Context, NameHash, Obstacle, OpError, OpResult};
+use super::{Context, Growing, NameHash, Obstacle, OpError, OpResult};
 use crate::store::keys::{self, PROBES, Slot};
 use crate::store::{self, Overlay, Rows, StoreError};
 
@@ -19,21 +19,32 @@ pub(crate) struct Found {
 
 /// The inode, if there is one, for `asker`: nobody else sees what a session holds, and nobody at all what it left unsaid.
 pub(crate) fn get_inode<R: Rows + ?Sized>(rows: &R, asker: SessionId, inode: InodeId) -> OpResult<Option<InodeRow>> {
-    let row: Option<InodeRow> = store::get(rows, &keys::inode(inode))?;
-    if let Some(row) = &row
-        && let Some(hold) = row.hold
+    match get_listed(rows, asker, inode)? {
+        Some((_, Some(growing))) => Err(OpError::Obstructed(Obstacle::Growing(growing))),
+        found => Ok(found.map(|(row, _)| row)),
+    }
+}
+
+/// The same for a listing, whose lengths nobody relies on: with what is still to be found out about it.
+pub(crate) fn get_listed<R: Rows + ?Sized>(
+    rows: &R,
+    asker: SessionId,
+    inode: InodeId,
+) -> OpResult<Option<(InodeRow, Option<Growing>)>> {
+    let Some(row) = store::get::<InodeRow, _>(rows, &keys::inode(inode))? else {
+        return Ok(None);
+    };
+    let mut left = None;
+    if let Some(hold) = row.hold
         && (hold.session != asker || row.growing)
     {
-        let obstacle = match (is_valid(rows, hold)?, hold.session == asker) {
-            (true, true) => None,
-            (true, false) => Some(Obstacle::Held(hold)),
-            (false, _) => row.left_growing(inode).map(Obstacle::Growing),
-        };
-        if let Some(obstacle) = obstacle {
-            return Err(OpError::Obstructed(obstacle));
+        match (is_valid(rows, hold)?, hold.session == asker) {
+            (true, true) => {}
+            (true, false) => return Err(OpError::Obstructed(Obstacle::Held(hold))),
+            (false, _) => left = row.left_growing(inode),
         }
     }
-    Ok(row)
+    Ok(Some((row, left)))
 }
 
 /// Whether the session lives and is in that epoch.

@@ -27,6 +27,9 @@ const RETRY_PAUSE: Duration = Duration::from_millis(50);
 /// For one answer of a tail.
 const CALL_DEADLINE: Duration = Duration::from_secs(1);
 
+/// Kept free for putting the answer through consensus, or for the line that says why not.
+const RESERVE: Duration = Duration::from_millis(100);
+
 impl Shared {
     /// Proposes, and clears out of the way what is in it.
     pub(super) async fn propose_past_obstacles(&self, kind: CommandKind, time: Duration) -> Result<Outcome> {
@@ -50,13 +53,20 @@ impl Shared {
 
     async fn find_length(&self, growing: Growing, until: Instant) -> Result<()> {
         let from = growing.layout.chunk_of(growing.length_bytes);
-        let chains: BTreeSet<ChainId> = self
-            .routing
-            .borrow()
-            .tables
-            .get(&growing.layout.table)
-            .map(|table| table.chains.iter().copied().collect())
-            .unwrap_or_default();
+        let chains: Option<BTreeSet<ChainId>> = {
+            let routing = self.routing.borrow();
+            let table = routing.tables.get(&growing.layout.table);
+            table.map(|table| table.chains.iter().copied().collect())
+        };
+        let Some(chains) = chains else {
+            return Err(Error::new(
+                ErrorCode::TooFewReplicas,
+                format!(
+                    "inode {}: there is no chain table {}",
+                    growing.inode, growing.layout.table
+                ),
+            ));
+        };
         let mut calls = JoinSet::new();
         for chain in chains {
             let asker = Asker {
@@ -69,6 +79,8 @@ impl Shared {
         while let Some(end) = calls.join_next().await {
             let end = end.map_err(|e| Error::new(ErrorCode::Internal, format!("a question was cut off: {e}")))??;
             if let Some((chunk, bytes)) = end {
+                // What is damaged counts as a whole chunk: reads of it fail, none of its bytes is taken for absent.
+                let bytes = bytes.min(growing.layout.chunk_size_bytes);
                 length_bytes = length_bytes.max(growing.layout.chunk_start(chunk) + u64::from(bytes));
             }
         }
@@ -104,12 +116,16 @@ impl Asker {
     ) -> Result<Option<(ChunkIndex, u32)>> {
         loop {
             let table = Arc::clone(&self.routing.borrow_and_update());
-            let error = match self.ask(&table, chain, growing, from).await {
+            let time = (until - RESERVE)
+                .saturating_duration_since(Instant::now())
+                .min(CALL_DEADLINE);
+            let error = match self.ask(&table, chain, growing, from, time).await {
                 Ok(end) => return Ok(end),
                 Err(error) => error,
             };
             let wait = tokio::time::timeout(RETRY_PAUSE, self.routing.changed());
-            if error.retry_class() == RetryClass::Fatal || tokio::time::timeout_at(until, wait).await.is_err() {
+            if error.retry_class() == RetryClass::Fatal || tokio::time::timeout_at(until - RESERVE, wait).await.is_err()
+            {
                 // Not a timeout of this server's: its leader is well.
                 return Err(Error::new(
                     ErrorCode::Overloaded,
@@ -128,6 +144,7 @@ impl Asker {
         chain: ChainId,
         growing: Growing,
         from: ChunkIndex,
+        time: Duration,
     ) -> Result<Option<(ChunkIndex, u32)>> {
         let info = table.chain(chain);
         let Some((info, tail, address)) = info.and_then(|info| {
@@ -145,8 +162,8 @@ impl Asker {
             inode: growing.inode,
             from,
         };
-        match self.storage.call(tail, address, &request, CALL_DEADLINE).await {
-            Ok(StorageResponse::FileEnd(end)) => Ok(end),
+        match self.storage.call(tail, address, &request, time).await {
+            Ok(StorageResponse::FileEnd(end)) if end.is_none_or(|(chunk, _)| chunk >= from) => Ok(end),
             Ok(StorageResponse::Failed(e)) | Err(e) => Err(e),
             Ok(other) => Err(Error::new(
                 ErrorCode::BadMessage,

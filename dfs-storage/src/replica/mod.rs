@@ -213,7 +213,7 @@ impl ReplicaCore {
             } => {
                 let end = self
                     .admit_at_tail(now, epoch)
-                    .and_then(|()| store.file_end(self.chain, inode, from));
+                    .map(|()| store.file_end(self.chain, inode, from));
                 self.answer(waiter, end.map(|end| Answer::Response(StorageResponse::FileEnd(end))));
             }
             Input::Forward {

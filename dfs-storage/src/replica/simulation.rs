@@ -69,13 +69,12 @@ impl StoreView for Store {
         let requests = &self.0.get(&chunk)?.requests;
         requests.iter().find(|(known, _)| *known == id).map(|entry| entry.1)
     }
-    fn file_end(&self, _: ChainId, inode: InodeId, from: ChunkIndex) -> Result<Option<(ChunkIndex, u32)>, Error> {
+    fn file_end(&self, _: ChainId, inode: InodeId, from: ChunkIndex) -> Option<(ChunkIndex, u32)> {
         let live = self.0.iter().rev().filter(|(_, state)| !state.blocks.is_empty());
         let mut of_inode = live.filter(|(chunk, _)| chunk.inode == inode && chunk.index >= from);
-        Ok(of_inode.next().and_then(|(chunk, state)| {
-            let last = state.blocks.keys().next_back()?;
-            Some((chunk.index, (last + 1) * BLOCK_SIZE_BYTES as u32))
-        }))
+        let (chunk, state) = of_inode.next()?;
+        let last = state.blocks.keys().next_back()?;
+        Some((chunk.index, (last + 1) * BLOCK_SIZE_BYTES as u32))
     }
     fn chunks_of(&self, _: ChainId, inode: InodeId, from: ChunkIndex) -> Vec<ChunkId> {
         let live = self.0.iter().filter(|(_, state)| !state.blocks.is_empty());

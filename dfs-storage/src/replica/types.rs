@@ -30,10 +30,7 @@ pub trait StoreView {
     fn block_version(&self, chunk: ChunkId, block: BlockIndex) -> ChunkVersion;
     fn remembered(&self, chunk: ChunkId, id: RequestId) -> Option<ChunkVersion>;
     /// The last chunk of the inode at or after `from` that has data, and the bytes from its start to their end.
-    ///
-    /// # Errors
-    /// When a mutation of one of them was lost, so nobody knows.
-    fn file_end(&self, chain: ChainId, inode: InodeId, from: ChunkIndex) -> Result<Option<(ChunkIndex, u32)>, Error>;
+    fn file_end(&self, chain: ChainId, inode: InodeId, from: ChunkIndex) -> Option<(ChunkIndex, u32)>;
     fn chunks_of(&self, chain: ChainId, inode: InodeId, from: ChunkIndex) -> Vec<ChunkId>;
     /// Every chunk of the chain with its version, tombstones included.
     fn list(&self, chain: ChainId) -> Vec<(ChunkId, ChunkVersion)>;

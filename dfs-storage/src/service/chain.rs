@@ -400,8 +400,8 @@ impl StoreView for View<'_> {
         self.0.store.remembered(chunk, id)
     }
 
-    fn file_end(&self, chain: ChainId, inode: InodeId, from: ChunkIndex) -> Result<Option<(ChunkIndex, u32)>, Error> {
-        Ok(self.0.store.file_end(chain, inode, from)?)
+    fn file_end(&self, chain: ChainId, inode: InodeId, from: ChunkIndex) -> Option<(ChunkIndex, u32)> {
+        self.0.store.file_end(chain, inode, from)
     }
 
     fn chunks_of(&self, chain: ChainId, inode: InodeId, from: ChunkIndex) -> Vec<ChunkId> {

@@ -315,30 +315,19 @@ impl ChunkStore {
         of_inode(&index, chain, inode, from).map(|(chunk, _)| chunk).collect()
     }
 
-    /// The last of those that has data, and the bytes from its start to their end.
-    ///
-    /// # Errors
-    /// `Corrupt` when a mutation of one was lost, so nobody knows.
-    pub fn file_end(
-        &self,
-        chain: ChainId,
-        inode: InodeId,
-        from: ChunkIndex,
-    ) -> Result<Option<(ChunkIndex, u32)>, StoreError> {
+    /// The last of those that has data, and the bytes from its start to their end; `u32::MAX` when a mutation of it was lost,
+    /// so that nobody knows.
+    pub fn file_end(&self, chain: ChainId, inode: InodeId, from: ChunkIndex) -> Option<(ChunkIndex, u32)> {
         let index = self.log.index.read();
-        let mut end = None;
-        for (chunk, entry) in of_inode(&index, chain, inode, from) {
+        let ends = of_inode(&index, chain, inode, from).filter_map(|(chunk, entry)| {
             if entry.health == Health::Incomplete {
-                let block = BlockIndex(0);
-                return Err(StoreError::Corrupt { chunk, block });
+                return Some((chunk.index, u32::MAX));
             }
-            if let Some(last) = entry.extents.last() {
-                let blocks_before = last.end() - 1;
-                let bytes = blocks_before * BLOCK_SIZE_BYTES as u32 + u32::from(last.last_length_bytes);
-                end = Some((chunk.index, bytes));
-            }
-        }
-        Ok(end)
+            let last = entry.extents.last()?;
+            let before = (last.end() - 1) * BLOCK_SIZE_BYTES as u32;
+            Some((chunk.index, before + u32::from(last.last_length_bytes)))
+        });
+        ends.last()
     }
 
     /// Version, size and digest; `deep` reads and hashes the data too.

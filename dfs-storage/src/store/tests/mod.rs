@@ -279,5 +279,21 @@ fn contents(store: &ChunkStore) -> Model {
         };
         out.insert(which, entry);
     }
+    check_file_ends(store, &out);
     out
+}
+
+/// Where each inode's data ends on each chain, from each chunk on, is where its last block ends.
+fn check_file_ends(store: &ChunkStore, contents: &Model) {
+    for which in 0..12 {
+        let (id, chain_id) = (chunk(which), chain(which));
+        let of_inode = contents.iter().filter(|&(&other, _)| {
+            (chunk(other).inode, chain(other)) == (id.inode, chain_id) && chunk(other).index >= id.index
+        });
+        let ends = of_inode.filter_map(|(&other, entry)| {
+            let (block, (_, length)) = entry.blocks.last_key_value()?;
+            Some((chunk(other).index, block * BLOCK_SIZE_BYTES as u32 + length))
+        });
+        assert_eq!(store.file_end(chain_id, id.inode, id.index), ends.max(), "{id}");
+    }
 }
