@@ -2,18 +2,20 @@
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use dfs_common::wire::ALPN;
-use dfs_common::{ClusterId, NodeName};
+use dfs_common::{ClusterId, Incarnation, NodeName};
 use dfs_crypto::{Credentials, tls};
 use parking_lot::Mutex;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{ClientConfig, ServerConfig, TokioRuntime, VarInt};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::NetError;
+use crate::liveness;
 use crate::peer::{Peer, PeerInner};
 use crate::server::{self, Service};
 use crate::transport::{self, Transports};
@@ -34,7 +36,11 @@ pub(crate) struct EndpointInner {
     pub(crate) quic: quinn::Endpoint,
     pub(crate) cluster: ClusterId,
     pub(crate) name: NodeName,
+    /// Drawn anew for every endpoint.
+    incarnation: Incarnation,
     address: SocketAddr,
+    /// While somebody is served. Never given back before the endpoint is: a refusal at its port says that the process is gone.
+    listener: OnceLock<Option<Arc<TcpListener>>>,
     transports: Transports,
     client_crypto: Arc<QuicClientConfig>,
     server_crypto: Arc<QuicServerConfig>,
@@ -76,7 +82,9 @@ impl Endpoint {
             quic,
             cluster: credentials.cluster(),
             name: credentials.name(),
+            incarnation: draw_incarnation()?,
             address,
+            listener: OnceLock::new(),
             transports: Transports::new(),
             client_crypto,
             server_crypto,
@@ -100,6 +108,12 @@ impl Endpoint {
         self.inner.name
     }
 
+    /// Tells this process from an earlier or later one of the same name.
+    #[must_use]
+    pub fn incarnation(&self) -> Incarnation {
+        self.inner.incarnation
+    }
+
     /// A handle on another process. Connects when it is used; all handles on one peer share its connections.
     #[must_use]
     pub fn peer(&self, name: NodeName, address: SocketAddr) -> Peer {
@@ -117,6 +131,10 @@ impl Endpoint {
 
     /// Answers requests with `service` until `shutdown`.
     pub async fn serve<S: Service>(&self, service: Arc<S>, shutdown: CancellationToken) {
+        let listener = self.inner.listener.get_or_init(|| liveness::listen(self.inner.address));
+        if let Some(listener) = listener.clone() {
+            tokio::spawn(liveness::attend(listener, self.inner.incarnation, shutdown.clone()));
+        }
         server::serve(Arc::clone(&self.inner), service, shutdown).await;
     }
 
@@ -145,4 +163,10 @@ impl EndpointInner {
         config.transport_config(self.transports.toward(toward.ip()));
         config
     }
+}
+
+fn draw_incarnation() -> Result<Incarnation, NetError> {
+    let mut bytes = [0; 8];
+    getrandom::fill(&mut bytes).map_err(|error| NetError::Credentials(format!("no randomness: {error}")))?;
+    Ok(Incarnation(u64::from_le_bytes(bytes)))
 }

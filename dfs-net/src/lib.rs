@@ -7,6 +7,7 @@
 pub mod endpoint;
 pub mod error;
 mod frame;
+pub mod liveness;
 pub mod peer;
 mod server;
 mod transport;

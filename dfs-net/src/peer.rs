@@ -1,7 +1,7 @@
 //! Another process, as this one asks it: connections by lane, made when needed and once for all who wait.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -17,11 +17,13 @@ use rustls::pki_types::CertificateDer;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::endpoint::EndpointInner;
 use crate::error::NetError;
 use crate::frame::{self, FrameError};
+use crate::liveness;
 
 /// Connections for bulk data: two, so that two cores can encrypt.
 const BULK_CONNECTIONS: usize = 2;
@@ -54,6 +56,18 @@ pub(crate) struct PeerInner {
     control: Arc<Slot>,
     bulk: [Arc<Slot>; BULK_CONNECTIONS],
     turn: AtomicUsize,
+    /// Waits for the process's death while there are connections to it.
+    watch: Mutex<Option<JoinHandle<()>>>,
+    /// It has died: nobody is to wait for its answer to a handshake before its kernel says that somebody is there again.
+    gone: Arc<AtomicBool>,
+}
+
+impl Drop for PeerInner {
+    fn drop(&mut self) {
+        if let Some(watch) = self.watch.get_mut() {
+            watch.abort();
+        }
+    }
 }
 
 impl std::fmt::Debug for PeerInner {
@@ -148,6 +162,8 @@ impl PeerInner {
             control: Arc::default(),
             bulk: std::array::from_fn(|_| Arc::default()),
             turn: AtomicUsize::new(0),
+            watch: Mutex::new(None),
+            gone: Arc::default(),
         }
     }
 
@@ -214,7 +230,29 @@ impl PeerInner {
             .wait_for(Option::is_some)
             .await
             .map_err(|_| self.unreachable(&"the attempt to connect was given up"))?;
-        done.clone().unwrap_or_else(|| Err(self.unreachable(&"no attempt")))
+        let result = done.clone().unwrap_or_else(|| Err(self.unreachable(&"no attempt")));
+        if result.is_ok() {
+            self.keep_watch();
+        }
+        result
+    }
+
+    /// A process that is killed says nothing; its kernel does. Every request under way then ends at once.
+    fn keep_watch(&self) {
+        let mut watch = self.watch.lock();
+        if watch.as_ref().is_some_and(|watch| !watch.is_finished()) {
+            return;
+        }
+        let (name, address, gone) = (self.name, self.address, Arc::clone(&self.gone));
+        let slots: Vec<_> = self.bulk.iter().chain([&self.control]).map(Arc::clone).collect();
+        *watch = Some(tokio::spawn(async move {
+            liveness::death(address, None).await;
+            tracing::debug!(peer = %name, %address, "its process died");
+            gone.store(true, Ordering::Release);
+            for slot in slots {
+                slot.close("its process died");
+            }
+        }));
     }
 
     /// Starts one attempt for all who wait; it outlives any of them.
@@ -223,11 +261,22 @@ impl PeerInner {
         state.attempt = Some(attempt.clone());
         let not_before = state.not_before;
         let (slot, endpoint, name, address) = (Arc::clone(slot), Weak::clone(&self.endpoint), self.name, self.address);
+        let gone = Arc::clone(&self.gone);
         tokio::spawn(async move {
             if let Some(not_before) = not_before {
                 sleep_until(not_before).await;
             }
             let connecting = async {
+                if gone.load(Ordering::Acquire) {
+                    if liveness::is_refused(address).await {
+                        return Err(NetError::Unreachable {
+                            peer: name,
+                            address,
+                            reason: "nobody listens there".to_owned(),
+                        });
+                    }
+                    gone.store(false, Ordering::Release);
+                }
                 match endpoint.upgrade() {
                     Some(endpoint) => connect(&endpoint, name, address, lane).await,
                     None => Err(NetError::Unreachable {
@@ -271,6 +320,12 @@ impl PeerInner {
 impl Slot {
     fn current(&self) -> Option<Connection> {
         self.state.lock().standing()
+    }
+
+    fn close(&self, reason: &str) {
+        if let Some(connection) = self.state.lock().connection.take() {
+            connection.close(VarInt::from_u32(0), reason.as_bytes());
+        }
     }
 
     fn forget(&self, dead: &Connection) {

@@ -112,18 +112,18 @@ pub const KEEP_ALIVE_MS: u64 = 1_000;
 pub const SESSION_LEASE_MS: u64 = 60_000;
 
 /// How often a storage node renews its lease.
-pub const HEARTBEAT_MS: u64 = 150;
+pub const HEARTBEAT_MS: u64 = 100;
 
 /// A storage node stops serving when its last acknowledged heartbeat was sent longer ago than this.
-pub const SELF_FENCE_MS: u64 = 1_000;
+pub const SELF_FENCE_MS: u64 = 550;
 
 /// The metadata group declares a storage node away after this long without a heartbeat. The gap to
 /// [`SELF_FENCE_MS`] covers a leader that was deposed without knowing: it only grants a lease while a quorum has
 /// answered it within [`LEADER_CONFIRMED_MS`], and a new leader waits a whole lease before it removes anybody.
-pub const NODE_LEASE_MS: u64 = 1_500;
+pub const NODE_LEASE_MS: u64 = 800;
 
 /// A leader that no quorum has confirmed for this long grants no lease and answers no read without asking first.
-pub const LEADER_CONFIRMED_MS: u64 = 400;
+pub const LEADER_CONFIRMED_MS: u64 = 160;
 
 /// One change with its place in the session, for exactly-once.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

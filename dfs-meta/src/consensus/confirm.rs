@@ -15,15 +15,17 @@ use super::types::Vote;
 /// How long a follower refuses to vote after it heard from its leader: openraft's lease, the longest election timeout.
 pub(super) const LEASE_MS: u64 = ELECTION_TIMEOUT_MAX_MS;
 
-/// A follower stands for election when it has heard nothing for the lease and this together: 1.1 to 1.4 s.
-/// Shorter ones flap on a machine whose processors are taken away for half a second at a time.
-pub(super) const ELECTION_TIMEOUT_MIN_MS: u64 = 400;
-pub(super) const ELECTION_TIMEOUT_MAX_MS: u64 = 700;
-/// Also the deadline of an append: one that is missed costs openraft's back-off, so it must survive a slow sync.
+/// Only for the lease: when to stand is decided in `elections`. It must be over the interval below.
+pub(super) const ELECTION_TIMEOUT_MIN_MS: u64 = 210;
+pub(super) const ELECTION_TIMEOUT_MAX_MS: u64 = 250;
+/// The deadline of an append: one that is missed costs openraft's back-off, so it must survive a slow sync.
 pub(super) const HEARTBEAT_INTERVAL_MS: u64 = 200;
+/// How often followers hear of a leader that has nothing to say: twice in the time for which their answers count.
+pub(super) const HEARTBEAT_EVERY_MS: u64 = 80;
 
 // Clocks of two machines differ in rate by far less than the third that is left.
 const _: () = assert!(dfs_common::wire::meta::LEADER_CONFIRMED_MS * 3 <= LEASE_MS * 2);
+const _: () = assert!(HEARTBEAT_EVERY_MS * 2 <= dfs_common::wire::meta::LEADER_CONFIRMED_MS);
 
 /// (term, node): what openraft calls a leader id.
 type LeaderId = (u64, u64);

@@ -8,6 +8,7 @@
 //! snapshot ([`snapshot`]). That is why a [`StateMachine`] only has to keep its position together with its data.
 
 mod confirm;
+mod elections;
 mod error;
 mod joining;
 pub mod log;
@@ -16,6 +17,7 @@ mod network;
 mod raft;
 mod small;
 mod snapshot;
+mod standing;
 #[cfg(test)]
 mod tests;
 mod types;

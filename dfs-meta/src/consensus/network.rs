@@ -19,19 +19,21 @@ use parking_lot::Mutex;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::confirm::{Confirmations, LEASE_MS, leader_id};
+use super::confirm::{Confirmations, leader_id};
 use super::log::Log;
 use super::types::{LogId, TypeConfig, Vote};
 
 pub(super) const KIND_APPEND: u8 = 1;
 pub(super) const KIND_VOTE: u8 = 2;
 pub(super) const KIND_SNAPSHOT_PART: u8 = 3;
+/// May the sender stand for election? Answered by milliseconds from now, or not at all.
+pub(super) const KIND_MAY_I_STAND: u8 = 4;
 
 /// Pause after a failed message. A server that returns is heard within it; one that is away costs ten attempts a second.
 const BACKOFF: Duration = Duration::from_millis(100);
 
 /// The longest that a sync may take before its server is no fit leader.
-const STALL_LIMIT: Duration = Duration::from_millis(LEASE_MS);
+const STALL_LIMIT: Duration = Duration::from_millis(700);
 
 /// How long a follower may wait to hear of a commit when no entry carries it; well below a heartbeat.
 const COMMIT_DELAY: Duration = Duration::from_millis(50);
@@ -41,6 +43,11 @@ const COMMIT_DELAY: Duration = Duration::from_millis(50);
 #[async_trait]
 pub trait Transport: Send + Sync + 'static {
     async fn send(&self, to: MetaId, kind: u8, body: Vec<u8>, deadline: Duration) -> dfs_common::Result<Vec<u8>>;
+
+    /// Returns when the process of that server is dead for certain; where nobody can know, never.
+    async fn death(&self, _of: MetaId) {
+        std::future::pending::<()>().await;
+    }
 }
 
 /// Whether a message of this kind moves much data and should not delay the others.

@@ -15,20 +15,23 @@ use dfs_common::wire::meta::LEADER_CONFIRMED_MS;
 use dfs_common::{ClusterId, ErrorCode, MetaId};
 use openraft::error::{CheckIsLeaderError, ClientWriteError, InitializeError, RaftError};
 use openraft::impls::EmptyNode;
-use openraft::raft::{AppendEntriesRequest, InstallSnapshotRequest, VoteRequest};
+use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, InstallSnapshotRequest, VoteRequest};
 use openraft::{Config, RaftMetrics, SnapshotPolicy};
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::confirm::{
-    Confirmations, ELECTION_TIMEOUT_MAX_MS, ELECTION_TIMEOUT_MIN_MS, HEARTBEAT_INTERVAL_MS, leader_id,
+    Confirmations, ELECTION_TIMEOUT_MAX_MS, ELECTION_TIMEOUT_MIN_MS, HEARTBEAT_EVERY_MS, HEARTBEAT_INTERVAL_MS,
+    leader_id,
 };
+use super::elections::Elections;
 use super::joining::{self, Joining};
 use super::log::{Log, LogOptions, LogStore, has_segments};
 use super::machine::MachineStore;
-use super::network::{KIND_APPEND, KIND_SNAPSHOT_PART, KIND_VOTE, Network};
+use super::network::{KIND_APPEND, KIND_MAY_I_STAND, KIND_SNAPSHOT_PART, KIND_VOTE, Network};
 use super::snapshot::Snapshots;
+use super::standing::Standing;
 use super::types::{CommandBatch, Raft, TypeConfig};
 use super::{
     Consensus, ConsensusError, ConsensusStatus, Leadership, LogError, MAX_COMMAND_SIZE_BYTES, Seal, StateMachine,
@@ -121,6 +124,7 @@ pub struct RaftConsensus {
     log: Log,
     joining: Arc<Joining>,
     confirmations: Arc<Mutex<Confirmations>>,
+    elections: Arc<Mutex<Elections>>,
     leadership: watch::Receiver<Leadership>,
     proposals: mpsc::Sender<Proposal>,
     barriers: mpsc::Sender<BarrierReply>,
@@ -164,8 +168,13 @@ impl RaftConsensus {
 
         let members: BTreeSet<u64> = options.members.iter().map(|id| id.0).collect();
         let confirmations = Arc::new(Mutex::new(Confirmations::new(options.me.0, members.clone())));
+        let elections = Arc::new(Mutex::new(Elections::new(
+            options.me.0,
+            members.clone(),
+            Instant::now(),
+        )));
         let network = Network {
-            transport,
+            transport: transport.clone(),
             confirmations: confirmations.clone(),
             log: log.clone(),
         };
@@ -178,8 +187,8 @@ impl RaftConsensus {
             .await
             .map_err(stopped)?;
         let joining = Arc::new(joining);
-        raft.runtime_config()
-            .elect(joining.may_stand(log.state().1.map(|id| id.index)));
+        // See `elections`.
+        raft.runtime_config().elect(false);
         if members.first() == Some(&options.me.0) {
             initialize(&raft, &members).await?;
         }
@@ -194,7 +203,8 @@ impl RaftConsensus {
             log,
             joining: joining.clone(),
             confirmations,
-            leadership,
+            elections: elections.clone(),
+            leadership: leadership.clone(),
             proposals,
             barriers,
             stop: stop.clone(),
@@ -202,9 +212,23 @@ impl RaftConsensus {
         tokio::spawn(stop.clone().run_until_cancelled_owned(watch_leadership(
             raft.clone(),
             options.me,
-            joining,
+            joining.clone(),
             leadership_sender,
         )));
+        let standing = Standing {
+            raft: raft.clone(),
+            me: options.me,
+            members: options.members.clone(),
+            transport,
+            joining,
+            elections,
+            leadership: leadership.clone(),
+        };
+        tokio::spawn(stop.clone().run_until_cancelled_owned(standing.run()));
+        tokio::spawn(
+            stop.clone()
+                .run_until_cancelled_owned(beat(raft.clone(), leadership.clone())),
+        );
         tokio::spawn(
             stop.clone()
                 .run_until_cancelled_owned(propose_batches(raft.clone(), proposed)),
@@ -231,6 +255,9 @@ impl RaftConsensus {
         let (vote, committed) = (request.vote, request.leader_commit.map(|id| id.index));
         let last = request.entries.last().map(|entry| entry.log_id).or(request.prev_log_id);
         let answer = self.raft.append_entries(request).await;
+        if matches!(&answer, Ok(answer) if !matches!(answer, AppendEntriesResponse::HigherVote(_))) {
+            self.elections.lock().heard(vote.leader_id.node_id, Instant::now());
+        }
         // The engine answers when the entries are in memory.
         if let Some(last) = last
             && matches!(&answer, Ok(answer) if answer.is_success())
@@ -243,7 +270,7 @@ impl RaftConsensus {
         if matches!(&answer, Ok(answer) if answer.is_success()) && self.joining.is_active() {
             let applied = self.raft.data_metrics().borrow().last_applied.map(|id| id.index);
             if self.joining.heard(&vote, committed, applied, Instant::now()) {
-                end_joining(&self.raft, &self.joining).await;
+                end_joining(&self.joining).await;
             }
         }
         dfs_common::codec::encode(&answer)
@@ -269,11 +296,10 @@ impl RaftConsensus {
             ));
         }
         let answer = self.raft.vote(request).await;
-        if let Ok(answer) = &answer
-            && !answer.vote_granted
-            && leader_id(&answer.vote) < candidate
-        {
-            self.confirmations.lock().vote_refused(candidate);
+        match &answer {
+            Ok(answer) if answer.vote_granted => self.elections.lock().voted(Instant::now()),
+            Ok(answer) if leader_id(&answer.vote) < candidate => self.confirmations.lock().vote_refused(candidate),
+            _ => {}
         }
         dfs_common::codec::encode(&answer)
     }
@@ -347,10 +373,9 @@ async fn initialize(raft: &Raft, members: &BTreeSet<u64>) -> Result<(), Consensu
     }
 }
 
-async fn end_joining(raft: &Raft, joining: &Arc<Joining>) {
+async fn end_joining(joining: &Arc<Joining>) {
     let ending = joining.clone();
     let _ = tokio::task::spawn_blocking(move || ending.end()).await;
-    raft.runtime_config().elect(true);
 }
 
 fn leadership_of(metrics: &RaftMetrics<u64, EmptyNode>, me: MetaId) -> Leadership {
@@ -371,12 +396,12 @@ fn leadership_of(metrics: &RaftMetrics<u64, EmptyNode>, me: MetaId) -> Leadershi
     }
 }
 
-/// Keeps `leadership` up to date, and a server without history out of elections.
+/// Keeps `leadership` up to date, and ends joining for who was elected.
 async fn watch_leadership(raft: Raft, me: MetaId, joining: Arc<Joining>, sender: watch::Sender<Leadership>) {
     let mut metrics = raft.metrics();
     let mut reported = false;
     loop {
-        let (now, last, state) = {
+        let (now, state) = {
             let metrics = metrics.borrow_and_update();
             if let Err(error) = &metrics.running_state
                 && !reported
@@ -384,14 +409,10 @@ async fn watch_leadership(raft: Raft, me: MetaId, joining: Arc<Joining>, sender:
                 tracing::error!(%error, "consensus stopped on this server");
                 reported = true;
             }
-            (leadership_of(&metrics, me), metrics.last_log_index, metrics.state)
+            (leadership_of(&metrics, me), metrics.state)
         };
-        if joining.is_active() {
-            if state == openraft::ServerState::Leader {
-                end_joining(&raft, &joining).await;
-            } else {
-                raft.runtime_config().elect(joining.may_stand(last));
-            }
+        if joining.is_active() && state == openraft::ServerState::Leader {
+            end_joining(&joining).await;
         }
         sender.send_if_modified(|old| {
             let changed = *old != now;
@@ -400,6 +421,18 @@ async fn watch_leadership(raft: Raft, me: MetaId, joining: Arc<Joining>, sender:
         });
         if metrics.changed().await.is_err() {
             sender.send_replace(Leadership::default());
+            return;
+        }
+    }
+}
+
+/// Lets followers hear of a leader that has nothing to say.
+async fn beat(raft: Raft, leadership: watch::Receiver<Leadership>) {
+    let mut ticks = tokio::time::interval(Duration::from_millis(HEARTBEAT_EVERY_MS));
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        if leadership.borrow().is_self && raft.trigger().heartbeat().await.is_err() {
             return;
         }
     }
@@ -581,7 +614,17 @@ impl Consensus for RaftConsensus {
             KIND_VOTE => self.handle_vote(dfs_common::codec::decode(body)?).await,
             KIND_SNAPSHOT_PART => {
                 let request: InstallSnapshotRequest<TypeConfig> = dfs_common::codec::decode(body)?;
-                dfs_common::codec::encode(&self.raft.install_snapshot(request).await)
+                let leader = request.vote.leader_id.node_id;
+                let answer = self.raft.install_snapshot(request).await;
+                if answer.is_ok() {
+                    self.elections.lock().heard(leader, Instant::now());
+                }
+                dfs_common::codec::encode(&answer)
+            }
+            KIND_MAY_I_STAND => {
+                let leads = self.confirmed_within(Duration::from_millis(LEADER_CONFIRMED_MS));
+                let answer = self.elections.lock().may_stand_in_ms(Instant::now());
+                dfs_common::codec::encode(&answer.filter(|_| !leads))
             }
             _ => Err(dfs_common::Error::new(
                 ErrorCode::BadMessage,

@@ -30,6 +30,7 @@ use tokio_util::task::TaskTracker;
 use clock::Clock;
 use owner::Owner;
 use shared::{Applied, Shared, StorageCaller};
+use tasks::deaths::Deaths;
 use tasks::expire::Expire;
 use tasks::purge::Purge;
 
@@ -70,5 +71,6 @@ fn assemble(parts: Parts, tasks: &TaskTracker, shutdown: &CancellationToken) -> 
     tasks::spawn(tasks, Owner { asks, usage }, &shared, shutdown);
     tasks::spawn(tasks, Expire, &shared, shutdown);
     tasks::spawn(tasks, Purge, &shared, shutdown);
+    tasks::spawn(tasks, Deaths, &shared, shutdown);
     shared
 }

@@ -10,7 +10,8 @@ use std::time::Duration;
 use dfs_common::wire::meta::{Heartbeat, HeartbeatAnswer, KeepAlive, KeepAliveAnswer, LEADER_CONFIRMED_MS};
 use dfs_common::wire::namespace::StatFs;
 use dfs_common::{
-    ChainId, Epoch, Error, ErrorCode, InodeId, MemberState, Result, RoutingTable, RoutingVersion, SessionId, StorageId,
+    ChainId, Epoch, Error, ErrorCode, Incarnation, InodeId, MemberState, Result, RoutingTable, RoutingVersion,
+    SessionId, StorageId,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::MissedTickBehavior;
@@ -39,6 +40,12 @@ const BATCH_MAX: usize = 1024;
 #[derive(Debug)]
 pub(super) enum Ask {
     Heartbeat(Heartbeat, oneshot::Sender<HeartbeatAnswer>),
+    /// The kernel of this process says that it is dead.
+    Died {
+        node: StorageId,
+        incarnation: Incarnation,
+        reply: oneshot::Sender<()>,
+    },
     ResyncDone {
         from: StorageId,
         chain: ChainId,
@@ -200,6 +207,14 @@ impl Term {
                 let full = self.leader.leases.full();
                 let _ = reply.send(HeartbeatAnswer { lease, routing, full });
             }
+            Ask::Died {
+                node,
+                incarnation,
+                reply,
+            } => {
+                self.leader.leases.died(now, node, incarnation);
+                let _ = reply.send(());
+            }
             Ask::ResyncDone {
                 from,
                 chain,
@@ -297,7 +312,7 @@ impl Term {
         for event in &events {
             match event {
                 ClusterEvent::NodeDown { node, .. } => {
-                    warn!(%node, "storage node is away: its lease ended or it is faulty");
+                    warn!(%node, "storage node is away: its process died, its lease ended, or it is faulty");
                 }
                 ClusterEvent::NodeUp { node, address, .. } => info!(%node, %address, "storage node is there"),
                 ClusterEvent::Resynced { chain, node, .. } => info!(%node, %chain, "storage node is in sync again"),

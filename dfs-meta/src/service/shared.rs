@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use dfs_common::wire::namespace::{NamespaceAnswer, NamespaceRead, StatFs};
 use dfs_common::wire::storage::{StorageRequest, StorageResponse};
 use dfs_common::{
-    ClusterId, Error, ErrorCode, Hold, InodeId, MetaId, Result, RoutingTable, SessionId, StorageId, codec,
+    ClusterId, Error, ErrorCode, Hold, Incarnation, InodeId, MetaId, Result, RoutingTable, SessionId, StorageId, codec,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -75,6 +75,9 @@ pub(super) trait StorageCaller: Send + Sync + 'static {
         request: &StorageRequest,
         deadline: Duration,
     ) -> Result<StorageResponse>;
+
+    /// Returns when that process is dead for certain; mostly never.
+    async fn death(&self, address: SocketAddr, incarnation: Incarnation);
 }
 
 pub(super) struct Shared {

@@ -118,6 +118,10 @@ impl StorageCaller for Chains {
             StorageResponse::RangeRemoved { chunks: 1 }
         })
     }
+
+    async fn death(&self, _: SocketAddr, _: Incarnation) {
+        std::future::pending::<()>().await;
+    }
 }
 
 struct World {
@@ -223,6 +227,12 @@ impl World {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         panic!("no leases");
+    }
+
+    async fn beat_all(&self) {
+        for node in 1..=3 {
+            self.beat(node, 1).await;
+        }
     }
 
     async fn session(&self) -> SessionId {
@@ -437,6 +447,7 @@ async fn unlinked_files_are_purged_after_their_last_close() {
     world.change(session, 2, unlink).await;
     for report in 3..8 {
         assert!(!world.report(session, report, false, &[], &[]).await);
+        world.beat_all().await;
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     assert!(world.chains.removed.lock().is_empty(), "it is open");
@@ -444,6 +455,7 @@ async fn unlinked_files_are_purged_after_their_last_close() {
     let start = Instant::now();
     while world.shared.state.counts().orphans > 0 {
         assert!(start.elapsed() < Duration::from_secs(10), "not purged");
+        world.beat_all().await;
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     assert_eq!(world.chains.removed.lock().len(), 6, "on every chain");

@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use dfs_common::wire::Lane;
 use dfs_common::wire::meta::{MetaRequest, MetaResponse};
 use dfs_common::wire::storage::{StorageRequest, StorageResponse};
-use dfs_common::{Error, ErrorCode, MetaId, Result, StorageId, codec};
+use dfs_common::{Error, ErrorCode, Incarnation, MetaId, Result, StorageId, codec};
 use dfs_net::{Endpoint, Incoming, Outgoing, Service};
 
 use super::dispatch;
@@ -65,6 +65,13 @@ impl Transport for BetweenServers {
             )),
         }
     }
+
+    async fn death(&self, of: MetaId) {
+        match self.members.get(&of) {
+            Some(&address) => dfs_net::liveness::death(address, None).await,
+            None => std::future::pending().await,
+        }
+    }
 }
 
 /// The clean-up's calls.
@@ -85,5 +92,9 @@ impl StorageCaller for ToStorage {
         let peer = self.endpoint.peer(node.into(), address);
         let (answer, _) = peer.call(Lane::Control, request, &[], deadline).await?;
         Ok(answer)
+    }
+
+    async fn death(&self, address: SocketAddr, incarnation: Incarnation) {
+        dfs_net::liveness::death(address, Some(incarnation)).await;
     }
 }

@@ -9,7 +9,7 @@ use dfs_common::wire::meta::{HEARTBEAT_MS, Heartbeat, MetaRequest, MetaResponse}
 use super::node::Node;
 
 /// A heartbeat that is not answered by then has missed its lease's purpose; the next one tries elsewhere.
-const HEARTBEAT_DEADLINE: Duration = Duration::from_millis(800);
+const HEARTBEAT_DEADLINE: Duration = Duration::from_millis(500);
 
 /// Heartbeats under way at a time: a lost one must not hold up the next.
 const MAX_HEARTBEATS: usize = 4;

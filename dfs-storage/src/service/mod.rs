@@ -119,24 +119,18 @@ fn open_store(options: &StorageOptions, cluster: ClusterId, name: NodeName, id: 
     })
 }
 
-fn draw_incarnation() -> Result<Incarnation> {
-    let mut bytes = [0; 8];
-    getrandom::fill(&mut bytes).map_err(|e| Error::new(ErrorCode::Internal, format!("no randomness: {e}")))?;
-    Ok(Incarnation(u64::from_le_bytes(bytes)))
-}
-
 impl Running {
     fn start(
         opened: Opened,
         id: StorageId,
-        advertised: SocketAddr,
+        (incarnation, advertised): (Incarnation, SocketAddr),
         transport: Arc<dyn Transport>,
         config: &ClusterConfig,
     ) -> Result<Self> {
         let (syncer, sync_thread) = Syncer::start(opened.store.clone())?;
         let node = Arc::new(Node {
             id,
-            incarnation: draw_incarnation()?,
+            incarnation,
             advertised,
             store: opened.store,
             network: Network::new(transport, config.meta_addresses().collect()),
@@ -306,7 +300,13 @@ impl StorageServer {
         );
         let transport = Arc::new(QuicTransport::new(endpoint.clone()));
         let advertised = options.advertise.unwrap_or(address);
-        let running = Running::start(opened, id, advertised, transport, &options.config)?;
+        let running = Running::start(
+            opened,
+            id,
+            (endpoint.incarnation(), advertised),
+            transport,
+            &options.config,
+        )?;
         let service = Arc::new(StorageService {
             node: Arc::clone(&running.node),
         });

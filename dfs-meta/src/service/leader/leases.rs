@@ -24,6 +24,9 @@ const STARVED_MS: u64 = 300;
 /// Earlier processes of one node that are remembered, so that a late heartbeat of one is not taken for a restart.
 const REPLACED_MAX: usize = 16;
 
+/// Dead processes that are remembered.
+const DEAD_MAX: usize = 1_024;
+
 /// What a node said about itself last.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::service) struct NodeReport {
@@ -59,6 +62,8 @@ pub(in crate::service) struct Leases {
     ticked: Moment,
     settled: bool,
     nodes: BTreeMap<StorageId, Node>,
+    /// Processes whose kernel said that they are dead, and until when their late heartbeats are not believed.
+    dead: BTreeMap<(StorageId, Incarnation), Moment>,
     shown: BTreeMap<StorageId, Shown>,
     /// Version of the table that `shown` is of.
     version: Option<RoutingVersion>,
@@ -71,6 +76,7 @@ impl Leases {
             ticked: now,
             settled: false,
             nodes: BTreeMap::new(),
+            dead: BTreeMap::new(),
             shown: BTreeMap::new(),
             version: None,
         };
@@ -115,6 +121,14 @@ impl Leases {
         routing: &RoutingTable,
     ) -> bool {
         self.routing_changed(routing);
+        let process = (heartbeat.node, heartbeat.incarnation);
+        match self.dead.get(&process) {
+            Some(&until) if now < until => return false,
+            Some(_) => {
+                self.dead.remove(&process);
+            }
+            None => {}
+        }
         let report = NodeReport {
             total_bytes: heartbeat.total_bytes,
             used_bytes: heartbeat.used_bytes,
@@ -152,6 +166,19 @@ impl Leases {
         registered && informed && confirmed && node.report.fault.is_none()
     }
 
+    /// The kernel says that this process is dead: there is no lease to wait for.
+    pub(in crate::service) fn died(&mut self, now: Moment, node: StorageId, incarnation: Incarnation) {
+        while self.dead.len() >= DEAD_MAX {
+            self.dead.pop_first();
+        }
+        self.dead.insert((node, incarnation), now.after_ms(NODE_LEASE_MS));
+        if let Some(known) = self.nodes.get_mut(&node)
+            && known.incarnation == incarnation
+        {
+            known.until = now;
+        }
+    }
+
     /// Nodes that should get no more data.
     pub(in crate::service) fn full(&self) -> BTreeSet<StorageId> {
         self.reports()
@@ -184,10 +211,13 @@ impl Leases {
                 .all(|info| !info.alive || self.nodes.contains_key(&info.id));
         let mut events = Vec::new();
         for info in routing.nodes.values().filter(|info| info.alive) {
-            let gone = match self.nodes.get(&info.id) {
-                None => now >= self.since.after_ms(NODE_LEASE_MS),
-                Some(node) => node.until <= now || node.report.fault.is_some(),
-            };
+            // Deaths too: a new leader may be the last to hear of a stop of everything.
+            let dead = self.settled && self.dead.contains_key(&(info.id, info.incarnation));
+            let gone = dead
+                || match self.nodes.get(&info.id) {
+                    None => now >= self.since.after_ms(NODE_LEASE_MS),
+                    Some(node) => node.until <= now || node.report.fault.is_some(),
+                };
             if gone {
                 events.push(ClusterEvent::NodeDown {
                     node: info.id,
@@ -304,6 +334,49 @@ mod tests {
         assert!(!world.beat(3, 1), "no lease before the table shows it again");
         assert_eq!(world.fold().len(), 1);
         assert!(world.beat(3, 1));
+    }
+
+    #[test]
+    fn a_dead_process_goes_at_once_and_its_late_heartbeats_bring_nothing_back() {
+        let mut world = World::running();
+        world.pass(HEARTBEAT_MS);
+        world.leases.died(world.now, StorageId(2), Incarnation(7));
+        assert_eq!(world.fold(), [], "that was another process");
+        world.leases.died(world.now, StorageId(2), Incarnation(1));
+        assert_eq!(world.fold(), [down(2, 1)]);
+        assert!(!world.beat(2, 1), "sent before");
+        assert_eq!(world.fold(), []);
+        // The next process of the node.
+        assert!(!world.beat(2, 2));
+        assert_eq!(world.fold().len(), 1);
+        assert!(world.beat(2, 2));
+        // A kernel was misunderstood: who goes on saying that it lives is taken up again.
+        world.leases.died(world.now, StorageId(3), Incarnation(1));
+        assert_eq!(world.fold(), [down(3, 1)]);
+        for _ in 0..=NODE_LEASE_MS / HEARTBEAT_MS {
+            world.pass(HEARTBEAT_MS);
+            world.beat(1, 1);
+            world.beat(2, 2);
+            world.beat(3, 1);
+        }
+        assert_eq!(world.fold().len(), 1);
+        assert!(world.beat(3, 1));
+    }
+
+    #[test]
+    fn a_new_leader_hears_everybody_out_before_it_believes_in_deaths() {
+        let old = World::running();
+        let mut world = World {
+            leases: Leases::new(old.now, &old.routing),
+            ..old
+        };
+        world.leases.died(world.now, StorageId(3), Incarnation(1));
+        world.beat(1, 1);
+        assert_eq!(world.fold(), [], "2 may be dead as well, and all will be back");
+        world.beat(2, 2);
+        world.beat(3, 2);
+        let events = world.fold();
+        assert_eq!(events.len(), 3, "{events:?}");
     }
 
     #[test]

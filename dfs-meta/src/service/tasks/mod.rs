@@ -1,5 +1,6 @@
 //! Background tasks: each in a file of its own, all of one shape, all ended by one token.
 
+pub(super) mod deaths;
 pub(super) mod expire;
 pub(super) mod purge;
 

@@ -1,0 +1,175 @@
+//! When this server stands for election. Pure: times and chance come from outside.
+//!
+//! openraft stands by a timer of its own, which knows only silence; it is switched off. Here a server stands
+//!
+//! - as soon as its leader's process is known to be dead (its kernel said so) and the others may vote again, or
+//! - after [`SILENCE_MS`] without a word from a leader, which no busy machine should take for a death;
+//!
+//! and only if it has asked the others before and a majority, itself included, hears no leader either. (Raft's pre-vote, which
+//! openraft lacks: a server that is cut off in one direction must not depose a leader whom everybody else hears.) Who has the lower
+//! number goes first, so that two do not take each other's votes.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use super::confirm::LEASE_MS;
+
+/// Longer than this machine's processors are ever taken away from a process that has something to do.
+pub(super) const SILENCE_MS: u64 = 550;
+
+/// Between the first to stand and the next: an election is a round trip and two syncs.
+const STEP_MS: u64 = 120;
+
+/// After the lease, for a clock that ticks coarsely and a message that was on its way.
+const MARGIN_MS: u64 = 5;
+
+/// Chance adds up to this, so that two who always meet get apart.
+const JITTER_MS: u64 = 40;
+
+#[derive(Debug)]
+pub(super) struct Elections {
+    me: u64,
+    members: BTreeSet<u64>,
+    /// When a leader was last heard, or a vote was given: that server is to have its chance.
+    heard: Instant,
+    /// Whom it was.
+    leader: Option<u64>,
+    /// Its process has died.
+    is_dead: bool,
+    /// Not before this, after an attempt.
+    rest: Option<Instant>,
+}
+
+impl Elections {
+    pub(super) fn new(me: u64, members: BTreeSet<u64>, now: Instant) -> Self {
+        Self {
+            me,
+            members,
+            heard: now,
+            leader: None,
+            is_dead: false,
+            rest: None,
+        }
+    }
+
+    /// A message of a leader was accepted.
+    pub(super) fn heard(&mut self, leader: u64, now: Instant) {
+        self.heard = now;
+        self.leader = Some(leader);
+        self.is_dead = false;
+        self.rest = None;
+    }
+
+    /// This server gave somebody its vote.
+    pub(super) fn voted(&mut self, now: Instant) {
+        self.heard = now;
+        self.leader = None;
+        self.is_dead = false;
+    }
+
+    pub(super) const fn last_heard(&self) -> Instant {
+        self.heard
+    }
+
+    pub(super) fn died(&mut self, leader: u64) {
+        if self.leader == Some(leader) {
+            self.is_dead = true;
+        }
+    }
+
+    /// How many of the others go before this server.
+    fn rank(&self) -> u64 {
+        let before = self.members.range(..self.me);
+        before
+            .filter(|&&member| !(self.is_dead && self.leader == Some(member)))
+            .count() as u64
+    }
+
+    /// When to ask the others whether to stand; `chance` is any number.
+    pub(super) fn due(&self, chance: u64) -> Instant {
+        let silence_ms = if self.is_dead { LEASE_MS + MARGIN_MS } else { SILENCE_MS };
+        let wait_ms = match self.members.len() {
+            1 => 0,
+            _ => silence_ms + self.rank() * STEP_MS + chance % JITTER_MS,
+        };
+        let due = self.heard + Duration::from_millis(wait_ms);
+        self.rest.map_or(due, |rest| due.max(rest))
+    }
+
+    /// This server has asked, or stood; a while passes before it does so again.
+    pub(super) fn tried(&mut self, chance: u64, now: Instant) {
+        let pause_ms = STEP_MS + self.rank() * STEP_MS / 2 + chance % JITTER_MS;
+        self.rest = Some(now + Duration::from_millis(pause_ms));
+    }
+
+    /// Whether another server may stand, for all that this one hears: when, in milliseconds from now. `None`: a leader lives.
+    pub(super) fn may_stand_in_ms(&self, now: Instant) -> Option<u32> {
+        let silent_ms = now.saturating_duration_since(self.heard).as_millis() as u64;
+        if self.leader.is_some() && !self.is_dead && silent_ms < SILENCE_MS {
+            return None;
+        }
+        // The engine gives no vote sooner.
+        let lease_ms = if self.leader.is_some() { LEASE_MS + MARGIN_MS } else { 0 };
+        Some(lease_ms.saturating_sub(silent_ms) as u32)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(start: Instant, ms: u64) -> Instant {
+        start + Duration::from_millis(ms)
+    }
+
+    fn server(me: u64, start: Instant) -> Elections {
+        let mut elections = Elections::new(me, [1, 2, 3].into(), start);
+        elections.heard(1, start);
+        elections
+    }
+
+    #[test]
+    fn silence_is_borne_longer_than_death() {
+        let start = Instant::now();
+        let mut second = server(2, start);
+        assert_eq!(second.due(0), at(start, SILENCE_MS + STEP_MS));
+        assert_eq!(second.may_stand_in_ms(at(start, 100)), None);
+        assert_eq!(second.may_stand_in_ms(at(start, SILENCE_MS)), Some(0));
+        second.died(3);
+        assert_eq!(second.may_stand_in_ms(at(start, 100)), None, "it was another");
+        second.died(1);
+        assert_eq!(
+            second.due(0),
+            at(start, LEASE_MS + MARGIN_MS),
+            "the first of those who live"
+        );
+        assert_eq!(
+            second.may_stand_in_ms(at(start, 100)),
+            Some((LEASE_MS + MARGIN_MS - 100) as u32)
+        );
+        let mut third = server(3, start);
+        third.died(1);
+        assert_eq!(third.due(0), at(start, LEASE_MS + MARGIN_MS + STEP_MS));
+        // A new leader is heard.
+        second.heard(3, at(start, 400));
+        assert_eq!(second.may_stand_in_ms(at(start, 450)), None);
+        assert_eq!(second.due(0), at(start, 400 + SILENCE_MS + STEP_MS));
+    }
+
+    #[test]
+    fn attempts_are_apart() {
+        let start = Instant::now();
+        let mut second = server(2, start);
+        second.died(1);
+        second.tried(7, at(start, 300));
+        assert!(second.due(0) >= at(start, 300 + STEP_MS));
+        second.voted(at(start, 350));
+        assert!(
+            second.due(0) >= at(start, 350 + SILENCE_MS),
+            "who got the vote has its chance"
+        );
+        assert_eq!(second.may_stand_in_ms(at(start, 351)), Some(0));
+        let alone = Elections::new(1, [1].into(), start);
+        assert_eq!(alone.due(5), start);
+    }
+}
