@@ -32,8 +32,9 @@ pub(super) struct Elections {
     members: BTreeSet<u64>,
     /// When a leader was last heard, or a vote was given: that server is to have its chance.
     heard: Instant,
-    /// Whom it was.
+    /// Whom it was, and in which term.
     leader: Option<u64>,
+    term: u64,
     /// Its process has died.
     is_dead: bool,
     /// Not before this, after an attempt.
@@ -47,17 +48,22 @@ impl Elections {
             members,
             heard: now,
             leader: None,
+            term: 0,
             is_dead: false,
             rest: None,
         }
     }
 
-    /// A message of a leader was accepted.
-    pub(super) fn heard(&mut self, leader: u64, now: Instant) {
+    /// A message of a leader was accepted. The last ones of a dead leader may come after the news of its death.
+    pub(super) fn heard(&mut self, leader: u64, term: u64, now: Instant) {
         self.heard = now;
-        self.leader = Some(leader);
-        self.is_dead = false;
-        self.rest = None;
+        if (self.leader, self.term) != (Some(leader), term) {
+            (self.leader, self.term) = (Some(leader), term);
+            self.is_dead = false;
+        }
+        if !self.is_dead {
+            self.rest = None;
+        }
     }
 
     /// This server gave somebody its vote.
@@ -124,7 +130,7 @@ mod tests {
 
     fn server(me: u64, start: Instant) -> Elections {
         let mut elections = Elections::new(me, [1, 2, 3].into(), start);
-        elections.heard(1, start);
+        elections.heard(1, 5, start);
         elections
     }
 
@@ -150,8 +156,10 @@ mod tests {
         let mut third = server(3, start);
         third.died(1);
         assert_eq!(third.due(0), at(start, LEASE_MS + MARGIN_MS + STEP_MS));
-        // A new leader is heard.
-        second.heard(3, at(start, 400));
+        // A message that it sent before, then a new leader.
+        second.heard(1, 5, at(start, 10));
+        assert_eq!(second.due(0), at(start, 10 + LEASE_MS + MARGIN_MS));
+        second.heard(3, 6, at(start, 400));
         assert_eq!(second.may_stand_in_ms(at(start, 450)), None);
         assert_eq!(second.due(0), at(start, 400 + SILENCE_MS + STEP_MS));
     }

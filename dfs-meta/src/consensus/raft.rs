@@ -256,7 +256,8 @@ impl RaftConsensus {
         let last = request.entries.last().map(|entry| entry.log_id).or(request.prev_log_id);
         let answer = self.raft.append_entries(request).await;
         if matches!(&answer, Ok(answer) if !matches!(answer, AppendEntriesResponse::HigherVote(_))) {
-            self.elections.lock().heard(vote.leader_id.node_id, Instant::now());
+            let (term, leader) = leader_id(&vote);
+            self.elections.lock().heard(leader, term, Instant::now());
         }
         // The engine answers when the entries are in memory.
         if let Some(last) = last
@@ -614,10 +615,10 @@ impl Consensus for RaftConsensus {
             KIND_VOTE => self.handle_vote(dfs_common::codec::decode(body)?).await,
             KIND_SNAPSHOT_PART => {
                 let request: InstallSnapshotRequest<TypeConfig> = dfs_common::codec::decode(body)?;
-                let leader = request.vote.leader_id.node_id;
+                let (term, leader) = leader_id(&request.vote);
                 let answer = self.raft.install_snapshot(request).await;
                 if answer.is_ok() {
-                    self.elections.lock().heard(leader, Instant::now());
+                    self.elections.lock().heard(leader, term, Instant::now());
                 }
                 dfs_common::codec::encode(&answer)
             }

@@ -63,11 +63,12 @@ async fn watch(shared: &Arc<Shared>) {
             changed = routing.changed() => if changed.is_err() {
                 return;
             },
-            Some(Ok((node, incarnation, _))) = deaths.join_next() => {
+            // Also those that were given up: a branch that does not match them would not be looked at again.
+            Some(death) = deaths.join_next() => if let Ok((node, incarnation, _)) = death {
                 debug!(%node, "its kernel says that its process is dead");
                 // Who no longer leads has no use for it.
                 let _ = shared.ask(|reply| Ask::Died { node, incarnation, reply }).await;
-            }
+            },
         }
     }
 }
