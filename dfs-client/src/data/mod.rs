@@ -1,6 +1,7 @@
 //! The data of files: pure buffers and plans, and the shells that move them.
 
 pub(crate) mod blocks;
+pub(crate) mod commit;
 pub(crate) mod dirty;
 pub(crate) mod errseq;
 pub(crate) mod reader;

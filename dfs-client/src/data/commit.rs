@@ -1,0 +1,206 @@
+//! What metadata hears of written data: length and times, and whether more comes without a word.
+
+use std::sync::Arc;
+
+use dfs_common::wire::namespace::{Attributes, Caller, NamespaceChange, NamespaceOp, SetAttributes, SetTime};
+use dfs_common::{ErrorCode, Result};
+use tokio::time::Instant;
+
+use super::state::{FileState, Word};
+use super::writer::{FLUSH_AGE_MS, timeout};
+use crate::meta::Untold;
+use crate::mount::Mount;
+
+/// Data on the chains is committed after this long even if nobody asks, so that others see a log grow.
+const COMMIT_AGE_MS: u64 = 1_000;
+
+/// Who commits: the mount itself; permission was checked when the file was opened.
+const SYSTEM: Caller = Caller { uid: 0, gid: 0 };
+
+impl Mount {
+    /// Close: everything on the chains, then in metadata. Costs nothing when nothing is owed.
+    pub(crate) async fn flush(self: &Arc<Self>, file: &Arc<FileState>, deadline: Instant) -> Result<()> {
+        if file.inner.lock().is_quiet() {
+            return Ok(());
+        }
+        self.drain(file, deadline).await?;
+        self.commit(file, Word::Last, None, deadline).await?;
+        self.note_failure(file);
+        Ok(())
+    }
+
+    /// A change of the file that failed after it was shown is an error of every handle, like a late write.
+    pub(crate) fn note_failure(&self, file: &FileState) {
+        if let Some(error) = self.session.take_failure(file.inode) {
+            let mut inner = file.inner.lock();
+            inner.errors.record(error);
+            // What was foreseen did not come to pass: whatever the group says next is right.
+            inner.attributes.change = 0;
+        }
+    }
+
+    /// Tells metadata what is owed; with `set`, both in one command. `None`: there was nothing to tell.
+    pub(crate) async fn commit(
+        &self,
+        file: &FileState,
+        word: Word,
+        set: Option<(Caller, SetAttributes)>,
+        deadline: Instant,
+    ) -> Result<Option<Attributes>> {
+        let _turn = timeout(deadline, file.commit_turn.lock(), || {
+            format!("inode {}: the commit before this one does not end", file.inode)
+        })
+        .await?;
+        match self.commit_once(file, word, set, deadline).await {
+            // What the hold was good for is settled now: the rest is told like anything else.
+            Err(error) if error.code == ErrorCode::HoldLost => {
+                if file.inner.lock().growth.is_some() {
+                    let fresh = self.fetch_attributes(file.inode, deadline).await;
+                    let mut inner = file.inner.lock();
+                    match fresh {
+                        Ok(fresh) => inner.growth_lost(&fresh),
+                        // Removed by somebody: nothing is left to be told.
+                        Err(error) if matches!(error.code, ErrorCode::NotFound | ErrorCode::StaleInode) => {
+                            inner.growth = None;
+                        }
+                        Err(error) => return Err(error),
+                    }
+                }
+                self.commit_once(file, Word::Last, set, deadline).await
+            }
+            outcome => outcome,
+        }
+    }
+
+    async fn commit_once(
+        &self,
+        file: &FileState,
+        word: Word,
+        set: Option<(Caller, SetAttributes)>,
+        deadline: Instant,
+    ) -> Result<Option<Attributes>> {
+        let holds = self.session.may_grow(file.inode);
+        let (owed, last_write_at, deferred, was, next) = {
+            let mut inner = file.inner.lock();
+            let next = inner.growth_after(word, holds);
+            let owed = inner.commit(next.is_some()).or_else(|| inner.last_word(word));
+            let was = inner.growth;
+            if owed.is_some() && next.is_none() {
+                // From here on no fsync relies on what this word ends.
+                inner.growth = None;
+            }
+            // Only with the debt: apart from it there is none.
+            (owed, inner.last_write_at, inner.deferred_atime.take(), was, next)
+        };
+        let sets_mtime = set.as_ref().is_some_and(|(_, set)| set.mtime.is_some());
+        let set = match (set, deferred) {
+            (set, None) => set,
+            (set, Some(atime)) => {
+                let (caller, mut set) = set.unwrap_or((SYSTEM, SetAttributes::default()));
+                set.atime = set.atime.or(Some(SetTime::To(atime)));
+                Some((caller, set))
+            }
+        };
+        let (commit, number) = owed.map_or((None, 0), |(commit, number)| (Some(commit), number));
+        let inode = file.inode;
+        let (caller, op) = match (set, commit) {
+            (Some((caller, set)), commit) => (caller, NamespaceOp::SetAttributes { inode, set, commit }),
+            (None, Some(commit)) => (SYSTEM, NamespaceOp::CommitWrite { inode, commit }),
+            (None, None) => return Ok(None),
+        };
+        // What was promised must not be told over what others did after the hold was lost.
+        let within = was.or(next).map(|growth| growth.hold);
+        let outcome = self.session.change_within(within, caller, op, deadline).await;
+        let mut inner = file.inner.lock();
+        match outcome {
+            Ok(change) => {
+                inner.paid(number);
+                if commit.is_some() && inner.growth.is_none() {
+                    inner.growth = next;
+                }
+                if let NamespaceChange::Entry { attributes, .. } = change {
+                    inner.learn_own(&attributes);
+                    if sets_mtime && inner.last_write_at == last_write_at {
+                        inner.set_mtime(attributes.mtime);
+                    }
+                    return Ok(Some(inner.view(&attributes)));
+                }
+                inner.own_change = None;
+                Ok(None)
+            }
+            Err(error) => {
+                // Unless a newer one has taken its place.
+                inner.deferred_atime = inner.deferred_atime.or(deferred);
+                if let Some(was) = was {
+                    inner.growth_uncertain(was);
+                }
+                // What can never be told must not be owed for ever.
+                if matches!(error.code, ErrorCode::NotFound | ErrorCode::StaleInode) {
+                    inner.paid(number);
+                    inner.deferred_atime = None;
+                    inner.growth = None;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// After the last close, in a task of its own: settle, then forget.
+    pub(crate) async fn finish(self: &Arc<Self>, file: &Arc<FileState>) {
+        if let Err(error) = self.flush(file, self.deadline()).await {
+            tracing::warn!(inode = file.inode.0, "after its last close: {error}");
+            // Dirty bytes were dropped with their own line; a length that could not be committed is lost here, unless an fsync
+            // promised it: then `tend` goes on until the group has heard of it, or found it out.
+            let expired = self.check_session(file).is_err();
+            let mut inner = file.inner.lock();
+            if inner.opens == 0 && inner.dirty.is_empty() && (expired || inner.growth.is_none()) {
+                inner.owed = None;
+                inner.deferred_atime = None;
+                inner.growth = None;
+            }
+        }
+        self.forget_if_idle(file);
+    }
+
+    /// One round of the clock: old slabs go out, old debts are paid, files that nobody has open any more are forgotten.
+    pub(crate) fn tend(self: &Arc<Self>) {
+        let now_ms = self.now_ms();
+        for file in self.unsettled() {
+            self.kick(&file, FLUSH_AGE_MS);
+            let (due, closed, expired) = {
+                let inner = file.inner.lock();
+                let due = inner
+                    .owed
+                    .is_some_and(|owed| now_ms.saturating_sub(owed.since_ms) >= COMMIT_AGE_MS);
+                let closed = inner.opens == 0;
+                let due = if closed { inner.growth.is_some() } else { due };
+                (due, closed, self.check_session(&file).is_err())
+            };
+            if due && (closed || !expired) && file.commit_turn.try_lock().is_ok() {
+                let (mount, file) = (Arc::clone(self), Arc::clone(&file));
+                tokio::spawn(async move {
+                    if closed {
+                        return mount.finish(&file).await;
+                    }
+                    let outcome = mount.commit(&file, Word::Passing, None, mount.deadline()).await;
+                    if let Err(error) = outcome {
+                        tracing::debug!(inode = file.inode.0, "a background commit failed: {error}");
+                    }
+                });
+            }
+        }
+    }
+}
+
+impl Untold for Mount {
+    async fn tell_all(&self, deadline: Instant) {
+        for file in self.unsettled() {
+            if file.inner.lock().growth.is_none() {
+                continue;
+            }
+            if let Err(error) = self.commit(&file, Word::Last, None, deadline).await {
+                tracing::debug!(inode = file.inode.0, "its length is left to be found: {error}");
+            }
+        }
+    }
+}
