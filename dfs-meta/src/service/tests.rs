@@ -1,6 +1,6 @@
 //! The service over an engine that orders commands at once, so that everything but consensus and network is real.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,11 +10,13 @@ use async_trait::async_trait;
 use dfs_common::wire::meta::{
     ChangeRequest, Heartbeat, HeartbeatAnswer, KeepAlive, MetaRequest, MetaResponse, NODE_LEASE_MS,
 };
-use dfs_common::wire::namespace::{Caller, NamespaceAnswer, NamespaceChange, NamespaceOp, NamespaceRead, WrappedKey};
+use dfs_common::wire::namespace::{
+    Caller, NamespaceAnswer, NamespaceChange, NamespaceOp, NamespaceRead, WrappedKey, WriteCommit,
+};
 use dfs_common::wire::storage::{StorageRequest, StorageResponse};
 use dfs_common::{
-    ClusterId, Epoch, ErrorCode, Incarnation, InodeId, MetaId, NodeName, Role, RoutingTable, RoutingVersion,
-    SequenceNumber, SessionId, StorageId, ValidName,
+    ChainId, ChunkIndex, ClusterId, Epoch, ErrorCode, Incarnation, InodeId, MetaId, NodeName, Role, RoutingTable,
+    RoutingVersion, SequenceNumber, SessionId, StorageId, ValidName,
 };
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -87,10 +89,28 @@ impl Consensus for Alone {
     async fn shutdown(&self) {}
 }
 
-/// Remembers what it was asked to remove; says `StaleEpoch` to the first request of each chain.
+/// Remembers what it was asked to remove, and knows where files end; says `StaleEpoch` to the first request of each chain.
 #[derive(Default)]
 struct Chains {
     removed: Mutex<BTreeMap<(u32, u64), usize>>,
+    /// By inode: what the one chain that has data says.
+    ends: Mutex<BTreeMap<InodeId, (ChunkIndex, u32)>>,
+    asked: Mutex<BTreeSet<(ChainId, InodeId)>>,
+    /// Serves nobody.
+    away: Mutex<Option<ChainId>>,
+}
+
+impl Chains {
+    fn file_end(&self, chain: ChainId, inode: InodeId) -> StorageResponse {
+        if *self.away.lock() == Some(chain) {
+            return StorageResponse::Failed(ErrorCode::LeaseLost.into());
+        }
+        if self.asked.lock().insert((chain, inode)) {
+            return StorageResponse::Failed(ErrorCode::StaleEpoch.into());
+        }
+        let end = self.ends.lock().get(&inode).copied();
+        StorageResponse::FileEnd(end.filter(|_| chain == ChainId(2)))
+    }
 }
 
 #[async_trait]
@@ -102,6 +122,9 @@ impl StorageCaller for Chains {
         request: &StorageRequest,
         _: Duration,
     ) -> dfs_common::Result<StorageResponse> {
+        if let StorageRequest::FileEnd { chain, inode, .. } = request {
+            return Ok(self.file_end(*chain, *inode));
+        }
         let StorageRequest::RemoveRange { chain, inodes, .. } = request else {
             return Err(ErrorCode::BadMessage.into());
         };
@@ -260,18 +283,64 @@ impl World {
     }
 
     async fn create(&self, session: SessionId, sequence: u64, file: &str) -> InodeId {
-        let op = NamespaceOp::Create {
-            parent: InodeId::ROOT,
-            name: name(file),
-            mode: 0o644,
-            exclusive: true,
-            key: WrappedKey {
-                kek_version: 1,
-                bytes: vec![7; 60],
-            },
-        };
-        match self.change(session, sequence, op).await {
+        match self.change(session, sequence, create_op(file)).await {
             NamespaceChange::Entry { attributes, .. } => attributes.inode,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Files that a session made, wrote without a word, and left.
+    async fn left_growing(&self, count: u64) -> Vec<InodeId> {
+        let session = self.session().await;
+        let known = InodeId(0);
+        let epoch = match self.call(CLIENT, MetaRequest::Reserve { session, known }).await {
+            MetaResponse::Reserved(reservation) => reservation.epoch,
+            other => panic!("{other:?}"),
+        };
+        let mut inodes = Vec::new();
+        for number in 0..count {
+            let mut request = ChangeRequest {
+                session,
+                sequence: SequenceNumber(2 * number + 1),
+                answered_below: SequenceNumber(2 * number + 1),
+                caller: Caller { uid: 0, gid: 0 },
+                op: create_op(&format!("growing-{number}")),
+                hold: Some(epoch),
+                shown: None,
+            };
+            let inode = match self.call(CLIENT, MetaRequest::Change(request.clone())).await {
+                MetaResponse::Change(answer) => match answer.outcome.unwrap() {
+                    NamespaceChange::Entry { attributes, .. } => attributes.inode,
+                    other => panic!("{other:?}"),
+                },
+                other => panic!("{other:?}"),
+            };
+            request.sequence = request.sequence.next();
+            request.op = NamespaceOp::CommitWrite {
+                inode,
+                commit: WriteCommit {
+                    extend_to_bytes: Some(1_000),
+                    mtime: None,
+                    clear_suid: false,
+                    growing: true,
+                },
+            };
+            self.call(CLIENT, MetaRequest::Change(request)).await;
+            inodes.push(inode);
+        }
+        self.call(CLIENT, MetaRequest::CloseSession { session }).await;
+        inodes
+    }
+
+    async fn length(&self, session: SessionId, inode: InodeId, time: Duration) -> Result<u64, dfs_common::Error> {
+        let reads = vec![NamespaceRead::GetAttributes { inode }];
+        let request = MetaRequest::Read { session, reads };
+        match dispatch::answer(&self.shared, CLIENT, request, time).await {
+            MetaResponse::Read(mut answers) => match answers.remove(0)? {
+                NamespaceAnswer::Attributes(attributes) => Ok(attributes.length_bytes),
+                other => panic!("{other:?}"),
+            },
+            MetaResponse::Failed(error) => Err(error),
             other => panic!("{other:?}"),
         }
     }
@@ -289,6 +358,19 @@ impl World {
             MetaResponse::KeepAlive(answer) => answer.send_all,
             other => panic!("{other:?}"),
         }
+    }
+}
+
+fn create_op(file: &str) -> NamespaceOp {
+    NamespaceOp::Create {
+        parent: InodeId::ROOT,
+        name: name(file),
+        mode: 0o644,
+        exclusive: true,
+        key: WrappedKey {
+            kek_version: 1,
+            bytes: vec![7; 60],
+        },
     }
 }
 
@@ -459,5 +541,51 @@ async fn unlinked_files_are_purged_after_their_last_close() {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     assert_eq!(world.chains.removed.lock().len(), 6, "on every chain");
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lengths_that_were_left_unsaid_are_found_on_the_chains() {
+    let world = World::start();
+    world.storage().await;
+    let chunk = u64::from(dfs_common::units::DEFAULT_CHUNK_SIZE_BYTES);
+    let inodes = world.left_growing(4).await;
+    {
+        let mut ends = world.chains.ends.lock();
+        ends.insert(inodes[0], (ChunkIndex(2), 100));
+        // Damaged: counted as a whole.
+        ends.insert(inodes[1], (ChunkIndex(1), u32::MAX));
+        // Shorter than what was told.
+        ends.insert(inodes[2], (ChunkIndex(0), 10));
+    }
+    let session = world.session().await;
+    // Listing them waits for nothing.
+    let reads = vec![NamespaceRead::ReadDirectory {
+        inode: InodeId::ROOT,
+        cookie: 0,
+        limit: 10,
+    }];
+    let listed = world.call(CLIENT, MetaRequest::Read { session, reads }).await;
+    assert!(
+        matches!(&listed, MetaResponse::Read(answers) if matches!(answers[0], Ok(NamespaceAnswer::Directory { .. }))),
+        "{listed:?}"
+    );
+    assert!(world.chains.asked.lock().is_empty());
+    for (inode, length) in [(0, 2 * chunk + 100), (1, 2 * chunk), (2, 1_000)] {
+        assert_eq!(world.length(session, inodes[inode], LONG).await.unwrap(), length);
+    }
+    // A chain that serves nobody is named, in time, and nothing is taken for known.
+    *world.chains.away.lock() = Some(ChainId(5));
+    let start = Instant::now();
+    let error = world
+        .length(session, inodes[3], Duration::from_millis(600))
+        .await
+        .unwrap_err();
+    assert_eq!(error.code, ErrorCode::Overloaded);
+    assert!(error.detail.contains("chain 5"), "{error}");
+    assert!(start.elapsed() < Duration::from_millis(700), "{:?}", start.elapsed());
+    world.beat_all().await;
+    *world.chains.away.lock() = None;
+    assert_eq!(world.length(session, inodes[3], LONG).await.unwrap(), 1_000);
     world.stop().await;
 }
