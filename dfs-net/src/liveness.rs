@@ -67,10 +67,14 @@ pub(crate) async fn attend(listener: Arc<TcpListener>, process: Incarnation, shu
             () = shutdown.cancelled() => return,
             accepted = listener.accept() => accepted,
         };
-        let Ok((stream, _)) = accepted else {
-            // Out of descriptors, most likely. The listener stays.
-            sleep(RETRY).await;
-            continue;
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // Out of descriptors, most likely. The listener stays.
+                tracing::debug!(%error, "nobody new can watch whether this process lives");
+                sleep(RETRY).await;
+                continue;
+            }
         };
         let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
             continue;

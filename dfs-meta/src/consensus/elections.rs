@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use super::confirm::LEASE_MS;
 
-/// Longer than this machine's processors are ever taken away from a process that has something to do.
+/// Longer than a busy machine keeps a process waiting that has something to do; shorter than a person notices.
 pub(super) const SILENCE_MS: u64 = 550;
 
 /// Between the first to stand and the next: an election is a round trip and two syncs.
