@@ -15,8 +15,11 @@ use std::time::{Duration, Instant};
 use dfs_tests::history::Appender;
 use dfs_tests::{DevCluster, LoopDisk, run_in, shell};
 
-/// How long an application may be held up by one dead server.
-const LONGEST_STALL: Duration = Duration::from_secs(3);
+/// How long an application may be held up by one dead server, its return included. By silence alone it would be longer.
+const LONGEST_STALL: Duration = Duration::from_millis(1_200);
+
+/// The same for one that stands still: only silence tells.
+const LONGEST_STALL_BY_SILENCE: Duration = Duration::from_millis(2_500);
 const HEALED_WITHIN: Duration = Duration::from_secs(30);
 
 /// `DFS_TEST_ROUNDS=10` runs the bad days longer, and the power cuts over every server.
@@ -58,6 +61,38 @@ fn one_dead_server_costs_a_pause_and_nothing_else() {
             cluster.mount.display(),
             cluster.local().display()
         ));
+        cluster.verify_replicas();
+    }
+}
+
+#[test]
+fn one_server_that_stands_still_costs_a_pause_and_nothing_else() {
+    let cluster = DevCluster::up();
+    let leader = cluster.leader();
+    for victim in ["storage-2", leader.as_str()] {
+        let mut log = Appender::start(&cluster.mount.join(format!("log-{victim}")));
+        thread::sleep(Duration::from_millis(800));
+        let pid = cluster.pid(victim);
+        shell(&format!("kill -STOP {pid}"));
+        thread::sleep(Duration::from_secs(4));
+        let before = log.acknowledged();
+        thread::sleep(Duration::from_secs(1));
+        let after = log.acknowledged();
+        shell(&format!("kill -CONT {pid}"));
+        assert!(after > before, "service is back without {victim}");
+        cluster.wait_healthy(HEALED_WITHIN);
+        log.stop();
+        assert_eq!(
+            log.errors(),
+            0,
+            "errors seen by the application while {victim} stood still"
+        );
+        assert!(
+            log.longest() < LONGEST_STALL_BY_SILENCE,
+            "{victim}: longest stall {:?}",
+            log.longest()
+        );
+        log.check();
         cluster.verify_replicas();
     }
 }
