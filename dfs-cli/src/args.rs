@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use dfs_common::{ConflictPolicy, Level, Profile};
 
 const EXIT_CODES: &str =
     "Exit codes: 0 done (health: ok), 1 failed (chain verify: replicas differ), 2 called wrongly, \
@@ -54,9 +55,24 @@ pub(crate) enum Verb {
     /// Replication chains: list, show, watch, verify
     #[command(subcommand, display_order = 22)]
     Chain(ChainVerb),
+    /// Check everything stored against its checksums: start a round, follow it, list what was found
+    #[command(subcommand, display_order = 24)]
+    Scrub(ScrubVerb),
+    /// Storage nodes: add, drain, look after, remove
+    #[command(subcommand, display_order = 25)]
+    Node(NodeVerb),
+    /// Copying to replicas that are out of sync: status, pause, resume
+    #[command(subcommand, display_order = 26)]
+    Resync(ResyncVerb),
     /// Where the chunks of a file live
     #[command(display_order = 23)]
     Where(WhereArgs),
+    /// Levels of reads and writes, and what settles conflicts: of a file, or of what is made in a directory
+    #[command(subcommand, display_order = 24)]
+    Policy(PolicyVerb),
+    /// Two versions of one file that did not know of each other: list, show, resolve
+    #[command(subcommand, display_order = 27)]
+    Conflicts(ConflictsVerb),
     /// Print the version
     #[command(display_order = 30)]
     Version,
@@ -133,12 +149,202 @@ pub(crate) enum ChainVerb {
     },
 }
 
+#[derive(Debug, Subcommand)]
+pub(crate) enum ScrubVerb {
+    /// Begin a round now, quicker than the one that always runs
+    Start {
+        /// Come back when it is through (exit code 1 if something is damaged and not mended)
+        #[arg(long)]
+        wait: bool,
+        #[command(flatten)]
+        of: ScrubArgs,
+    },
+    /// How far it is, and how much was found and mended
+    Status {
+        #[command(flatten)]
+        of: ScrubArgs,
+    },
+    /// What was damaged, when, where, and what became of it; on metadata servers too
+    Errors {
+        #[command(flatten)]
+        of: ScrubArgs,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ScrubArgs {
+    /// One storage node [default: all]
+    #[arg(long, value_name = "N")]
+    pub(crate) node: Option<u32>,
+    #[command(flatten)]
+    pub(crate) show: ShowArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum NodeVerb {
+    /// Prepare a directory for another storage node of a cluster that `dfs init` or `dfs dev up` made
+    Add {
+        /// The directory that `dfs init` made
+        directory: PathBuf,
+        /// Its number, and where the others reach it
+        #[arg(value_name = "ID=HOST:PORT")]
+        node: String,
+        /// Its data directory; `{}` becomes the node's name [default: data beside its node.toml]
+        #[arg(long, value_name = "DIR")]
+        data: Option<String>,
+    },
+    /// Duty, space and chains of one
+    Show {
+        /// Such as storage-4
+        name: String,
+        #[command(flatten)]
+        show: ShowArgs,
+    },
+    /// Have its chains taken over by others, so that it can be removed
+    Drain {
+        /// Such as storage-4
+        name: String,
+        #[command(flatten)]
+        cluster: ClusterArgs,
+    },
+    /// It keeps its chains after all
+    Undrain {
+        /// Such as storage-4
+        name: String,
+        #[command(flatten)]
+        cluster: ClusterArgs,
+    },
+    /// It may be away for long: nobody takes its place meanwhile
+    Maintenance {
+        /// Such as storage-4
+        name: String,
+        /// It is back
+        #[arg(long)]
+        end: bool,
+        #[command(flatten)]
+        cluster: ClusterArgs,
+    },
+    /// Forget one that is stopped and in no chain
+    Remove {
+        /// Such as storage-4
+        name: String,
+        #[command(flatten)]
+        cluster: ClusterArgs,
+    },
+    /// Could these be stopped now, all together? (exit code 3 if not)
+    OkToStop {
+        /// Such as storage-4
+        #[arg(required = true)]
+        names: Vec<String>,
+        #[command(flatten)]
+        show: ShowArgs,
+    },
+    /// Give up what only the lost disk of this node has: its chains go on with copies that are out of date
+    AcceptDataLoss {
+        /// Such as storage-4
+        name: String,
+        #[command(flatten)]
+        cluster: ClusterArgs,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ResyncVerb {
+    /// How far it is, how fast, and how long it takes still
+    Status(ShowArgs),
+    /// Copy nothing until `resume`
+    Pause(ClusterArgs),
+    /// Go on
+    Resume(ClusterArgs),
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct WhereArgs {
     /// A file or directory on a mount
     pub(crate) path: PathBuf,
     #[command(flatten)]
     pub(crate) show: ShowArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PolicyVerb {
+    /// Print it
+    Get {
+        /// A file or directory on a mount
+        path: PathBuf,
+        /// How to print
+        #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
+        output: Format,
+    },
+    /// Change it: of a file for those who open it from now on, of a directory for what is made in it from now on
+    #[command(group = clap::ArgGroup::new("what").args(["read", "write", "profile", "conflict"]).required(true).multiple(true))]
+    Set {
+        /// A file or directory on a mount
+        path: PathBuf,
+        /// What a read has to see: ONE (one replica), QUORUM (all that was written at QUORUM or ALL), ALL
+        #[arg(long, value_name = "LEVEL")]
+        read: Option<Level>,
+        /// How many replicas have a write before it is acknowledged: ONE, QUORUM, ALL
+        #[arg(long, value_name = "LEVEL")]
+        write: Option<Level>,
+        /// Both levels: billing (QUORUM, QUORUM), call-records (read ONE, write QUORUM), analytics (ONE, ONE)
+        #[arg(long, value_name = "NAME", conflicts_with_all = ["read", "write"])]
+        profile: Option<Profile>,
+        /// What settles two versions that did not know of each other: lww (the last write wins), keep-both, app
+        #[arg(long, value_name = "POLICY")]
+        conflict: Option<ConflictPolicy>,
+        /// Also everything that is below the directory
+        #[arg(long, short = 'R')]
+        recursive: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConflictsVerb {
+    /// Those that are not settled
+    List {
+        /// Settled ones too, as far as they are remembered
+        #[arg(long)]
+        all: bool,
+        /// The same as --output json
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        show: ShowArgs,
+    },
+    /// One: who came back with what, where the versions differ, and what to do about it
+    Show {
+        /// As `dfs conflicts list` numbers it
+        id: String,
+        /// The same as --output json
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        show: ShowArgs,
+    },
+    /// Settle one, or every open one as its file's policy says
+    Resolve(ResolveArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ResolveArgs {
+    /// As `dfs conflicts list` numbers it
+    pub(crate) id: Option<String>,
+    /// What stays: current (the file as it is), other (takes its place), both (the other as NAME.conflict-ID beside it)
+    #[arg(long, value_name = "VERSION")]
+    pub(crate) keep: Option<String>,
+    /// Have a program make one of the two: sh runs it with the paths of the current version, of the other, and of the result that it
+    /// is to write (also $DFS_CURRENT, $DFS_OTHER, $DFS_RESULT; and $DFS_PATH, $DFS_CONFLICT)
+    #[arg(long, value_name = "COMMAND")]
+    pub(crate) run: Option<String>,
+    /// Every open one: keep-both keeps both, app is merged by --run
+    #[arg(long)]
+    pub(crate) all: bool,
+    /// With --all: go on with those that come, until interrupted
+    #[arg(long)]
+    pub(crate) watch: bool,
+    #[command(flatten)]
+    pub(crate) cluster: ClusterArgs,
 }
 
 #[derive(Debug, Args)]
@@ -178,7 +384,8 @@ pub(crate) struct MountArgs {
     /// Stay in the foreground
     #[arg(long, short)]
     pub(crate) foreground: bool,
-    /// ro, rw, dev, nodev, suid, nosuid, exec, noexec, atime, noatime, allow_other, noallow_other (comma-separated)
+    /// ro, rw, dev, nodev, suid, nosuid, exec, noexec, atime, noatime, allow_other, noallow_other; read=LEVEL, write=LEVEL (ONE,
+    /// QUORUM, ALL) or profile=NAME instead of every file's policy (comma-separated)
     #[arg(short = 'o', value_name = "OPTIONS", value_delimiter = ',')]
     pub(crate) options: Vec<String>,
     /// Where the mount's process logs to when it is in the background [default: ~/.local/state/dfs/mount-PATH.log]

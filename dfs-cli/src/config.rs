@@ -131,6 +131,7 @@ mod tests {
                 advertise: None,
                 data: "data".into(),
                 capacity_bytes: None,
+                scrub_mib_per_s: None,
             }),
             meta: vec![MetaServer {
                 id: 1,

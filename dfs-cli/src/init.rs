@@ -103,23 +103,7 @@ pub(crate) fn create(directory: &Path, meta: &[Member], storage: &[Member], data
         if role == Role::Meta {
             root.meta_key().save(&credentials.join("meta.key"))?;
         }
-        let data = data.map_or_else(
-            || "data".to_owned(),
-            |data| data.replace(NAME_PLACEHOLDER, &name.to_string()),
-        );
-        let node = NodeSection {
-            name: name.to_string(),
-            listen: member.address,
-            advertise: None,
-            data: PathBuf::from(data),
-            capacity_bytes: None,
-        };
-        let file = ClusterConfig {
-            cluster: cluster.to_string(),
-            credentials: "credentials".into(),
-            node: Some(node),
-            meta: servers.clone(),
-        };
+        let file = node_file(cluster, &servers, name, member.address, data);
         config::write(&home.join("node.toml"), &file)?;
     }
     let file = ClusterConfig {
@@ -129,6 +113,71 @@ pub(crate) fn create(directory: &Path, meta: &[Member], storage: &[Member], data
         meta: servers,
     };
     config::write(&directory.join("cluster.toml"), &file)
+}
+
+fn node_file(
+    cluster: ClusterId,
+    servers: &[MetaServer],
+    name: NodeName,
+    address: SocketAddr,
+    data: Option<&str>,
+) -> ClusterConfig {
+    let data = data.map_or_else(
+        || "data".to_owned(),
+        |data| data.replace(NAME_PLACEHOLDER, &name.to_string()),
+    );
+    let node = NodeSection {
+        name: name.to_string(),
+        listen: address,
+        advertise: None,
+        data: PathBuf::from(data),
+        capacity_bytes: None,
+        scrub_mib_per_s: None,
+    };
+    ClusterConfig {
+        cluster: cluster.to_string(),
+        credentials: "credentials".into(),
+        node: Some(node),
+        meta: servers.to_vec(),
+    }
+}
+
+/// One more storage node for the cluster in `directory`: its directory, complete when its `node.toml` is there.
+pub(crate) fn add_storage(directory: &Path, member: &Member, data: Option<&str>) -> Outcome<PathBuf> {
+    let cluster = config::read(&directory.join("cluster.toml"))?.config;
+    let name = NodeName::new(Role::Storage, member.id);
+    if u32::try_from(member.id).is_err() {
+        return Err(Failure::usage(format!(
+            "{name}: the number of a storage node is at most {}",
+            u32::MAX
+        )));
+    }
+    let home = directory.join("nodes").join(name.to_string());
+    if home.exists() {
+        return Err(Failure::new(format!(
+            "{} is there already; take another number, since names are not used twice",
+            home.display()
+        )));
+    }
+    let taken = cluster.meta.iter().any(|server| server.address == member.address);
+    if taken {
+        return Err(Failure::usage(format!(
+            "a metadata server has the address {}",
+            member.address
+        )));
+    }
+    let authority = CertificateAuthority::load(&directory.join("ca"))
+        .with_context(|| format!("the certificate authority in {}/ca", directory.display()))?;
+    let credentials = home.join("credentials");
+    make_private(&credentials)?;
+    authority
+        .issue(name)
+        .context("certificate")?
+        .save(&credentials)
+        .context("certificate")?;
+    let file = node_file(cluster.cluster_id()?, &cluster.meta, name, member.address, data);
+    config::write(&home.join("node.toml"), &file)?;
+    Ok(home)
 }
 
 /// A directory for keys: its owner's alone.
@@ -154,7 +203,7 @@ fn parse_members(texts: &[String]) -> Outcome<Vec<Member>> {
     Ok(members)
 }
 
-fn parse_member(text: &str) -> Outcome<Member> {
+pub(crate) fn parse_member(text: &str) -> Outcome<Member> {
     let wrong = |why: &str| Failure::usage(format!("{text:?} is not ID=HOST:PORT, such as 1=10.0.0.1:7100: {why}"));
     let (id, address) = text.split_once('=').ok_or_else(|| wrong("no ="))?;
     let id: u64 = id.parse().map_err(|_| wrong("the id is not a number"))?;

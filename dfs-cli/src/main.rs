@@ -3,18 +3,24 @@
 //! A verb validates what it was given before it changes anything, says what went wrong in one line on stderr, and ends
 //! with one of the exit codes of [`failure::Code`].
 
+mod again;
 mod args;
 mod chain;
 mod config;
+mod conflicts;
 mod dev;
 mod failure;
 mod files;
 mod init;
 mod mounting;
+mod node;
 mod output;
 mod place;
+mod policy;
 mod process;
 mod program;
+mod resync;
+mod scrub;
 mod serve;
 mod status;
 

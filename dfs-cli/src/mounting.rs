@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use dfs_client::{Client, ClientOptions};
-use dfs_common::Role;
+use dfs_common::{Level, Profile, Role};
 use dfs_crypto::certificate::Credentials;
 use dfs_crypto::key::RootKey;
 use dfs_fuse::{MountError, MountOptions, check_mount_point, resolve_mount_point, unmount};
@@ -31,13 +31,13 @@ const CLOSE_DEADLINE: Duration = Duration::from_secs(35);
 
 pub(crate) fn mount(arguments: &MountArgs) -> Outcome {
     let loaded = config::find(&arguments.cluster)?;
-    let options = mount_options(arguments, &loaded)?;
-    client_options(&loaded, &options.mount_point)?;
+    let (options, levels) = mount_options(arguments, &loaded)?;
+    mount_client(&loaded, &options, levels)?;
     if arguments.foreground {
         if arguments.own_session {
             process::leave_session();
         }
-        return serve(&loaded, &options);
+        return serve(&loaded, &options, levels);
     }
     let mut command = foreground_command(&loaded.path, &options.mount_point)?;
     if !arguments.options.is_empty() {
@@ -151,21 +151,42 @@ fn client_credentials(loaded: &Loaded) -> Outcome<Credentials> {
         return Ok(credentials);
     }
     Err(Failure::new(format!(
-        "credentials in {} are {bearer}'s; a mount needs a client's, as dfs init writes them to credentials/",
+        "credentials in {} are {bearer}'s; reading files needs a client's, as dfs init writes them to credentials/",
         loaded.config.credentials.display()
     )))
 }
 
-fn client_options(loaded: &Loaded, mount_point: &Path) -> Outcome<ClientOptions> {
+/// What every file of a mount is read and written at, whatever its policy.
+#[derive(Clone, Copy, Debug, Default)]
+struct Levels {
+    read: Option<Level>,
+    write: Option<Level>,
+}
+
+/// This machine's name, for labels.
+pub(crate) fn host_name() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    host.trim().to_owned()
+}
+
+/// A client that can read files, not only what is known about them. `what`: its part of the label, beside the host.
+pub(crate) fn client_options(loaded: &Loaded, what: &str) -> Outcome<ClientOptions> {
     let credentials = client_credentials(loaded)?;
     let key = loaded.config.credentials.join("root.key");
     let root = RootKey::load(&key).with_context(|| format!("root key {}", key.display()))?;
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let label = format!("{}:{}", host.trim(), mount_point.display());
+    let label = format!("{}:{what}", host_name());
     Ok(ClientOptions::new(loaded.config.clone(), credentials, root, label))
 }
 
-fn mount_options(arguments: &MountArgs, loaded: &Loaded) -> Outcome<MountOptions> {
+fn mount_client(loaded: &Loaded, mount: &MountOptions, levels: Levels) -> Outcome<ClientOptions> {
+    let mut options = client_options(loaded, &mount.mount_point.display().to_string())?;
+    options.keeps_both = !mount.read_only;
+    options.read_level = levels.read;
+    options.write_level = levels.write;
+    Ok(options)
+}
+
+fn mount_options(arguments: &MountArgs, loaded: &Loaded) -> Outcome<(MountOptions, Levels)> {
     let root = rustix::process::geteuid().is_root();
     let mut options = MountOptions {
         mount_point: check_mount_point(&arguments.mount_point)?,
@@ -178,13 +199,35 @@ fn mount_options(arguments: &MountArgs, loaded: &Loaded) -> Outcome<MountOptions
         exec: true,
         atime: true,
     };
+    let mut levels = Levels::default();
     for option in &arguments.options {
-        apply_option(&mut options, option)?;
+        apply_option(&mut options, &mut levels, option)?;
     }
-    Ok(options)
+    Ok((options, levels))
 }
 
-fn apply_option(options: &mut MountOptions, option: &str) -> Outcome<()> {
+/// `read=ONE` and the like; `false`: it is something else.
+fn apply_level(levels: &mut Levels, option: &str) -> Outcome<bool> {
+    let Some((name, value)) = option.split_once('=') else {
+        return Ok(false);
+    };
+    let wrong = |error: dfs_common::Error| Failure::usage(format!("mount option {option:?}: {}", error.detail));
+    match name {
+        "read" => levels.read = Some(value.parse().map_err(wrong)?),
+        "write" => levels.write = Some(value.parse().map_err(wrong)?),
+        "profile" => {
+            let (read, write) = value.parse::<Profile>().map_err(wrong)?.levels();
+            (levels.read, levels.write) = (Some(read), Some(write));
+        }
+        _ => return Ok(false),
+    }
+    Ok(true)
+}
+
+fn apply_option(options: &mut MountOptions, levels: &mut Levels, option: &str) -> Outcome<()> {
+    if apply_level(levels, option)? {
+        return Ok(());
+    }
     match option {
         "ro" => options.read_only = true,
         "rw" => options.read_only = false,
@@ -212,11 +255,11 @@ fn apply_option(options: &mut MountOptions, option: &str) -> Outcome<()> {
 }
 
 /// Mounts and serves, in this process, until it is unmounted or told to stop.
-fn serve(loaded: &Loaded, options: &MountOptions) -> Outcome {
+fn serve(loaded: &Loaded, options: &MountOptions, levels: Levels) -> Outcome {
     let runtime = program::runtime()?;
     runtime.block_on(async {
         let shutdown = serve::on_signal()?;
-        let client = Client::connect(client_options(loaded, &options.mount_point)?).await?;
+        let client = Client::connect(mount_client(loaded, options, levels)?).await?;
         let mut mounted = dfs_fuse::mount(client.clone(), runtime.handle(), options)?;
         tracing::info!(mount_point = %options.mount_point.display(), "mounted");
         say_ready();
@@ -336,6 +379,7 @@ mod tests {
 
     #[test]
     fn options_of_fstab() {
+        let mut levels = Levels::default();
         let mut options = MountOptions {
             mount_point: "/mnt".into(),
             source: "x".into(),
@@ -355,10 +399,16 @@ mod tests {
             "_netdev",
             "x-systemd.automount",
             "defaults",
+            "profile=call-records",
+            "write=all",
         ] {
-            apply_option(&mut options, option).unwrap();
+            apply_option(&mut options, &mut levels, option).unwrap();
         }
         assert!(options.read_only && !options.devices && !options.suid && !options.exec && !options.atime);
-        assert_eq!(apply_option(&mut options, "colour").unwrap_err().code, Code::Usage);
+        for option in ["colour", "read=TWO", "profile=fast"] {
+            let failure = apply_option(&mut options, &mut levels, option).unwrap_err();
+            assert_eq!(failure.code, Code::Usage, "{option}");
+        }
+        assert_eq!((levels.read, levels.write), (Some(Level::One), Some(Level::All)));
     }
 }

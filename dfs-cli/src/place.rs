@@ -61,7 +61,7 @@ async fn ask(loaded: &Loaded, within: &Path) -> Outcome<(Attributes, Vec<ChunkPl
 }
 
 /// The path without symlinks above its last component, and the mount that it is on.
-fn on_a_mount(path: &Path) -> Outcome<(PathBuf, MountEntry)> {
+pub(crate) fn on_a_mount(path: &Path) -> Outcome<(PathBuf, MountEntry)> {
     let failed = |error: io::Error| Failure::new(format!("{}: {error}", path.display()));
     let absolute = std::path::absolute(path).map_err(failed)?;
     std::fs::symlink_metadata(&absolute).map_err(failed)?;

@@ -11,7 +11,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::args::{Cli, Verb};
 use crate::failure::{Code, Failure, Outcome};
-use crate::{chain, dev, init, mounting, output, place, serve, status};
+use crate::{chain, conflicts, dev, init, mounting, node, output, place, policy, resync, scrub, serve, status};
 
 /// Parses, runs, reports.
 pub(crate) fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
@@ -56,7 +56,12 @@ fn start(cli: &Cli) -> Outcome {
         Verb::Status(arguments) => status::show(arguments),
         Verb::Health(arguments) => status::health(arguments),
         Verb::Chain(verb) => chain::run(verb),
+        Verb::Scrub(verb) => scrub::run(verb),
+        Verb::Node(verb) => node::run(verb),
+        Verb::Resync(verb) => resync::run(verb),
         Verb::Where(arguments) => place::show(arguments),
+        Verb::Policy(verb) => policy::run(verb),
+        Verb::Conflicts(verb) => conflicts::run(verb),
         Verb::Version => {
             output::line(&format!(
                 "dfs {} (protocol {})",

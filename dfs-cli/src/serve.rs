@@ -1,17 +1,19 @@
 //! `dfs meta` and `dfs storage`: one server in the foreground, until SIGTERM or SIGINT.
 
+use std::time::Duration;
+
 use anyhow::Context;
-use dfs_common::{NodeName, Role};
+use dfs_common::{ErrorCode, NodeName, Role};
 use dfs_crypto::certificate::Credentials;
 use dfs_meta::service::{MetaOptions, MetaServer};
-use dfs_storage::service::{StorageOptions, StorageServer};
+use dfs_storage::service::{Ended, StorageOptions, StorageServer};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::args::ServeArgs;
 use crate::config::{self, Loaded};
 use crate::failure::{Code, Failure, Outcome};
-use crate::{process, program};
+use crate::{again, process, program};
 
 pub(crate) fn meta(arguments: &ServeArgs) -> Outcome {
     let loaded = prepare(arguments, Role::Meta)?;
@@ -22,12 +24,19 @@ pub(crate) fn meta(arguments: &ServeArgs) -> Outcome {
         data: node.data.clone(),
         listen: arguments.listen.unwrap_or(node.listen),
     };
-    program::block_on(async {
+    let ended = program::block_on(async {
         let shutdown = on_signal()?;
         let server = MetaServer::start(options).await?;
-        server.run_until(shutdown).await?;
-        Ok(Code::Ok)
-    })
+        Ok(server.run_until(shutdown).await)
+    })?;
+    match ended {
+        Ok(()) => Ok(Code::Ok),
+        // What its disk did to it is found at the start, and cured from the others.
+        Err(error) if error.code == ErrorCode::Poisoned && again::is_allowed() => {
+            Err(again::start(&error.detail, None))
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 pub(crate) fn storage(arguments: &ServeArgs) -> Outcome {
@@ -40,14 +49,40 @@ pub(crate) fn storage(arguments: &ServeArgs) -> Outcome {
         listen: arguments.listen.unwrap_or(node.listen),
         advertise: node.advertise,
         capacity_bytes: node.capacity_bytes,
+        condemned: std::env::var(CONDEMNED).ok(),
+        ends_on_fault: again::is_allowed(),
+        scrub_bytes_per_s: node.scrub_mib_per_s.map(|mib| mib.saturating_mul(1 << 20)),
     };
-    program::block_on(async {
+    let ended = program::block_on(async {
         let shutdown = on_signal()?;
-        let server = StorageServer::start(options).await?;
-        server.run_until(shutdown).await?;
-        Ok(Code::Ok)
-    })
+        let condemned = options.condemned.clone().filter(|_| options.ends_on_fault);
+        let server = match StorageServer::start(options, &shutdown).await {
+            // A disk that failed a moment ago may go on failing for another.
+            Err(error) if error.code == ErrorCode::Internal && condemned.is_some() => {
+                tracing::warn!(%error, "can not start yet");
+                tokio::time::sleep(DISK_RESTS).await;
+                return Ok(Ended::Faulty {
+                    reason: condemned.unwrap_or_default(),
+                    condemned: true,
+                });
+            }
+            started => started?,
+        };
+        Ok(server.run_until(shutdown).await?)
+    })?;
+    match ended {
+        Ended::Stopped => Ok(Code::Ok),
+        Ended::Faulty { reason, condemned } => {
+            Err(again::start(&reason, condemned.then_some((CONDEMNED, reason.as_str()))))
+        }
+    }
 }
+
+/// Between a start that met the same failing disk and the next one.
+const DISK_RESTS: Duration = Duration::from_secs(3);
+
+/// Tells the next program in this process why its store can not be trusted: its disk may not have taken it.
+const CONDEMNED: &str = "DFS_CONDEMNED";
 
 /// All that can be wrong before anything is opened.
 fn prepare(arguments: &ServeArgs, role: Role) -> Outcome<Loaded> {

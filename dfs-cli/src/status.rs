@@ -3,8 +3,9 @@
 use std::fmt;
 
 use dfs_client::AdminClient;
+use dfs_common::level::REPLICATION_TARGET;
 use dfs_common::wire::meta::{ClusterStatus, ResyncProgress};
-use dfs_common::{ChainInfo, ErrorCode, Level, MetaId, NodeName, StorageId};
+use dfs_common::{ChainId, ChainInfo, Duty, ErrorCode, Level, MetaId, NodeName, StorageId};
 use serde::Serialize;
 
 use crate::args::{ClusterArgs, HealthArgs, ShowArgs};
@@ -78,6 +79,8 @@ pub(crate) struct StorageView {
     pub(crate) state: &'static str,
     pub(crate) used_bytes: u64,
     pub(crate) total_bytes: u64,
+    /// What an administrator wants of it: `active`, `draining`, `maintenance`.
+    pub(crate) duty: &'static str,
     pub(crate) fault: Option<String>,
 }
 
@@ -92,6 +95,8 @@ pub(crate) struct ChainView {
 pub(crate) struct ChainMemberView {
     pub(crate) name: String,
     pub(crate) state: String,
+    /// Has all that was acknowledged at QUORUM, so that it may carry the chain on alone.
+    pub(crate) complete: bool,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -120,6 +125,21 @@ pub(crate) fn storage_name(id: StorageId) -> String {
     NodeName::from(id).to_string()
 }
 
+pub(crate) const fn duty(duty: Duty) -> &'static str {
+    match duty {
+        Duty::Active => "active",
+        Duty::Draining => "draining",
+        Duty::Maintenance => "maintenance",
+    }
+}
+
+/// `chain 4`, `chains 1, 2, 5`.
+pub(crate) fn chain_list(chains: &[ChainId]) -> String {
+    let numbers: Vec<_> = chains.iter().map(ToString::to_string).collect();
+    let s = if chains.len() == 1 { "" } else { "s" };
+    format!("chain{s} {}", numbers.join(", "))
+}
+
 fn meta_name(id: MetaId) -> String {
     NodeName::from(id).to_string()
 }
@@ -140,14 +160,52 @@ pub(crate) fn findings(status: &ClusterStatus) -> Vec<Finding> {
         }
     }
     for (&id, node) in &status.storage {
-        if let Some(fault) = &node.fault {
+        if !node.replaced.is_empty() {
+            find(
+                Health::Failed,
+                format!(
+                    "{name} came with another disk than the one that has the only complete copy of {}; it is not taken in, \
+                     so that nothing is lost: bring that disk back and restart {name}; if it is gone for good: dfs node accept-data-loss {name}",
+                    chain_list(&node.replaced),
+                    name = storage_name(id),
+                ),
+            );
+        } else if let Some(fault) = &node.fault {
             find(Health::Degraded, format!("{} has a fault: {fault}", storage_name(id)));
+        } else if let Some(reason) = &node.aside {
+            find(Health::Degraded, format!("{} stands aside: {reason}", storage_name(id)));
         } else if !node.alive {
+            let what = match status.routing.nodes.get(&id).map(|info| info.duty) {
+                Some(Duty::Maintenance) => "is away for maintenance",
+                _ => "does not answer",
+            };
             find(
                 Health::Degraded,
-                format!("{} ({}) does not answer", storage_name(id), node.address),
+                format!("{} ({}) {what}", storage_name(id), node.address),
             );
         }
+    }
+    for (&id, node) in &status.storage {
+        let name = storage_name(id);
+        if node.damage.lost > 0 {
+            let lost = node.damage.lost;
+            find(
+                Health::Failed,
+                format!("{name}: {lost} chunks are damaged and nobody has a sound copy: dfs scrub errors"),
+            );
+        } else if node.damage.open > 0 {
+            let open = node.damage.open;
+            find(
+                Health::Degraded,
+                format!("{name}: {open} chunks are damaged and being mended: dfs scrub errors"),
+            );
+        }
+    }
+    if status.routing.resyncs_paused {
+        find(
+            Health::Degraded,
+            "resyncs are paused: what is out of sync stays so until: dfs resync resume".into(),
+        );
     }
     if status.routing.default_table.is_none() {
         find(
@@ -167,13 +225,13 @@ pub(crate) fn findings(status: &ClusterStatus) -> Vec<Finding> {
                 Health::Failed,
                 format!("chain {}: {serving} replicas in sync, {consequence}", chain.id),
             );
-        } else if serving < chain.members.len() {
+        } else if serving < REPLICATION_TARGET.min(chain.members.len()) {
             find(
                 Health::Degraded,
                 format!(
                     "chain {}: {serving} of {} replicas in sync",
                     chain.id,
-                    chain.members.len()
+                    REPLICATION_TARGET.min(chain.members.len())
                 ),
             );
         }
@@ -192,6 +250,7 @@ pub(crate) fn chain_view(chain: &ChainInfo) -> ChainView {
             .map(|member| ChainMemberView {
                 name: storage_name(member.node),
                 state: member.state.to_string(),
+                complete: chain.complete().any(|node| node == member.node),
             })
             .collect(),
     }
@@ -238,14 +297,17 @@ pub(crate) fn view(status: &ClusterStatus) -> StatusView {
             .map(|(&id, node)| StorageView {
                 name: storage_name(id),
                 address: node.address.to_string(),
-                state: match (&node.fault, node.alive) {
-                    (Some(_), _) => "faulty",
-                    (None, true) => "up",
-                    (None, false) => "down",
+                state: match (&node.fault, &node.aside, node.alive) {
+                    _ if !node.replaced.is_empty() => "replaced",
+                    (Some(_), _, _) => "faulty",
+                    (None, Some(_), _) => "aside",
+                    (None, None, true) => "up",
+                    (None, None, false) => "down",
                 },
                 used_bytes: node.used_bytes,
                 total_bytes: node.total_bytes,
-                fault: node.fault.clone(),
+                duty: duty(status.routing.nodes.get(&id).map_or(Duty::Active, |info| info.duty)),
+                fault: node.fault.clone().or_else(|| node.aside.clone()),
             })
             .collect(),
         chains: status.routing.chains.values().map(chain_view).collect(),
@@ -388,11 +450,12 @@ fn print_tables(view: &StatusView) {
     }
     meta.print();
     output::line("");
-    let mut storage = Table::new(&["STORAGE", "STATE", "ADDRESS", "USED", "TOTAL"]);
+    let mut storage = Table::new(&["STORAGE", "STATE", "DUTY", "ADDRESS", "USED", "TOTAL"]);
     for node in &view.storage {
         storage.row([
             node.name.clone(),
             output::coloured(node.state),
+            node.duty.to_owned(),
             node.address.clone(),
             output::bytes(node.used_bytes),
             output::bytes(node.total_bytes),
@@ -426,20 +489,20 @@ pub(crate) fn print_chains(chains: &[ChainView]) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
-    use dfs_common::wire::meta::{MetaStatus, StorageStatus};
-    use dfs_common::{ChainId, ChainMember, ChainTableId, ClusterId, Epoch, MemberState, RoutingTable};
+    use dfs_common::wire::meta::{DamageCount, MetaStatus, StorageStatus};
+    use dfs_common::{ChainMember, ChainTableId, ClusterId, Epoch, MemberState, RoutingTable};
 
-    fn healthy() -> ClusterStatus {
+    pub(crate) fn healthy() -> ClusterStatus {
         let address = "127.0.0.1:1".parse().unwrap();
-        let members = (1..=3).map(|node| ChainMember {
-            node: StorageId(node),
-            state: MemberState::Serving,
-        });
+        let members = (1..=3).map(|node| ChainMember::new(StorageId(node), MemberState::Serving));
         let chain = ChainInfo {
             id: ChainId(1),
             epoch: Epoch(4),
+            settled: true,
+            headed: Epoch(1),
+            revived: Epoch(1),
             members: members.collect(),
         };
         let meta = MetaStatus {
@@ -453,6 +516,9 @@ mod tests {
             total_bytes: 10,
             used_bytes: 1,
             fault: None,
+            aside: None,
+            damage: DamageCount::default(),
+            replaced: Vec::new(),
         };
         ClusterStatus {
             cluster: ClusterId([1; 16]),
@@ -507,6 +573,11 @@ mod tests {
             .values_mut()
             .for_each(|node| node.fault = Some("EIO".into()));
         assert_eq!(health(&faulty), Health::Degraded);
+        let mut rotten = healthy();
+        rotten.storage.values_mut().for_each(|node| node.damage.open = 1);
+        assert_eq!(health(&rotten), Health::Degraded);
+        rotten.storage.values_mut().for_each(|node| node.damage.lost = 1);
+        assert_eq!(health(&rotten), Health::Failed);
         let mut new = healthy();
         new.routing.default_table = None;
         assert_eq!(health(&new), Health::Failed);

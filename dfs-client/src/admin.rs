@@ -1,23 +1,27 @@
 //! For the admin tools: status, routing, comparison of replicas, and where a file's chunks are.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use dfs_common::chain::ChainInfo;
 use dfs_common::config::ClusterConfig;
+use dfs_common::conflict::ConflictEntry;
 use dfs_common::wire::Lane;
-use dfs_common::wire::meta::{ClusterStatus, MetaRequest, MetaResponse};
+use dfs_common::wire::meta::{ClusterStatus, MetaDamage, MetaRequest, MetaResponse, NodeAction};
 use dfs_common::wire::namespace::{Attributes, NamespaceAnswer, NamespaceRead};
-use dfs_common::wire::storage::{ChunkSummary, NodeStatus, StorageRequest, StorageResponse};
+use dfs_common::wire::storage::{ChunkSummary, NodeStatus, ScrubReport, StorageRequest, StorageResponse};
 use dfs_common::{
-    ChainId, ChunkId, ChunkIndex, Error, ErrorCode, InodeId, Result, RoutingTable, RoutingVersion, StorageId, ValidName,
+    ChainId, ChunkId, ChunkIndex, Error, ErrorCode, InodeId, MetaId, Result, RoutingTable, RoutingVersion, StorageId,
+    ValidName,
 };
 use dfs_crypto::certificate::Credentials;
 use dfs_net::Endpoint;
 use tokio::time::Instant;
 
 use crate::client::local_address;
+use crate::conflicts;
 use crate::meta::{Leader, LeaderSearch};
 use crate::network::Network;
 
@@ -32,6 +36,7 @@ const MAX_PLACES: u64 = 1 << 20;
 pub struct AdminClient {
     network: Network,
     leader: Arc<Leader>,
+    servers: Vec<(MetaId, SocketAddr)>,
     deadline: Duration,
 }
 
@@ -79,12 +84,43 @@ impl AdminClient {
         Ok(Self {
             network,
             leader,
+            servers: config.meta_addresses().collect(),
             deadline,
         })
     }
 
     pub async fn status(&self) -> Result<ClusterStatus> {
         crate::client::status(&self.leader, Instant::now() + self.deadline).await
+    }
+
+    /// Has something done about a storage node.
+    ///
+    /// # Errors
+    /// Why it is refused, and what to do instead.
+    pub async fn administer(&self, node: StorageId, action: NodeAction) -> Result<()> {
+        let request = MetaRequest::Administer { node, action };
+        let what = || format!("administration of storage-{node}");
+        let deadline = Instant::now() + self.deadline;
+        match self.leader.ask(&request, deadline, Duration::ZERO, &what).await? {
+            MetaResponse::Administered => Ok(()),
+            _ => Err(mismatch("metadata server")),
+        }
+    }
+
+    /// Has nothing copied to members that are out of sync, or everything again.
+    pub async fn pause_resyncs(&self, paused: bool) -> Result<()> {
+        let request = MetaRequest::PauseResyncs(paused);
+        let what = || "a pause of resyncs".to_owned();
+        let deadline = Instant::now() + self.deadline;
+        match self.leader.ask(&request, deadline, Duration::ZERO, &what).await? {
+            MetaResponse::Administered => Ok(()),
+            _ => Err(mismatch("metadata server")),
+        }
+    }
+
+    /// Every conflict that is remembered, open or settled, by file, with the files' paths.
+    pub async fn conflicts(&self) -> Result<Vec<ConflictEntry>> {
+        conflicts::every(&self.leader, true, self.deadline).await
     }
 
     /// The routing table; waits up to `wait` for one newer than `known`, `None` if there is none.
@@ -130,6 +166,29 @@ impl AdminClient {
         let table = self.table().await?;
         match self.storage(&table, node, &StorageRequest::NodeStatus).await? {
             StorageResponse::NodeStatus(status) => Ok(status),
+            _ => Err(mismatch("storage node")),
+        }
+    }
+
+    /// What each metadata server found damaged when it started; an error where it does not answer.
+    pub async fn meta_damage(&self) -> Vec<(MetaId, Result<Vec<MetaDamage>>)> {
+        let mut found = Vec::with_capacity(self.servers.len());
+        for &server in &self.servers {
+            let answer = self.network.meta(server, &MetaRequest::Damage, self.deadline).await;
+            let damage = answer.and_then(|answer| match answer {
+                MetaResponse::Damage(damage) => Ok(damage),
+                _ => Err(mismatch("metadata server")),
+            });
+            found.push((server.0, damage));
+        }
+        found
+    }
+
+    /// What checking a node's stored data found; `start` begins a round.
+    pub async fn scrub(&self, node: StorageId, start: bool) -> Result<ScrubReport> {
+        let table = self.table().await?;
+        match self.storage(&table, node, &StorageRequest::Scrub { start }).await? {
+            StorageResponse::Scrub(report) => Ok(report),
             _ => Err(mismatch("storage node")),
         }
     }

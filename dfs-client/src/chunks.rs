@@ -17,11 +17,13 @@ use dfs_common::{
     BlockIndex, ChainId, ChunkId, ChunkIndex, ChunkVersion, Epoch, Error, ErrorCode, InodeId, Level, RequestId, Result,
     SequenceNumber, SessionId, StorageId,
 };
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::network::Network;
 use crate::retry::{self, Step};
 use crate::routing::{RoutingCache, epoch_changed};
+use crate::seen::Seen;
 
 /// One replica's time to answer. It may rightly wait for a pending write or a slow disk; a dead one is noticed sooner by
 /// its connection or by the chain's new epoch.
@@ -36,8 +38,8 @@ const REPAIR_POLL: Duration = Duration::from_millis(200);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Target {
     Head,
-    /// Any serving member but these; the number spreads load.
-    Any {
+    /// For reads: a member that may answer at the level, but for these; the number spreads load.
+    Reader {
         turn: usize,
     },
 }
@@ -46,6 +48,23 @@ pub(crate) struct Chunks {
     network: Network,
     routing: Arc<RoutingCache>,
     sequence: AtomicU64,
+    seen: Mutex<Seen>,
+}
+
+/// A member's answer.
+struct Answered {
+    node: StorageId,
+    /// Of the request, so it was acknowledged in this one or a later one.
+    epoch: Epoch,
+    response: StorageResponse,
+    payload: Bytes,
+}
+
+/// A mutation's place in its chain.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Written {
+    pub(crate) version: ChunkVersion,
+    pub(crate) epoch: Epoch,
 }
 
 /// What a caller wants, apart from the request itself.
@@ -72,31 +91,38 @@ fn members(table: &RoutingTable, ask: &Ask<'_>) -> std::result::Result<(Epoch, V
             ),
         )
     })?;
-    let serving: Vec<Member> = chain
-        .serving()
-        .filter_map(|node| table.address(node).map(|address| (node, address)))
-        .collect();
     let needed = match ask.target {
         Target::Head => ask.level.min_in_sync(),
-        Target::Any { .. } => 1,
+        Target::Reader { .. } => ask.level.min_for_read(),
     };
-    if serving.len() < needed {
+    let serving = chain.serving().count();
+    if serving < needed {
         return Err(Error::new(
             ErrorCode::TooFewReplicas,
             format!(
                 "chain {} has {} of {} replicas in sync, {} needs {needed}",
                 chain.id,
-                serving.len(),
+                serving,
                 chain.members.len(),
                 ask.level,
             ),
         ));
     }
+    let count = match (ask.target, ask.level) {
+        (Target::Head, _) | (Target::Reader { .. }, Level::All) => 1,
+        (Target::Reader { .. }, Level::Quorum) => chain.complete().count(),
+        (Target::Reader { .. }, Level::One) => serving,
+    };
+    let able: Vec<Member> = chain
+        .serving()
+        .take(count)
+        .filter_map(|node| table.address(node).map(|address| (node, address)))
+        .collect();
     match ask.target {
-        Target::Head => Ok((chain.epoch, serving.into_iter().take(1).collect())),
-        Target::Any { turn } => {
-            let count = serving.len().max(1);
-            let mut order: Vec<_> = (0..serving.len()).map(|i| serving[(i + turn) % count]).collect();
+        Target::Head => Ok((chain.epoch, able)),
+        Target::Reader { turn } => {
+            let count = able.len().max(1);
+            let mut order: Vec<_> = (0..able.len()).map(|i| able[(i + turn) % count]).collect();
             if order.len() > ask.avoid.len() {
                 order.retain(|member| !ask.avoid.contains(&member.0));
             }
@@ -111,6 +137,7 @@ impl Chunks {
             network,
             routing,
             sequence: AtomicU64::new(1),
+            seen: Mutex::default(),
         }
     }
 
@@ -136,7 +163,7 @@ impl Chunks {
         mutation: &Mutation,
         payload: Bytes,
         deadline: Instant,
-    ) -> Result<ChunkVersion> {
+    ) -> Result<Written> {
         let id = self.request_id(session, chain);
         let what = || format!("{} inode {} chunk {}", doing(mutation), chunk.inode, chunk.index);
         let ask = Ask {
@@ -159,10 +186,36 @@ impl Chunks {
                 mutation: mutation.clone(),
             })
         };
-        match self.drive(&ask, build, &[payload]).await? {
-            (_, StorageResponse::Mutated { version }, _) => Ok(version),
+        let answer = self.drive(&ask, build, &[payload]).await?;
+        match answer.response {
+            StorageResponse::Mutated { version } => {
+                self.seen.lock().note(chunk, version);
+                let epoch = answer.epoch;
+                Ok(Written { version, epoch })
+            }
             _ => Err(unexpected("a mutation")),
         }
+    }
+
+    /// Blocks of a chunk as the head has them, once they are safe at QUORUM: the base of a half-written one.
+    pub(crate) async fn read_latest(
+        &self,
+        chain: ChainId,
+        chunk: ChunkId,
+        (first, blocks): (BlockIndex, u32),
+        write_level: Level,
+        deadline: Instant,
+    ) -> Result<(StorageId, Vec<BlockRun>, Bytes)> {
+        let request = ReadRequest {
+            chain,
+            chunk,
+            first,
+            blocks,
+            level: Level::Quorum,
+            not_before: ChunkVersion::NONE,
+        };
+        // The level tells how many members the write after it needs.
+        self.read_from(Target::Head, write_level, request, &[], deadline).await
     }
 
     /// Blocks of a chunk as one member has them, and who that was.
@@ -175,33 +228,84 @@ impl Chunks {
         avoid: &[StorageId],
         deadline: Instant,
     ) -> Result<(StorageId, Vec<BlockRun>, Bytes)> {
-        let what = || format!("read of inode {} chunk {}", chunk.inode, chunk.index);
         let turn = (chunk.inode.0 as usize).wrapping_add(chunk.index.0 as usize);
-        let ask = Ask {
+        let mut request = ReadRequest {
             chain,
+            chunk,
+            first,
+            blocks,
             level,
-            target: Target::Any { turn },
+            not_before: ChunkVersion::NONE,
+        };
+        let mut target = Target::Reader { turn };
+        if level == Level::One {
+            let seen = self.seen.lock();
+            match seen.of(chunk) {
+                Some(version) => request.not_before = version,
+                // It may have been forgotten; the head has the newest.
+                None if seen.has_forgotten() => target = Target::Head,
+                None => {}
+            }
+        }
+        match self.read_from(target, level, request, avoid, deadline).await {
+            // If even the head has less, the newest went with an earlier head.
+            Err(error) if error.code == ErrorCode::Behind => {
+                let answer = self.read_from(Target::Head, level, request, &[], deadline).await;
+                if let Err(error) = &answer
+                    && error.code == ErrorCode::Behind
+                {
+                    self.seen.lock().forget(chunk);
+                    tracing::warn!(
+                        inode = chunk.inode.0,
+                        chunk = chunk.index.0,
+                        "what was read or written at ONE went with the replica that had it: {error}"
+                    );
+                }
+                answer
+            }
+            answer => answer,
+        }
+    }
+
+    async fn read_from(
+        &self,
+        target: Target,
+        level: Level,
+        read: ReadRequest,
+        avoid: &[StorageId],
+        deadline: Instant,
+    ) -> Result<(StorageId, Vec<BlockRun>, Bytes)> {
+        let chunk = read.chunk;
+        let what = || format!("read of inode {} chunk {}", chunk.inode, chunk.index);
+        let ask = Ask {
+            chain: read.chain,
+            level,
+            target,
             lane: Lane::Bulk,
             deadline,
             avoid,
             what: &what,
         };
-        let build = |epoch| StorageRequest::Read {
-            chain,
-            epoch,
-            chunk,
-            first,
-            blocks,
-            level,
-        };
-        match self.drive(&ask, build, &[]).await? {
-            (node, StorageResponse::Read { runs, .. }, payload) => Ok((node, runs, payload)),
+        let answer = self.drive(&ask, |epoch| read.in_epoch(epoch), &[]).await?;
+        match answer.response {
+            StorageResponse::Read { runs, version } => {
+                self.seen.lock().note(chunk, version);
+                Ok((answer.node, runs, answer.payload))
+            }
             _ => Err(unexpected("a read")),
         }
     }
 
-    /// Everything this chain acknowledged becomes durable on every in-sync replica.
-    pub(crate) async fn sync(&self, chain: ChainId, level: Level, inode: InodeId, deadline: Instant) -> Result<()> {
+    /// Everything this chain acknowledged becomes durable on as many replicas as the level asks for. `since` and `written`: what
+    /// of it the caller means; see [`StorageRequest::Sync`].
+    pub(crate) async fn sync(
+        &self,
+        chain: ChainId,
+        level: Level,
+        (since, written): (Epoch, Level),
+        inode: InodeId,
+        deadline: Instant,
+    ) -> Result<()> {
         let what = || format!("fsync of inode {inode}");
         let ask = Ask {
             chain,
@@ -212,16 +316,20 @@ impl Chunks {
             avoid: &[],
             what: &what,
         };
-        match self
-            .drive(&ask, |epoch| StorageRequest::Sync { chain, epoch }, &[])
-            .await?
-        {
-            (_, StorageResponse::Synced, _) => Ok(()),
+        let build = |epoch| StorageRequest::Sync {
+            chain,
+            epoch,
+            level,
+            since,
+            written,
+        };
+        match self.drive(&ask, build, &[]).await?.response {
+            StorageResponse::Synced => Ok(()),
             _ => Err(unexpected("a sync")),
         }
     }
 
-    /// Removes every chunk of an inode at or after `from` on this chain.
+    /// Removes every chunk of an inode at or after `from` on this chain; the epoch of the request that was answered.
     pub(crate) async fn remove_range(
         &self,
         chain: ChainId,
@@ -229,7 +337,7 @@ impl Chunks {
         inode: InodeId,
         from: ChunkIndex,
         deadline: Instant,
-    ) -> Result<()> {
+    ) -> Result<Epoch> {
         let what = || format!("truncate of inode {inode} from chunk {from}");
         let ask = Ask {
             chain,
@@ -246,8 +354,9 @@ impl Chunks {
             inodes: vec![inode],
             from,
         };
-        match self.drive(&ask, build, &[]).await? {
-            (_, StorageResponse::RangeRemoved { .. }, _) => Ok(()),
+        let answer = self.drive(&ask, build, &[]).await?;
+        match answer.response {
+            StorageResponse::RangeRemoved { .. } => Ok(answer.epoch),
             _ => Err(unexpected("a removal")),
         }
     }
@@ -257,7 +366,7 @@ impl Chunks {
         ask: &Ask<'_>,
         build: impl Fn(Epoch) -> StorageRequest,
         payload: &[Bytes],
-    ) -> Result<(StorageId, StorageResponse, Bytes)> {
+    ) -> Result<Answered> {
         let started = Instant::now();
         let mut updates = self.routing.subscribe();
         let mut attempt = 0;
@@ -269,7 +378,7 @@ impl Chunks {
             let error = match members(&table, ask) {
                 Err(reason) => reason,
                 Ok((epoch, mut order)) => {
-                    if matches!(ask.target, Target::Any { .. }) {
+                    if matches!(ask.target, Target::Reader { .. }) {
                         if order.iter().all(|member| tried.contains(&member.0)) {
                             tried.clear();
                         }
@@ -288,7 +397,14 @@ impl Chunks {
                         }
                     };
                     match answer {
-                        Ok(answer) => return Ok(answer),
+                        Ok((node, response, payload)) => {
+                            return Ok(Answered {
+                                node,
+                                epoch,
+                                response,
+                                payload,
+                            });
+                        }
                         Err(error) => {
                             tried.extend(order.first().map(|member| member.0));
                             untried = order.len().saturating_sub(1);
@@ -354,6 +470,30 @@ impl Chunks {
         tokio::select! {
             answer = &mut primary => if answer.is_ok() { answer } else { hedge.await },
             answer = &mut hedge => if answer.is_ok() { answer } else { primary.await },
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct ReadRequest {
+    chain: ChainId,
+    chunk: ChunkId,
+    first: BlockIndex,
+    blocks: u32,
+    level: Level,
+    not_before: ChunkVersion,
+}
+
+impl ReadRequest {
+    const fn in_epoch(self, epoch: Epoch) -> StorageRequest {
+        StorageRequest::Read {
+            chain: self.chain,
+            epoch,
+            chunk: self.chunk,
+            first: self.first,
+            blocks: self.blocks,
+            level: self.level,
+            not_before: self.not_before,
         }
     }
 }

@@ -4,7 +4,7 @@
 //! runs in a task of its own and ends by the same deadline; the caller merely stops waiting for it.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,13 +13,14 @@ use dfs_common::wire::namespace::{
     Attributes, Caller, DirectoryEntry, FileKind, NamespaceAnswer, NamespaceChange, NamespaceOp, NamespaceRead,
     RenameMode, SetAttributes, StatFs, XattrMode,
 };
-use dfs_common::{Error, ErrorCode, FileHandleId, InodeId, Policy, Result, ValidName};
+use dfs_common::{Error, ErrorCode, FileHandleId, InodeId, PolicyChange, Result, ValidName};
 use dfs_crypto::nonce::NonceSource;
 use dfs_net::Endpoint;
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::chunks::Chunks;
+use crate::conflicts;
 use crate::data::state::{FileState, Word};
 use crate::keys::Keys;
 use crate::meta::{Leader, LeaderSearch, Session};
@@ -49,6 +50,15 @@ struct Shared {
     network: Network,
     stop: DropGuard,
     stopped: CancellationToken,
+}
+
+/// For a task that makes the same calls and must not keep the client alive between them.
+pub(crate) struct WeakClient(Weak<Shared>);
+
+impl WeakClient {
+    pub(crate) fn upgrade(&self) -> Option<Client> {
+        self.0.upgrade().map(|shared| Client { shared })
+    }
 }
 
 impl std::fmt::Debug for Client {
@@ -121,7 +131,8 @@ impl Client {
         let search = LeaderSearch::new(options.config.meta_addresses());
         let leader = Arc::new(Leader::new(network.clone(), search));
         let routing = Arc::new(RoutingCache::new());
-        let session = Session::open(Arc::clone(&leader), Arc::clone(&routing), options.label, deadline).await?;
+        let label = options.label.clone();
+        let session = Session::open(Arc::clone(&leader), Arc::clone(&routing), label, deadline).await?;
         routing.fetch(&leader, 0, deadline).await?;
         let mount = Arc::new(Mount::new(
             Arc::clone(&session),
@@ -142,19 +153,28 @@ impl Client {
         tokio::spawn(session.keep_alive(stop.clone()));
         tokio::spawn(routing.watch(Arc::clone(&leader), stop.clone()));
         tokio::spawn(tend(Arc::clone(&mount), stop.clone()));
-        Ok(Self {
+        let client = Self {
             shared: Arc::new(Shared {
                 mount,
                 leader,
                 network,
                 stopped: stop.clone(),
-                stop: stop.drop_guard(),
+                stop: stop.clone().drop_guard(),
             }),
-        })
+        };
+        if options.keeps_both {
+            let weak = WeakClient(Arc::downgrade(&client.shared));
+            tokio::spawn(conflicts::watch::keep_both(weak, options.label, stop));
+        }
+        Ok(client)
     }
 
-    fn mount(&self) -> &Arc<Mount> {
+    pub(crate) fn mount(&self) -> &Arc<Mount> {
         &self.shared.mount
+    }
+
+    pub(crate) fn leader(&self) -> &Leader {
+        &self.shared.leader
     }
 
     async fn ask(&self, read: NamespaceRead) -> Result<NamespaceAnswer> {
@@ -422,7 +442,12 @@ impl Client {
         }
     }
 
+    /// What starts with `user.dfs.` is the inode's policy.
     pub async fn get_xattr(&self, inode: InodeId, name: &[u8]) -> Result<Vec<u8>> {
+        if is_policy(name) {
+            let attributes = self.attributes(inode).await?;
+            return attributes.policy.attribute(name).map(String::into_bytes);
+        }
         let name = name.to_vec();
         match self.ask(NamespaceRead::GetXattr { inode, name }).await? {
             NamespaceAnswer::Xattr(value) => Ok(value),
@@ -438,6 +463,10 @@ impl Client {
         value: &[u8],
         mode: XattrMode,
     ) -> Result<()> {
+        if is_policy(name) {
+            let change = PolicyChange::of_attribute(name, value)?;
+            return self.set_policy(caller, inode, change).await;
+        }
         let op = NamespaceOp::SetXattr {
             inode,
             name: name.to_vec(),
@@ -455,15 +484,19 @@ impl Client {
     }
 
     pub async fn remove_xattr(&self, caller: Caller, inode: InodeId, name: &[u8]) -> Result<()> {
+        if is_policy(name) {
+            let change = PolicyChange::of_removal(name)?;
+            return self.set_policy(caller, inode, change).await;
+        }
         let name = name.to_vec();
         self.change(caller, NamespaceOp::RemoveXattr { inode, name })
             .await
             .map(|_| ())
     }
 
-    /// Levels of a file, for those who open it from now on.
-    pub async fn set_policy(&self, caller: Caller, inode: InodeId, policy: Policy) -> Result<()> {
-        self.change(caller, NamespaceOp::SetPolicy { inode, policy })
+    /// Levels of a file, for those who open it from now on; of a directory, for what is created in it from now on.
+    pub async fn set_policy(&self, caller: Caller, inode: InodeId, change: PolicyChange) -> Result<()> {
+        self.change(caller, NamespaceOp::SetPolicy { inode, change })
             .await
             .map(|_| ())
     }
@@ -624,7 +657,12 @@ pub(crate) async fn status(leader: &Leader, deadline: Instant) -> Result<Cluster
     }
 }
 
-fn mismatch() -> Error {
+/// Whether an extended attribute is part of the policy.
+fn is_policy(name: &[u8]) -> bool {
+    name.starts_with(dfs_common::policy::ATTRIBUTE_PREFIX.as_bytes())
+}
+
+pub(crate) fn mismatch() -> Error {
     Error::new(
         ErrorCode::BadMessage,
         "a metadata server answered with something else than was asked; are all programs of one version?",

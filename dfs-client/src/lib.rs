@@ -9,19 +9,22 @@
 //! dying mount had on the chains beyond the committed length may show when the file later grows over them.
 //!
 //! The code: `meta` (leader, session), `routing` and `chunks` (who stores what, requests to chains), `data` (pure buffers
-//! and plans; reader, writer, truncate), `mount` (what files share), `client` (the calls), `admin` (for tools).
+//! and plans; reader, writer, truncate), `mount` (what files share), `client` (the calls), `conflicts` (two versions of one file),
+//! `admin` (for tools).
 
 pub mod admin;
 mod chunks;
 mod client;
+pub mod conflicts;
 mod data;
 mod keys;
 mod meta;
 mod mount;
 mod network;
 pub mod options;
-mod retry;
+pub mod retry;
 mod routing;
+mod seen;
 
 pub use admin::AdminClient;
 pub use client::Client;

@@ -1,12 +1,12 @@
 //! What all files of one mount share: session, chains, keys, budgets, and the table of what is open.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use dfs_common::wire::namespace::{Attributes, FileKind, NamespaceAnswer, NamespaceRead};
-use dfs_common::{ChainId, Error, ErrorCode, FileHandleId, InodeId, Level, Result, Timestamp};
+use dfs_common::{Error, ErrorCode, FileHandleId, InodeId, Level, Result, Timestamp};
 use dfs_crypto::nonce::NonceSource;
 use lru::LruCache;
 use parking_lot::Mutex;
@@ -17,6 +17,7 @@ use crate::chunks::Chunks;
 use crate::data::errseq::Seen;
 use crate::data::reader::Ahead;
 use crate::data::state::{FileState, Inner};
+use crate::data::unsynced::{MAX_KEPT_BYTES_OF_MOUNT, Unsynced};
 use crate::keys::Keys;
 use crate::meta::Session;
 use crate::options::OpenMode;
@@ -40,6 +41,8 @@ pub(crate) struct Mount {
     pub(crate) bounds: Bounds,
     pub(crate) in_flight: Semaphore,
     pub(crate) dirty_room: Semaphore,
+    /// Of what is acknowledged and not synced.
+    pub(crate) kept_room: Arc<Semaphore>,
     pub(crate) ahead_room: Arc<Semaphore>,
     pub(crate) files: Mutex<Files>,
     started: Instant,
@@ -55,7 +58,7 @@ pub(crate) struct Files {
 /// What is remembered of a file that nobody has open.
 struct Closed {
     own_change: Option<u64>,
-    unsynced: BTreeMap<ChainId, u64>,
+    unsynced: Unsynced,
 }
 
 /// One open file of the mount.
@@ -85,6 +88,7 @@ impl Mount {
             bounds,
             in_flight: Semaphore::new(in_flight_bytes),
             dirty_room: Semaphore::new(dirty_bytes),
+            kept_room: Arc::new(Semaphore::new(MAX_KEPT_BYTES_OF_MOUNT)),
             ahead_room: Arc::new(Semaphore::new(ahead_bytes)),
             files: Mutex::new(Files {
                 open: HashMap::new(),
@@ -160,7 +164,6 @@ impl Mount {
             let closed = files.closed.pop(&inode);
             let own_change = closed.as_ref().and_then(|closed| closed.own_change);
             let mut inner = Inner::new(attributes.clone(), &data.layout, own_change);
-            inner.unsynced_writes = 1;
             inner.unsynced = closed.map(|closed| closed.unsynced).unwrap_or_default();
             let file = Arc::new(FileState {
                 inode,
@@ -202,7 +205,7 @@ impl Mount {
     /// Drops the state of a file that nobody has open and that owes nothing.
     pub(crate) fn forget_if_idle(&self, file: &Arc<FileState>) -> bool {
         let mut files = self.files.lock();
-        let inner = file.inner.lock();
+        let mut inner = file.inner.lock();
         if inner.opens > 0 || !inner.is_quiet() {
             return false;
         }
@@ -212,9 +215,10 @@ impl Mount {
             .is_some_and(|known| Arc::ptr_eq(known, file))
         {
             files.open.remove(&file.inode);
+            inner.unsynced.keep_nothing();
             let closed = Closed {
                 own_change: inner.own_change,
-                unsynced: inner.unsynced.clone(),
+                unsynced: std::mem::take(&mut inner.unsynced),
             };
             files.closed.put(file.inode, closed);
         }

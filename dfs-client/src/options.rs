@@ -46,6 +46,8 @@ pub struct ClientOptions {
     /// Overrides every file's policy for this mount.
     pub read_level: Option<Level>,
     pub write_level: Option<Level>,
+    /// Whether it makes two files of one whose policy keeps both versions, when a conflict is found: a mount that may write does.
+    pub keeps_both: bool,
 }
 
 impl ClientOptions {
@@ -64,6 +66,7 @@ impl ClientOptions {
             read_ahead_bytes: DEFAULT_READ_AHEAD_BYTES,
             read_level: None,
             write_level: None,
+            keeps_both: false,
         }
     }
 }
@@ -76,4 +79,6 @@ pub struct OpenMode {
     pub write: bool,
     pub append: bool,
     pub truncate: bool,
+    /// Reads return what the chains have, after what this mount has written: no buffer and no read-ahead in between.
+    pub direct: bool,
 }

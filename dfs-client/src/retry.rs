@@ -17,7 +17,7 @@ const MAX_PAUSE: Duration = Duration::from_millis(200);
 
 /// The next step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Step {
+pub enum Step {
     /// Trying again can not help.
     Fail,
     /// Ask another replica at once.
@@ -28,21 +28,24 @@ pub(crate) enum Step {
     Again(Duration),
 }
 
-pub(crate) fn pause(attempt: u32) -> Duration {
+pub fn pause(attempt: u32) -> Duration {
     FIRST_PAUSE.saturating_mul(1 << attempt.min(5)).min(MAX_PAUSE)
 }
 
 /// After a request to a replica failed. `untried`: serving members that have not been asked in this round, for reads.
-pub(crate) fn after_replica(code: ErrorCode, attempt: u32, untried: usize) -> Step {
+pub fn after_replica(code: ErrorCode, attempt: u32, untried: usize) -> Step {
     let other_may_help = matches!(
         code,
         ErrorCode::Corrupt
+            // Its disk does not give it back, perhaps; the others' may.
+            | ErrorCode::Internal
             | ErrorCode::LeaseLost
             | ErrorCode::Unreachable
             | ErrorCode::Timeout
             | ErrorCode::Poisoned
             | ErrorCode::Overloaded
             | ErrorCode::NotInChain
+            | ErrorCode::Behind
     );
     if untried > 0 && other_may_help {
         return Step::NextMember;
@@ -79,5 +82,12 @@ mod tests {
         assert_eq!(after_replica(ErrorCode::NoSpace, 0, 2), Step::Fail);
         assert_eq!(after_replica(ErrorCode::ConditionFailed, 0, 0), Step::Fail);
         assert!(matches!(after_replica(ErrorCode::StaleEpoch, 0, 2), Step::Refresh(_)));
+    }
+
+    #[test]
+    fn a_replica_whose_disk_fails_is_passed_over_and_no_other_is_asked_twice() {
+        assert_eq!(after_replica(ErrorCode::Internal, 1, 2), Step::NextMember);
+        assert_eq!(after_replica(ErrorCode::Internal, 1, 1), Step::NextMember);
+        assert_eq!(after_replica(ErrorCode::Internal, 1, 0), Step::Fail);
     }
 }

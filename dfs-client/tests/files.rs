@@ -20,6 +20,7 @@ const READ: OpenMode = OpenMode {
     write: false,
     append: false,
     truncate: false,
+    direct: false,
 };
 
 struct Setup {
@@ -416,4 +417,25 @@ async fn opens_are_reported_and_the_kernel_keeps_only_what_nobody_else_changed()
     a.release(handle).unwrap();
     tokio::time::sleep(Duration::from_millis(1300)).await;
     assert!(!reported(&setup.cluster));
+}
+
+/// What a direct reader sees must not be a promise that this mount alone knows of: another mount that looks later sees it too.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_direct_read_sees_nothing_that_others_can_not() {
+    let mut setup = setup().await;
+    let (a, b) = (setup.client().await, setup.client().await);
+    let (inode, writer) = create(&a, "register").await;
+    a.write(writer, 0, Bytes::from(vec![0; 4096])).await.unwrap();
+    a.flush(writer).await.unwrap();
+    let direct = OpenMode { direct: true, ..READ };
+    let (_, elsewhere, _) = b.open(inode, direct).await.unwrap();
+    let (_, here, _) = a.open(inode, direct).await.unwrap();
+    for round in 1..=20 {
+        a.write(writer, 0, Bytes::from(vec![round; 4096])).await.unwrap();
+        assert!(a.read(here, 0, 4096).await.unwrap() == vec![round; 4096]);
+        assert!(
+            b.read(elsewhere, 0, 4096).await.unwrap() == vec![round; 4096],
+            "round {round}"
+        );
+    }
 }

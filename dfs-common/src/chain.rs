@@ -6,7 +6,9 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::{ChainId, ChainTableId, Epoch, Incarnation, MetaId, RoutingVersion, StorageId};
+use crate::id::{ChainId, ChainTableId, Epoch, Incarnation, MetaId, RoutingVersion, StorageId, StoreId};
+use crate::level::{Level, QUORUM};
+use crate::planted::{self, Bug};
 
 /// State of one member in its chain. `next_chain` in dfs-meta holds the transitions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -16,9 +18,9 @@ pub enum MemberState {
     Serving,
     /// Back, taking new writes at the end of the chain while its predecessor sends what differs. Does not serve.
     Syncing,
-    /// Back, but nobody is in sync to copy from: waits for a last server.
+    /// There, but not in sync, or not complete: waits for its turn to sync, or for a last server.
     Waiting,
-    /// Away, and no member that is still serving outlived it: it may bring the chain back.
+    /// Away, and no complete member outlived it: it may bring the chain back.
     LastServer,
     /// Away; others went on without it, so its copy is stale.
     Offline,
@@ -40,6 +42,20 @@ impl fmt::Display for MemberState {
 pub struct ChainMember {
     pub node: StorageId,
     pub state: MemberState,
+    /// The last epoch, before the present one, in which it had all that was acknowledged at QUORUM; 0: never, or its disk was replaced since.
+    pub complete_until: Epoch,
+}
+
+impl ChainMember {
+    /// One that has nothing yet.
+    #[must_use]
+    pub const fn new(node: StorageId, state: MemberState) -> Self {
+        Self {
+            node,
+            state,
+            complete_until: Epoch(0),
+        }
+    }
 }
 
 /// One configuration of one chain. Order of `members`: serving ones first (head .. tail), then syncing ones, then the rest.
@@ -47,8 +63,19 @@ pub struct ChainMember {
 pub struct ChainInfo {
     pub id: ChainId,
     pub epoch: Epoch,
+    /// Whether the second serving member has, durably, all that was acknowledged at QUORUM before this epoch. It changes
+    /// from `false` to `true` within an epoch; with one serving member it is `true`.
+    pub settled: bool,
+    /// The epoch in which the present head took over. What others acknowledged at ONE before it may be gone.
+    pub headed: Epoch,
+    /// The last epoch in which the chain was brought back after every complete member had gone. What was acknowledged before it,
+    /// and not synced, may be gone.
+    pub revived: Epoch,
     pub members: Vec<ChainMember>,
 }
+
+/// Members, from the head on, that a write at QUORUM is on.
+pub const COMPLETE_MEMBERS: usize = QUORUM;
 
 impl ChainInfo {
     /// In-sync members, head first.
@@ -69,12 +96,32 @@ impl ChainInfo {
         )
     }
 
+    /// Serving members that are known to have every write that was acknowledged at QUORUM or ALL, head first. Each of them may
+    /// answer for such writes, and may carry the chain on alone. The others may lack the last ones.
+    pub fn complete(&self) -> impl Iterator<Item = StorageId> + '_ {
+        self.serving()
+            .take(if self.settled || planted::is(Bug::UnsettledServes) {
+                COMPLETE_MEMBERS
+            } else {
+                1
+            })
+    }
+
+    /// The first epoch whose acknowledgements at this level the chain still answers for, were they synced or not.
+    #[must_use]
+    pub const fn answers_since(&self, level: Level) -> Epoch {
+        match level {
+            Level::One => self.headed,
+            Level::Quorum | Level::All => self.revived,
+        }
+    }
+
     #[must_use]
     pub fn head(&self) -> Option<StorageId> {
         self.serving().next()
     }
 
-    /// Last in-sync member: the commit point.
+    /// Last in-sync member: what it has, all have.
     #[must_use]
     pub fn tail(&self) -> Option<StorageId> {
         self.serving().next_back()
@@ -111,14 +158,29 @@ pub struct ChainTable {
     pub chains: Vec<ChainId>,
 }
 
+/// What an administrator wants of a storage node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Duty {
+    #[default]
+    Active,
+    /// Its chains go to others.
+    Draining,
+    /// It may be away for a while without anybody taking its place.
+    Maintenance,
+}
+
 /// A storage node as the metadata group knows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeInfo {
     pub id: StorageId,
     pub address: SocketAddr,
     pub incarnation: Incarnation,
+    /// What is on its disk.
+    pub store: StoreId,
     /// Whether it holds a lease, as of this routing version.
     pub alive: bool,
+    pub duty: Duty,
 }
 
 /// Everything a client or storage node needs to find data. One authority: the metadata group.
@@ -131,6 +193,8 @@ pub struct RoutingTable {
     /// Table that new files use; `None` until enough storage nodes have joined.
     pub default_table: Option<ChainTableId>,
     pub meta: BTreeMap<MetaId, SocketAddr>,
+    /// An administrator wants nothing copied for the time being.
+    pub resyncs_paused: bool,
 }
 
 impl RoutingTable {
@@ -151,13 +215,13 @@ mod tests {
 
     #[test]
     fn neighbours_skip_members_that_take_no_writes() {
-        let member = |node, state| ChainMember {
-            node: StorageId(node),
-            state,
-        };
+        let member = |node, state| ChainMember::new(StorageId(node), state);
         let chain = ChainInfo {
             id: ChainId(1),
             epoch: Epoch(7),
+            settled: true,
+            headed: Epoch(1),
+            revived: Epoch(1),
             members: vec![
                 member(2, MemberState::Serving),
                 member(3, MemberState::Serving),

@@ -46,6 +46,9 @@ pub struct NodeSection {
     /// Storage only: bytes it may use; the whole file system's if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capacity_bytes: Option<u64>,
+    /// Storage only: the most that the check of what is stored reads in a second; about a round in two weeks if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scrub_mib_per_s: Option<u64>,
 }
 
 impl ClusterConfig {

@@ -106,6 +106,10 @@ codes! {
     Overloaded = 62, 11, Retry;
     /// A replica has not seen the version before this one yet.
     OutOfOrder = 63, 5, Retry;
+    /// Written bytes that were acknowledged and not synced went with every replica that had them.
+    UnsyncedLost = 67, 5, Fatal;
+    /// This replica has an older version than the caller has seen: ask another.
+    Behind = 66, 5, Fatal;
     /// The sender must copy the chunk whole before it can forward writes of it.
     NeedsResync = 64, 5, Fatal;
     Cancelled = 65, 4, Retry;

@@ -99,7 +99,7 @@ id! {
     RoutingVersion(u64)
 }
 id! {
-    /// One start of one process: drawn at random when a storage node starts, so a restart is told from a hiccup.
+    /// One start of one process, so that a restart is told from a hiccup. Those of one storage node rise from start to start.
     Incarnation(u64)
 }
 id! {
@@ -206,6 +206,23 @@ impl FromStr for ClusterId {
             *byte = u8::from_str_radix(pair, 16).map_err(|_| bad())?;
         }
         Ok(Self(id))
+    }
+}
+
+/// What one storage node keeps on its disk, drawn at random when the store is made. Another one under the same name is
+/// another disk, on which nothing is.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+pub struct StoreId(pub [u8; 16]);
+
+impl fmt::Display for StoreId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for StoreId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "StoreId({self})")
     }
 }
 

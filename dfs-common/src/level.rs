@@ -1,4 +1,4 @@
-//! Consistency levels and the policy of a file.
+//! Consistency levels.
 
 use std::fmt;
 use std::str::FromStr;
@@ -32,6 +32,16 @@ impl Level {
             Self::Quorum | Self::All => QUORUM,
         }
     }
+
+    /// In-sync replicas below which a read of this level must wait (and finally fail). A read at ALL sees what was acknowledged
+    /// at ONE, and any replica that is not there may be the only one that has it.
+    #[must_use]
+    pub const fn min_for_read(self) -> usize {
+        match self {
+            Self::One | Self::Quorum => 1,
+            Self::All => REPLICATION_TARGET,
+        }
+    }
 }
 
 impl fmt::Display for Level {
@@ -58,22 +68,4 @@ impl FromStr for Level {
             )),
         }
     }
-}
-
-/// What settles two concurrent versions of one block.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ConflictPolicy {
-    #[default]
-    LastWriteWins,
-    KeepBoth,
-    Application,
-}
-
-/// Levels and conflict policy of a file, inherited from its directory when it is created.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
-pub struct Policy {
-    pub read: Level,
-    pub write: Level,
-    pub conflict: ConflictPolicy,
 }

@@ -8,24 +8,30 @@
 pub mod chain;
 pub mod codec;
 pub mod config;
+pub mod conflict;
 pub mod error;
 pub mod id;
 pub mod layout;
 pub mod level;
 pub mod name;
+pub mod planted;
+pub mod policy;
 pub mod time;
 pub mod units;
 pub mod version;
 pub mod wire;
 
-pub use chain::{ChainInfo, ChainMember, ChainTable, MemberState, NodeInfo, RoutingTable};
+pub use chain::{ChainInfo, ChainMember, ChainTable, Duty, MemberState, NodeInfo, RoutingTable};
+pub use conflict::{Conflict, ConflictId, ConflictState, Divergence, Settlement, Verdict};
 pub use error::{Error, ErrorCode, Result, RetryClass};
 pub use id::{
     ActorId, BlockIndex, ChainId, ChainTableId, ChunkId, ChunkIndex, ClusterId, Epoch, FileHandleId, Hold, HoldEpoch,
     Incarnation, InodeId, MetaId, NodeName, RequestId, Role, RoutingVersion, SequenceNumber, SessionId, StorageId,
+    StoreId,
 };
 pub use layout::Layout;
-pub use level::{ConflictPolicy, Level, Policy};
+pub use level::Level;
 pub use name::ValidName;
+pub use policy::{ConflictPolicy, Policy, PolicyChange, Profile};
 pub use time::Timestamp;
-pub use version::{ChunkVersion, HybridClock, VersionVector};
+pub use version::{Causality, ChunkVector, ChunkVersion, HybridClock, VersionVector};

@@ -52,6 +52,76 @@ impl fmt::Debug for ChunkVersion {
     }
 }
 
+/// Version vector of a chunk: the last version that each of its epochs gave out, oldest first.
+///
+/// An epoch has one head, so it is the actor of Parker's vectors (1983) that never comes back under the same name, whatever became of
+/// its disk; and since counters go on over epochs, two vectors tell where two histories part.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+pub struct ChunkVector(Vec<ChunkVersion>);
+
+/// Epochs before the present one that a vector names. What a member brings back from before that is taken for foreign, never for known.
+pub const MAX_EARLIER_EPOCHS: usize = 64;
+
+impl ChunkVector {
+    /// `earlier`: as [`Self::advance`] keeps it.
+    #[must_use]
+    pub fn new(earlier: &[ChunkVersion], version: ChunkVersion) -> Self {
+        let mut all = earlier.to_vec();
+        if !version.is_none() {
+            all.push(version);
+        }
+        Self(all)
+    }
+
+    /// Keeps the last version of an epoch that is over: `from` is followed by `to`.
+    pub fn advance(earlier: &mut Vec<ChunkVersion>, from: ChunkVersion, to: ChunkVersion) {
+        if from.is_none() || from.epoch == to.epoch {
+            return;
+        }
+        if earlier.len() >= MAX_EARLIER_EPOCHS {
+            earlier.remove(0);
+        }
+        earlier.push(from);
+    }
+
+    /// Whether this version is part of the history.
+    #[must_use]
+    pub fn has(&self, version: ChunkVersion) -> bool {
+        version.is_none()
+            || self
+                .0
+                .binary_search_by_key(&version.epoch, |last| last.epoch)
+                .is_ok_and(|at| version.counter <= self.0[at].counter)
+    }
+
+    /// The newest version.
+    #[must_use]
+    pub fn last(&self) -> ChunkVersion {
+        self.0.last().copied().unwrap_or_default()
+    }
+
+    #[must_use]
+    pub fn causality(&self, other: &Self) -> Causality {
+        match (self.has(other.last()), other.has(self.last())) {
+            (true, true) => Causality::Equal,
+            (true, false) => Causality::After,
+            (false, true) => Causality::Before,
+            (false, false) => Causality::Concurrent,
+        }
+    }
+}
+
+impl fmt::Display for ChunkVector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[")?;
+        for (at, version) in self.0.iter().enumerate() {
+            let space = if at == 0 { "" } else { " " };
+            write!(f, "{space}{}:{}", version.epoch, version.counter)?;
+        }
+        f.write_str("]")
+    }
+}
+
 /// Hybrid logical clock (Kulkarni et al., 2014): wall time that never runs back, with a counter for ties.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 pub struct HybridClock {
@@ -182,6 +252,38 @@ mod tests {
             assert_eq!(vector.sum(), n + 1);
         }
         assert!(vector.actors.len() <= MAX_ACTORS);
+    }
+
+    #[test]
+    fn vectors_of_chunks_tell_where_histories_part() {
+        let v = |epoch, counter| ChunkVersion {
+            epoch: Epoch(epoch),
+            counter,
+        };
+        let chain = ChunkVector::new(&[v(1, 5), v(3, 9)], v(4, 12));
+        for known in [ChunkVersion::NONE, v(1, 5), v(3, 6), v(3, 9), v(4, 10)] {
+            assert!(chain.has(known), "{known}");
+        }
+        for foreign in [v(1, 6), v(3, 10), v(2, 6), v(4, 13), v(5, 13)] {
+            assert!(!chain.has(foreign), "{foreign}");
+        }
+        let of = |earlier: &[ChunkVersion], last| ChunkVector::new(earlier, last).causality(&chain);
+        assert_eq!(of(&[v(1, 5)], v(3, 7)), Causality::Before);
+        assert_eq!(of(&[v(1, 5)], v(3, 10)), Causality::Concurrent);
+        assert_eq!(of(&[v(1, 5), v(3, 9), v(4, 12)], v(5, 13)), Causality::After);
+        assert_eq!(of(&[], ChunkVersion::NONE), Causality::Before);
+        assert_eq!(chain.to_string(), "[1:5 3:9 4:12]");
+        let mut earlier = Vec::new();
+        for epoch in 1..200 {
+            ChunkVector::advance(&mut earlier, v(epoch, epoch), v(epoch, epoch + 1));
+            ChunkVector::advance(&mut earlier, v(epoch, epoch), v(epoch + 1, epoch + 1));
+        }
+        assert_eq!(earlier.len(), MAX_EARLIER_EPOCHS);
+        let long = ChunkVector::new(&earlier, v(200, 200));
+        assert!(
+            long.has(v(150, 150)) && !long.has(v(1, 1)),
+            "what is forgotten counts as foreign"
+        );
     }
 
     #[test]

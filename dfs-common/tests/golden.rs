@@ -15,15 +15,17 @@ use std::path::Path;
 
 use dfs_common::codec;
 use dfs_common::wire::Hello;
-use dfs_common::wire::meta::{ChangeRequest, Heartbeat, KeepAlive, MetaRequest, MetaResponse};
+use dfs_common::wire::meta::{
+    ChangeRequest, DamageCount, Heartbeat, KeepAlive, MetaRequest, MetaResponse, Pace, Signs, Unheard,
+};
 use dfs_common::wire::namespace::{Caller, NamespaceOp, NamespaceRead, WrappedKey, WriteCommit};
 use dfs_common::wire::storage::{
     BlockCondition, BlockRun, ForwardRequest, MutateRequest, Mutation, StorageRequest, StorageResponse,
 };
 use dfs_common::{
     BlockIndex, ChainId, ChainInfo, ChainMember, ChunkId, ChunkIndex, ChunkVersion, ClusterId, Epoch, Error, ErrorCode,
-    Incarnation, InodeId, Level, MemberState, RequestId, RoutingVersion, SequenceNumber, SessionId, StorageId,
-    Timestamp, ValidName,
+    HybridClock, Incarnation, InodeId, Level, MemberState, RequestId, RoutingVersion, SequenceNumber, SessionId,
+    StorageId, StoreId, Timestamp, ValidName,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -103,8 +105,13 @@ fn messages_encode_to_their_golden_bytes() {
             request: mutate,
             before: ChunkVersion::NONE,
             version,
+            stamp: HybridClock {
+                wall: Timestamp::from_nanos(0x55),
+                logical: 0x66,
+            },
         }),
     );
+    golden.message("storage-chunk-state", &StorageRequest::ChunkState { chain, chunk });
     golden.message(
         "storage-read",
         &StorageRequest::Read {
@@ -114,9 +121,28 @@ fn messages_encode_to_their_golden_bytes() {
             first: BlockIndex(0),
             blocks: 8,
             level: Level::One,
+            not_before: version,
         },
     );
-    golden.message("storage-sync", &StorageRequest::Sync { chain, epoch });
+    golden.message(
+        "storage-sync",
+        &StorageRequest::Sync {
+            chain,
+            epoch,
+            level: Level::Quorum,
+            since: Epoch(8),
+            written: Level::One,
+        },
+    );
+    golden.message("storage-forwarded", &StorageResponse::Forwarded { stable: true });
+    golden.message(
+        "storage-stable",
+        &StorageRequest::Stable {
+            chain,
+            epoch,
+            chunks: vec![(chunk, version)],
+        },
+    );
     golden.message(
         "storage-read-answer",
         &StorageResponse::Read {
@@ -201,12 +227,29 @@ fn messages_encode_to_their_golden_bytes() {
         &MetaRequest::Heartbeat(Heartbeat {
             node: StorageId(2),
             incarnation: Incarnation(0xdead_beef),
+            store: StoreId([0xcd; 16]),
             address: "127.0.0.1:7102".parse().unwrap(),
             routing: RoutingVersion(4),
             total_bytes: 1 << 40,
             used_bytes: 1 << 30,
             fault: None,
             resyncs: vec![],
+            retired: vec![],
+            signs: Signs {
+                unanswered_ms: 90,
+                stands_aside: false,
+                unheard: vec![Unheard {
+                    node: StorageId(3),
+                    ms: 400,
+                }],
+                syncs: Pace {
+                    median_us: Some(900),
+                    running_us: 0,
+                },
+                writes: Pace::default(),
+                damage: DamageCount { open: 2, lost: 1 },
+            },
+            settled: vec![(chain, epoch)],
         }),
     );
     golden.message("meta-not-leader", &MetaResponse::NotLeader { leader: None });
@@ -215,15 +258,12 @@ fn messages_encode_to_their_golden_bytes() {
         &ChainInfo {
             id: chain,
             epoch,
+            settled: true,
+            headed: Epoch(5),
+            revived: Epoch(2),
             members: vec![
-                ChainMember {
-                    node: StorageId(1),
-                    state: MemberState::Serving,
-                },
-                ChainMember {
-                    node: StorageId(2),
-                    state: MemberState::Offline,
-                },
+                ChainMember::new(StorageId(1), MemberState::Serving),
+                ChainMember::new(StorageId(2), MemberState::Offline),
             ],
         },
     );

@@ -146,6 +146,7 @@ pub(crate) fn open_mode(flags: OpenFlags) -> OpenMode {
         write: access != OpenAccMode::O_RDONLY || truncate,
         append: flags.0 & libc::O_APPEND != 0,
         truncate,
+        direct: flags.0 & libc::O_DIRECT != 0,
     }
 }
 
@@ -267,7 +268,13 @@ mod tests {
             write,
             append,
             truncate,
+            direct: false,
         };
+        let direct = OpenMode {
+            direct: true,
+            ..mode(true, true, false, false)
+        };
+        assert_eq!(open(libc::O_RDWR | libc::O_DIRECT), direct);
         assert_eq!(open(libc::O_RDONLY), mode(true, false, false, false));
         assert_eq!(open(libc::O_WRONLY | libc::O_APPEND), mode(false, true, true, false));
         assert_eq!(open(libc::O_RDWR | libc::O_TRUNC), mode(true, true, false, true));

@@ -684,7 +684,7 @@ impl Filesystem for Adapter {
     }
 }
 
-/// A handle as `open` asks for it, from the one that `create` gave (read and write): for appending it is opened
+/// A handle as `open` asks for it, from the one that `create` gave (read and write): for appending or direct reads it is opened
 /// anew, and a file that somebody else created and filled in between is cut if the caller said `O_TRUNC`.
 async fn reopen_created(
     client: &Client,
@@ -693,10 +693,10 @@ async fn reopen_created(
     handle: FileHandleId,
     open: dfs_client::OpenMode,
 ) -> Result<(Attributes, FileHandleId)> {
-    if open.append {
-        let (attributes, appending, _) = client.open(attributes.inode, open).await?;
+    if open.append || open.direct {
+        let (attributes, reopened, _) = client.open(attributes.inode, open).await?;
         let _ = client.release(handle);
-        return Ok((attributes, appending));
+        return Ok((attributes, reopened));
     }
     if open.truncate && attributes.length_bytes > 0 {
         let set = SetAttributes::default();

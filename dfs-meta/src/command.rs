@@ -3,9 +3,12 @@
 
 use std::net::SocketAddr;
 
-use dfs_common::wire::meta::{ChangeRequest, Reservation};
+use dfs_common::conflict::{ConflictId, Divergence, Settlement, Verdict};
+use dfs_common::wire::meta::{ChangeRequest, NodeAction, Reservation};
 use dfs_common::wire::namespace::NamespaceChange;
-use dfs_common::{ChainId, Epoch, Error, Hold, HoldEpoch, Incarnation, InodeId, SessionId, StorageId, Timestamp};
+use dfs_common::{
+    ChainId, Epoch, Error, Hold, HoldEpoch, Incarnation, InodeId, SessionId, StorageId, StoreId, Timestamp,
+};
 
 use crate::namespace::{Growing, Obstacle};
 use serde::{Deserialize, Serialize};
@@ -39,6 +42,25 @@ pub enum CommandKind {
     FoundLength(Growing),
     /// The chunks of these unlinked inodes are gone from every chain: their rows go too.
     Purged { inodes: Vec<InodeId> },
+    /// A member of a chain came back with what the chain has not.
+    Diverged(Divergence),
+    /// What it had is in the chain, or safe beside it. `node`: who brought it in.
+    Reconciled {
+        inode: InodeId,
+        conflict: Option<ConflictId>,
+        node: StorageId,
+    },
+    /// What became of a conflict, and by whose word.
+    SettleConflict {
+        inode: InodeId,
+        conflict: ConflictId,
+        how: Settlement,
+        by: String,
+    },
+    /// What an administrator wants of a storage node.
+    Administer { node: StorageId, action: NodeAction },
+    /// Whether nothing is to be copied to members that are out of sync.
+    PauseResyncs(bool),
     /// Everything about nodes and chains.
     Cluster(Vec<ClusterEvent>),
 }
@@ -46,10 +68,12 @@ pub enum CommandKind {
 /// Events that move nodes and chains; `chains::apply` folds them into the routing table.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ClusterEvent {
-    /// A storage node (re)started or moved: a new incarnation or address. Also its first registration.
+    /// A storage node (re)started or moved: a new incarnation or address. Also its first registration. With another store its
+    /// disk was replaced; see `chains::apply`.
     NodeUp {
         node: StorageId,
         incarnation: Incarnation,
+        store: StoreId,
         address: SocketAddr,
     },
     /// Its lease ran out, or it reported a fault.
@@ -60,6 +84,22 @@ pub enum ClusterEvent {
         epoch: Epoch,
         node: StorageId,
     },
+    /// The chain's second member has what it may have lacked when this epoch began.
+    Settled { chain: ChainId, epoch: Epoch },
+    /// A node becomes a member of a chain, if that is still in this epoch; likewise below.
+    Join {
+        chain: ChainId,
+        epoch: Epoch,
+        node: StorageId,
+    },
+    /// A member that serves no more in this epoch goes for good.
+    Leave {
+        chain: ChainId,
+        epoch: Epoch,
+        node: StorageId,
+    },
+    /// A member that serves no more in this epoch stays after all.
+    Renew { chain: ChainId, epoch: Epoch },
 }
 
 /// What applying a command returned; the same bytes on every server.
@@ -74,5 +114,8 @@ pub enum Outcome {
     Released(HoldEpoch),
     /// Nothing was done (of several: no more than what was answered before) because something must come first.
     Obstructed(Obstacle),
+    Verdict(Verdict),
+    /// Refused, with the reason, or done.
+    Administered(Result<(), Error>),
     Done,
 }

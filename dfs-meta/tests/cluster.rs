@@ -19,12 +19,12 @@ use dfs_common::config::{ClusterConfig, MetaServer as MetaAddress};
 use dfs_common::wire::Lane;
 use dfs_common::wire::meta::{
     ChangeAnswer, ChangeRequest, ClusterStatus, HEARTBEAT_MS, Heartbeat, KeepAlive, MetaRequest, MetaResponse,
-    NODE_LEASE_MS,
+    NODE_LEASE_MS, Signs,
 };
 use dfs_common::wire::namespace::{Caller, NamespaceAnswer, NamespaceChange, NamespaceOp, NamespaceRead, WrappedKey};
 use dfs_common::{
     ClusterId, ErrorCode, Incarnation, InodeId, MetaId, NodeName, Role, RoutingTable, RoutingVersion, SequenceNumber,
-    SessionId, StorageId, ValidName,
+    SessionId, StorageId, StoreId, ValidName,
 };
 use dfs_crypto::{CertificateAuthority, RootKey};
 use dfs_meta::service::{MetaOptions, MetaServer};
@@ -259,12 +259,16 @@ async fn storage(cluster: &Cluster, id: u32) -> Node {
             let request = MetaRequest::Heartbeat(Heartbeat {
                 node: StorageId(id),
                 incarnation: Incarnation(7),
+                store: StoreId::default(),
                 address: user.endpoint.local_address(),
                 routing,
                 total_bytes: 3000,
                 used_bytes: 0,
                 fault: None,
                 resyncs: Vec::new(),
+                retired: Vec::new(),
+                signs: Signs::default(),
+                settled: Vec::new(),
             });
             if let MetaResponse::Heartbeat(answer) = user.ask(&request).await {
                 lease.store(answer.lease, Ordering::Relaxed);

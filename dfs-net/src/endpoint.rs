@@ -36,7 +36,7 @@ pub(crate) struct EndpointInner {
     pub(crate) quic: quinn::Endpoint,
     pub(crate) cluster: ClusterId,
     pub(crate) name: NodeName,
-    /// Drawn anew for every endpoint.
+    /// Of its own for every endpoint.
     incarnation: Incarnation,
     address: SocketAddr,
     /// While somebody is served. Never given back before the endpoint is: a refusal at its port says that the process is gone.
@@ -55,15 +55,27 @@ impl std::fmt::Debug for EndpointInner {
 }
 
 impl Endpoint {
-    /// Binds `listen` (port 0 picks one) under the identity of `credentials`.
+    /// Binds `listen` (port 0 picks one) under the identity of `credentials`, with an incarnation drawn by lot.
     ///
     /// # Errors
     /// `Bind` when the port is taken or the address is not this host's; `Credentials` when they make no TLS identity.
+    pub async fn bind(credentials: &Credentials, listen: SocketAddr) -> Result<Self, NetError> {
+        Self::bind_as(credentials, listen, draw_incarnation()?).await
+    }
+
+    /// The same for a process that has a number of its own, which no other process of its name ever had.
+    ///
+    /// # Errors
+    /// As `bind`.
     #[expect(
         clippy::unused_async,
         reason = "must run within a runtime, and says so by its signature"
     )]
-    pub async fn bind(credentials: &Credentials, listen: SocketAddr) -> Result<Self, NetError> {
+    pub async fn bind_as(
+        credentials: &Credentials,
+        listen: SocketAddr,
+        incarnation: Incarnation,
+    ) -> Result<Self, NetError> {
         let bad = |error: &dyn std::fmt::Display| NetError::Credentials(error.to_string());
         let server = tls::server_config(credentials, ALPN).map_err(|error| bad(&error))?;
         let client = tls::client_config(credentials, ALPN).map_err(|error| bad(&error))?;
@@ -82,7 +94,7 @@ impl Endpoint {
             quic,
             cluster: credentials.cluster(),
             name: credentials.name(),
-            incarnation: draw_incarnation()?,
+            incarnation,
             address,
             listener: OnceLock::new(),
             transports: Transports::new(),

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use dfs_common::wire::storage::Mutation;
+use dfs_common::wire::storage::{Mutation, Origin};
 use dfs_common::{
-    BlockIndex, ChainId, ChunkId, ChunkIndex, ChunkVersion, ClusterId, Epoch, InodeId, RequestId, StorageId,
+    BlockIndex, ChainId, ChunkId, ChunkIndex, ChunkVersion, ClusterId, Epoch, HybridClock, InodeId, Level, RequestId,
+    StorageId,
 };
 use dfs_storage::disk::RealDisk;
 use dfs_storage::store::{ChunkStore, StoreError, StoreOptions};
@@ -25,7 +26,12 @@ fn write(store: &ChunkStore, n: u64, blocks: u32, payload: &Bytes) -> Result<(),
         last_length_bytes: 4096,
         conditions: Vec::new(),
     };
-    store.apply(ChainId(1), chunk, version, RequestId::SYSTEM, &mutation, payload)
+    let origin = Origin {
+        id: RequestId::SYSTEM,
+        level: Level::Quorum,
+        stamp: HybridClock::default(),
+    };
+    store.apply(ChainId(1), chunk, version, origin, &mutation, payload)
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

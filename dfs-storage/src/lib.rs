@@ -4,9 +4,11 @@
 //! `service` moves messages in and effects out; `resync` copies to a returning neighbour.
 
 pub mod disk;
+pub mod divergence;
+mod reconcile;
 pub mod replica;
 pub mod resync;
 pub mod service;
 pub mod store;
 
-pub use service::{StorageOptions, StorageServer};
+pub use service::{Ended, Lease, StorageOptions, StorageServer};

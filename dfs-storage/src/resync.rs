@@ -7,9 +7,10 @@ use bytes::Bytes;
 use dfs_common::units::{BLOCK_SIZE_BYTES, MAX_CHUNK_SIZE_BYTES, SEAL_SIZE_BYTES};
 use dfs_common::wire::Lane;
 use dfs_common::wire::meta::{MetaRequest, MetaResponse};
-use dfs_common::wire::storage::{BlockRun, InstallPart, StorageRequest, StorageResponse};
+use dfs_common::wire::storage::{BlockRun, ChunkMemory, FoundBy, InstallPart, StorageRequest, StorageResponse};
 use dfs_common::{BlockIndex, ChainId, ChunkId, ChunkVersion, Epoch, Error, ErrorCode, Result, StorageId};
 
+use crate::reconcile::Pass;
 use crate::replica::CopyReport;
 use crate::service::chain::{Chain, blocking, expect};
 use crate::service::node::Node;
@@ -46,7 +47,18 @@ pub(crate) async fn fetch_inventory(
         .storage(&node.routing(), to, Lane::Bulk, &request, &[], PART_DEADLINE)
         .await?;
     match answer.0 {
-        StorageResponse::Inventory { chunks, end } => Ok((chunks, end)),
+        StorageResponse::Inventory { chunks, end } => {
+            // Nothing is copied over or dropped before what only they have is safe.
+            Pass {
+                node,
+                chain,
+                epoch,
+                member: to,
+            }
+            .over(&chunks)
+            .await?;
+            Ok((chunks, end))
+        }
         StorageResponse::Failed(error) => Err(error),
         response => Err(Error::new(
             ErrorCode::BadMessage,
@@ -55,19 +67,15 @@ pub(crate) async fn fetch_inventory(
     }
 }
 
-/// The syncing side's inventory. What its disk has lost is left out, so that it is copied.
+/// The syncing side's inventory. What its disk has damaged is listed without its version, so that it is copied. Nothing of it
+/// is given up before: what is left here may be all that is left of another block.
 pub(crate) fn list(node: &Node, chain: ChainId, after: Option<ChunkId>, limit: u32) -> StorageResponse {
-    if after.is_none() {
-        let rotten: Vec<_> = node.rotten.lock().iter().copied().collect();
-        for chunk in rotten {
-            tracing::warn!(%chain, %chunk, "damaged here; a whole copy is asked for");
-            // It may be another chain's; then it stays for that one's resync.
-            if blocking(0, || node.store.drop_chunk(chain, chunk)).is_ok() {
-                node.rotten.lock().remove(&chunk);
-            }
+    let mut chunks = node.store.list(chain, after, limit as usize);
+    for (chunk, version) in &mut chunks {
+        if node.damage.is_damaged(*chunk) {
+            *version = ChunkVersion::NONE;
         }
     }
-    let chunks = node.store.list(chain, after, limit as usize);
     StorageResponse::Inventory {
         end: chunks.len() < limit as usize,
         chunks,
@@ -112,7 +120,7 @@ pub(crate) async fn copy_chunk(
     let mut first = 0;
     loop {
         let found = blocking(usize::MAX, || next_part(node, chunk, &mut first))
-            .inspect_err(|error| node.note_damage(chunk, error))?;
+            .inspect_err(|error| node.note_damage(chunk, FoundBy::Read, error))?;
         let Some(read) = found else {
             break;
         };
@@ -127,12 +135,14 @@ pub(crate) async fn copy_chunk(
         }
         if let Some((runs, payload)) = ready.replace((read.runs, read.payload)) {
             size_bytes += payload.len() as u64;
+            node.budget.lock().copied(node.lease.now_ms(), payload.len() as u64);
             copy.send(begin, false, runs, payload).await?;
             begin = false;
         }
     }
     let (runs, payload) = ready.unwrap_or_default();
     size_bytes += payload.len() as u64;
+    node.budget.lock().copied(node.lease.now_ms(), payload.len() as u64);
     copy.send(begin, true, runs, payload).await?;
     Ok(CopyReport {
         version: copy.version,
@@ -164,10 +174,10 @@ struct Copy<'a> {
 
 impl Copy<'_> {
     async fn send(&self, begin: bool, done: bool, runs: Vec<BlockRun>, payload: Bytes) -> Result<()> {
-        let remembered = if done {
-            self.node.store.remembered_all(self.chunk)
+        let memory = if done {
+            self.node.store.memory(self.chunk)
         } else {
-            Vec::new()
+            ChunkMemory::default()
         };
         let request = StorageRequest::InstallChunk {
             chain: self.chain,
@@ -178,7 +188,7 @@ impl Copy<'_> {
                 begin,
                 done,
                 runs,
-                remembered,
+                memory,
             },
         };
         let answer = self

@@ -138,6 +138,30 @@ impl DevCluster {
         }
     }
 
+    /// Waits until every chain has two members that may carry it on alone, or as many as serve. Two that die within a moment
+    /// of each other can both be all that is complete (decision 14); whoever kills one after the other waits for this.
+    #[track_caller]
+    pub fn wait_settled(&self, bound: Duration) {
+        let start = Instant::now();
+        let is_settled = |chain: &Value| {
+            let count = |fits: &dyn Fn(&Value) -> bool| {
+                let members = chain["members"].as_array();
+                members.map_or(0, |members| members.iter().filter(|member| fits(member)).count())
+            };
+            let serving = count(&|member| member["state"] == "serving");
+            serving > 0 && count(&|member| member["complete"] == true) >= serving.min(2)
+        };
+        loop {
+            let listed = self.admin(&["chain", "list", "-o", "json"]);
+            let chains: Value = serde_json::from_str(&listed.stdout).unwrap_or_default();
+            if chains.as_array().is_some_and(|chains| chains.iter().all(is_settled)) {
+                return;
+            }
+            assert!(start.elapsed() < bound, "not settled after {bound:?}: {chains:#}");
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
+
     /// `chain verify --deep`: every replica of every chain holds the same.
     #[track_caller]
     pub fn verify_replicas(&self) {

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -9,7 +10,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 /// Not a divisor of the block size, so that records tear over blocks if anything can tear them.
-const RECORD: usize = 1000;
+pub(crate) const RECORD: usize = 1000;
 
 /// Appends numbered records with fsync until told to stop; a failed append is tried again by number.
 #[derive(Debug)]
@@ -59,6 +60,11 @@ impl Appender {
         Duration::from_micros(self.longest.load(Ordering::SeqCst))
     }
 
+    /// Forgets how long appends took so far.
+    pub fn begin(&self) {
+        self.longest.store(0, Ordering::SeqCst);
+    }
+
     /// Stops writing, without judging.
     pub fn stop(&mut self) {
         self.stop.store(true, Ordering::SeqCst);
@@ -71,39 +77,100 @@ impl Appender {
     /// its first attempt was reported as failed.
     #[track_caller]
     pub fn check(&self) {
+        if let Err(why) = self.verdict() {
+            panic!("{why}");
+        }
+    }
+
+    /// The same as a value. `Err`: what is wrong.
+    ///
+    /// # Errors
+    /// See [`Self::check`].
+    pub fn verdict(&self) -> Result<(), String> {
         let mut bytes = Vec::new();
         File::open(&self.path)
             .and_then(|mut file| file.read_to_end(&mut bytes))
-            .unwrap_or_else(|e| panic!("{}: {e}", self.path.display()));
+            .map_err(|e| format!("{}: {e}", self.path.display()))?;
         let (mut next, mut repeated) = (0_u64, 0_u64);
         for (at, chunk) in bytes.chunks(RECORD).enumerate() {
             if chunk == record(next) {
                 next += 1;
             } else if next > 0 && chunk == record(next - 1) {
                 repeated += 1;
+            } else if next < self.acknowledged() {
+                return Err(format!(
+                    "record at {} is wrong, {} in all; {next} were right before it, {} acknowledged; the file is {} bytes long; {}; anew \
+                     and past every cache: {}",
+                    at * RECORD,
+                    wrong_places(&bytes),
+                    self.acknowledged(),
+                    bytes.len(),
+                    describe(chunk, next),
+                    self.read_again(at, next)
+                ));
             } else {
                 // A torn end that nobody was told of is no loss.
-                let unacknowledged_tail = next >= self.acknowledged();
-                assert!(
-                    unacknowledged_tail,
-                    "record at {} is wrong; {next} were right, {} acknowledged",
-                    at * RECORD,
-                    self.acknowledged()
-                );
                 break;
             }
         }
-        assert!(
-            next >= self.acknowledged(),
-            "{} acknowledged, {next} found",
-            self.acknowledged()
-        );
-        assert!(
-            repeated <= self.errors(),
-            "{repeated} records stand twice after {} errors",
-            self.errors()
-        );
+        if next < self.acknowledged() {
+            return Err(format!("{} acknowledged, {next} found", self.acknowledged()));
+        }
+        if repeated > self.errors() {
+            return Err(format!("{repeated} records stand twice after {} errors", self.errors()));
+        }
+        Ok(())
     }
+}
+
+impl Appender {
+    fn read_again(&self, at: usize, number: u64) -> String {
+        let mut bytes = vec![0; RECORD];
+        let read = OpenOptions::new()
+            .read(true)
+            .custom_flags(rustix::fs::OFlags::DIRECT.bits().cast_signed())
+            .open(&self.path)
+            .and_then(|file| file.read_at(&mut bytes, (at * RECORD) as u64));
+        match read {
+            Ok(length) => describe(&bytes[..length], number),
+            Err(error) => error.to_string(),
+        }
+    }
+}
+
+/// Places whose record is not that of their number, as ranges.
+fn wrong_places(bytes: &[u8]) -> String {
+    let is_wrong = |(at, chunk): &(usize, &[u8])| *chunk != record(*at as u64);
+    let wrong: Vec<usize> = bytes
+        .chunks(RECORD)
+        .enumerate()
+        .filter(is_wrong)
+        .map(|(at, _)| at)
+        .collect();
+    let runs = wrong.chunk_by(|a, b| a + 1 == *b);
+    let text: Vec<String> = runs.map(|run| format!("{}+{}", run[0], run.len())).collect();
+    text.join(" ")
+}
+
+/// What stands where record `number` should, for whoever has to find out why.
+fn describe(found: &[u8], number: u64) -> String {
+    let near = number.saturating_sub(20)..number + 20;
+    if let Some(other) = near.into_iter().find(|other| record(*other) == found) {
+        return format!("record {other} stands there");
+    }
+    let wanted = record(number);
+    let differs = |index: &usize| found.get(*index) != wanted.get(*index);
+    let first = (0..RECORD).find(differs).unwrap_or(RECORD);
+    let last = (0..RECORD).rev().find(differs).unwrap_or_default();
+    let kind = if found.iter().all(|byte| *byte == 0) {
+        "zero"
+    } else {
+        "other"
+    };
+    format!(
+        "{} {kind} bytes, different from the {first}th to the {last}th",
+        found.len()
+    )
 }
 
 impl Drop for Appender {

@@ -9,12 +9,19 @@
     reason = "helpers of tests fail by panicking"
 )]
 
+pub mod actors;
 pub mod cluster;
+pub mod cuts;
+pub mod faults;
 pub mod history;
+pub mod host_cluster;
+pub mod hosts;
 pub mod loop_disk;
 pub mod process;
 pub mod tree;
 
 pub use cluster::DevCluster;
+pub use host_cluster::HostCluster;
+pub use hosts::Hosts;
 pub use loop_disk::LoopDisk;
 pub use process::{Finished, dfs, run, run_in, shell};

@@ -50,14 +50,7 @@ impl LoopDisk {
         shell(&format!("mount -o loop {} {}", self.image.display(), self.at.display()));
     }
 
-    /// What happens to a machine without power: SIGSTOP, shut the file system down without flushing its log, kill, unmount.
-    pub fn cut_power(&self, cluster: &DevCluster, name: &str) {
-        let pid = cluster.pid(name);
-        let shutdown = "import fcntl,os,struct,sys; fd=os.open(sys.argv[1],os.O_RDONLY); fcntl.ioctl(fd,0x8004587D,struct.pack('I',2))";
-        shell(&format!(
-            "kill -STOP {pid} && python3 -c \"{shutdown}\" {} && kill -9 {pid}",
-            self.at.display()
-        ));
+    pub fn unmount(&self) {
         let start = Instant::now();
         while !run(std::process::Command::new("umount").arg(&self.at)).ok() {
             assert!(
@@ -65,9 +58,30 @@ impl LoopDisk {
                 "{} does not unmount",
                 self.at.display()
             );
-            thread::sleep(Duration::from_millis(100));
+            thread::sleep(Duration::from_millis(20));
         }
     }
+
+    /// What happens to a machine without power, and to its disk.
+    pub fn cut_power(&self, cluster: &DevCluster, name: &str) {
+        cut_power(&[(cluster.pid(name), self)]);
+        self.unmount();
+    }
+}
+
+/// Machines lose their power at the same moment: SIGSTOP, shut the file systems down without flushing their logs, kill.
+pub fn cut_power(victims: &[(u32, &LoopDisk)]) {
+    let shutdown = "import fcntl,os,struct,sys; [fcntl.ioctl(os.open(at,os.O_RDONLY),0x8004587D,struct.pack('I',2)) for at in sys.argv[1:]]";
+    let pids: Vec<String> = victims.iter().map(|(pid, _)| pid.to_string()).collect();
+    let disks: Vec<String> = victims.iter().map(|(_, disk)| disk.at.display().to_string()).collect();
+    if victims.is_empty() {
+        return;
+    }
+    shell(&format!(
+        "kill -STOP {0} && python3 -c \"{shutdown}\" {1} && kill -9 {0}",
+        pids.join(" "),
+        disks.join(" ")
+    ));
 }
 
 impl Drop for LoopDisk {

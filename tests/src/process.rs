@@ -60,7 +60,7 @@ pub fn dfs_binary() -> &'static Path {
         let target = test
             .ancestors()
             .find(|at| at.ends_with("release"))
-            .expect("tests run from target/release/deps");
+            .expect("tests run from target/release");
         target.join("dfs")
     })
 }

@@ -50,6 +50,7 @@ const PURE: &[&str] = &[
     "dfs-meta/src/namespace",
     "dfs-storage/src/replica",
     "dfs-client/src/meta/held.rs",
+    "history/src",
 ];
 
 const IMPURE_WORDS: &[&str] = &[

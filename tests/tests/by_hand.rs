@@ -14,53 +14,8 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use dfs_tests::process::dfs_binary;
-use dfs_tests::{dfs, run, shell};
+use dfs_tests::{Hosts, dfs, run, shell};
 use tempfile::TempDir;
-
-/// Hosts of one test, joined by a bridge; gone when it ends.
-struct Hosts {
-    tag: String,
-    names: Vec<String>,
-}
-
-impl Hosts {
-    fn new(count: usize) -> Self {
-        let tag = format!("dt{}", std::process::id() % 100_000);
-        let mut hosts = Self { tag, names: Vec::new() };
-        let bridge = format!("{}b", hosts.tag);
-        shell(&format!(
-            "ip netns add {bridge} && ip -n {bridge} link add br0 type bridge && ip -n {bridge} link set br0 up"
-        ));
-        for number in 1..=count {
-            let name = format!("{}n{number}", hosts.tag);
-            shell(&format!(
-                "ip netns add {name} && ip link add eth0 netns {name} type veth peer name p{number} netns {bridge} \
-                 && ip -n {bridge} link set p{number} master br0 up && ip -n {name} addr add 10.99.0.{number}/24 dev eth0 \
-                 && ip -n {name} link set eth0 up && ip -n {name} link set lo up"
-            ));
-            hosts.names.push(name);
-        }
-        hosts
-    }
-
-    fn command(&self, number: usize) -> Command {
-        let mut command = Command::new("nsenter");
-        command
-            // Not `ip netns exec`: that would hide the mount in a mount namespace of its own.
-            .arg(format!("--net=/run/netns/{}", self.names[number - 1]))
-            .arg(dfs_binary());
-        command
-    }
-}
-
-impl Drop for Hosts {
-    fn drop(&mut self) {
-        for name in self.names.iter().chain([&format!("{}b", self.tag)]) {
-            let _ = run(Command::new("ip").args(["netns", "del", name]));
-        }
-    }
-}
 
 /// Server processes, killed at the end.
 #[derive(Default)]

@@ -1,6 +1,7 @@
 //! Tasks around the code: `cargo xtask verify` checks what CI checks and never edits; `cargo xtask fix` edits.
 #![expect(clippy::print_stderr, reason = "a command-line tool talks on stderr")]
 
+use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::time::Instant;
 
@@ -20,6 +21,7 @@ const VERIFY: &[&[&str]] = &[
     ],
     &["build", "--release", "--workspace"],
     &["test", "--release", "--workspace"],
+    &["run", "--release", "-p", "dfs-sim", "--", "--seeds", "2000"],
 ];
 
 const FIX: &[&[&str]] = &[
@@ -35,21 +37,71 @@ const FIX: &[&[&str]] = &[
     &["fmt", "--all"],
 ];
 
-const USAGE: &str = "usage: cargo xtask verify | fix
+const USAGE: &str = "usage: cargo xtask verify | fix | sim ... | faults ...
   verify   format, lints and tests, exactly as CI runs them; edits nothing
-  fix      formats, and applies what the lints can mend by themselves";
+  fix      formats, and applies what the lints can mend by themselves
+  sim      clusters in virtual time: --seeds N, --from S, --seed S [--keep PLACES], --planted all|NAME, --resume FILE [--cores N]
+  faults   fault runs over real processes, from seeds; see: cargo xtask faults --help";
+
+/// The servers' binary, and the harness that stands beside it.
+const FAULTS: &[&[&str]] = &[&[
+    "build",
+    "--release",
+    "--quiet",
+    "--package",
+    "dfs-cli",
+    "--package",
+    "dfs-tests",
+]];
 
 fn main() -> ExitCode {
     let steps = match std::env::args().nth(1).as_deref() {
         Some("verify") => VERIFY,
         Some("fix") => FIX,
+        Some("faults") => return faults(),
+        Some("sim") => return finish(sim(&std::env::args().skip(2).collect::<Vec<_>>())),
         _ => {
             eprintln!("{USAGE}");
             return ExitCode::from(2);
         }
     };
-    match steps.iter().try_for_each(|step| cargo(step)) {
+    finish(steps.iter().try_for_each(|step| cargo(step)))
+}
+
+/// Planted bugs are built in for this one run only.
+fn sim(arguments: &[String]) -> Result<()> {
+    let mut all = vec!["run", "--release", "-p", "dfs-sim"];
+    if arguments.iter().any(|argument| argument == "--planted") {
+        all.extend(["--features", "planted"]);
+    }
+    all.push("--");
+    all.extend(arguments.iter().map(String::as_str));
+    cargo(&all)
+}
+
+fn finish(result: Result<()>) -> ExitCode {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn faults() -> ExitCode {
+    let run = || {
+        FAULTS.iter().try_for_each(|step| cargo(step))?;
+        let binary = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/release/faults");
+        let status = Command::new(&binary)
+            .args(std::env::args_os().skip(2))
+            .status()
+            .with_context(|| format!("{} does not start", binary.display()))?;
+        anyhow::Ok(status.success())
+    };
+    match run() {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("xtask: {error:#}");
             ExitCode::FAILURE

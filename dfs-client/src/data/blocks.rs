@@ -43,6 +43,16 @@ impl PlannedRun {
         &self.data[start..end]
     }
 
+    /// Some of its blocks, which follow each other, as a run of their own that nothing has to be merged into.
+    pub(crate) fn part(&self, blocks: impl Iterator<Item = BlockIndex> + Clone) -> Self {
+        Self {
+            chunk: self.chunk,
+            first: blocks.clone().next().unwrap_or(self.first),
+            data: blocks.flat_map(|block| self.block(block)).copied().collect(),
+            partial: BTreeMap::new(),
+        }
+    }
+
     /// Fills in what the writer did not give of a partial block. May be called again with a newer base.
     pub(crate) fn merge(&mut self, block: BlockIndex, base: &[u8]) {
         let Some(given) = self.partial.get(&block) else { return };

@@ -30,6 +30,11 @@ pub(crate) struct Slab {
 }
 
 impl Slab {
+    /// Of its first byte.
+    pub(crate) fn offset(&self) -> u64 {
+        self.extents.first_key_value().map_or(0, |(at, _)| *at)
+    }
+
     fn write(&mut self, offset: u64, data: &[u8]) {
         let end = offset + data.len() as u64;
         let left = self

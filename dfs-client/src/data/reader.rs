@@ -10,7 +10,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use dfs_common::units::{BLOCK_SIZE_BYTES, MAX_IO_SIZE_BYTES};
 use dfs_common::wire::storage::BlockRun;
-use dfs_common::{BlockIndex, ChainId, ChunkId, ChunkVersion, Error, ErrorCode, Result, StorageId};
+use dfs_common::{BlockIndex, ChainId, ChunkId, ChunkVersion, Error, ErrorCode, Level, Result, StorageId};
+use dfs_crypto::block::BlockCipher;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -74,6 +75,10 @@ impl Mount {
         if size == 0 {
             return Ok(Bytes::new());
         }
+        if handle.mode.direct {
+            // As a local disk does: whoever reads past the buffer must not see what others can not see yet, and may lose.
+            self.drain(file, deadline).await?;
+        }
         let mut length = file.inner.lock().length();
         if offset >= length {
             // Another mount may have made it longer since.
@@ -86,6 +91,9 @@ impl Mount {
             }
         }
         let size = u64::from(size).min(length - offset);
+        if handle.mode.direct {
+            return self.fetch(file, offset, size, deadline).await.map(Bytes::from);
+        }
         let (pieces, generation) = {
             let inner = file.inner.lock();
             (inner.dirty.pieces(offset, size), inner.generation)
@@ -255,7 +263,7 @@ impl Mount {
         let chain = file.chain_of(&table, part.chunk.index)?;
         let (_, mut plain) = self
             .open_blocks(
-                file,
+                (&file.cipher, file.read_level),
                 chain,
                 part.chunk,
                 (BlockIndex(first as u32), blocks as u32),
@@ -279,16 +287,32 @@ impl Mount {
         block: BlockIndex,
         deadline: Instant,
     ) -> Result<(ChunkVersion, Vec<u8>)> {
-        let (runs, mut plain) = self.open_blocks(file, chain, chunk, (block, 1), deadline).await?;
+        let latest = self
+            .chunks
+            .read_latest(chain, chunk, (block, 1), file.write_level, deadline)
+            .await
+            .and_then(|(_, runs, payload)| {
+                let plain = open(&file.cipher, chunk, (block, 1), &runs, &payload)?;
+                Ok((runs, plain))
+            });
+        let (runs, mut plain) = match latest {
+            // Damaged at the head: another's will do, since the condition of the write finds out if it is older.
+            Err(error) if matches!(error.code, ErrorCode::Corrupt | ErrorCode::Internal) => {
+                self.open_blocks((&file.cipher, file.read_level), chain, chunk, (block, 1), deadline)
+                    .await?
+            }
+            latest => latest?,
+        };
         let run = runs.first();
         plain.truncate(run.map_or(0, |run| run.last_length_bytes as usize));
         Ok((run.map_or(ChunkVersion::NONE, |run| run.version), plain))
     }
 
-    /// Reads and opens blocks; a replica whose blocks do not open is passed over for another.
-    async fn open_blocks(
+    /// Reads and opens blocks; a replica whose blocks do not open is passed over for another. The key is that of the file they were
+    /// sealed for, which need not be the inode they are stored under.
+    pub(crate) async fn open_blocks(
         &self,
-        file: &FileState,
+        (cipher, level): (&BlockCipher, Level),
         chain: ChainId,
         chunk: ChunkId,
         (first, blocks): (BlockIndex, u32),
@@ -298,9 +322,9 @@ impl Mount {
         loop {
             let (node, runs, payload) = self
                 .chunks
-                .read(chain, chunk, (first, blocks), file.read_level, &avoid, deadline)
+                .read(chain, chunk, (first, blocks), level, &avoid, deadline)
                 .await?;
-            match open(file, chunk, (first, blocks), &runs, &payload) {
+            match open(cipher, chunk, (first, blocks), &runs, &payload) {
                 Ok(plain) => return Ok((runs, plain)),
                 Err(error) => {
                     tracing::warn!(inode = chunk.inode.0, chunk = chunk.index.0, "storage-{node}: {error}");
@@ -315,7 +339,7 @@ impl Mount {
 }
 
 fn open(
-    file: &FileState,
+    cipher: &BlockCipher,
     chunk: ChunkId,
     (first, blocks): (BlockIndex, u32),
     runs: &[BlockRun],
@@ -339,7 +363,7 @@ fn open(
         at += run.payload_size_bytes();
         let start = (run.first.0 - first.0) as usize * BLOCK_SIZE_BYTES;
         let target = plain.get_mut(start..start + run.data_size_bytes()).ok_or_else(bad)?;
-        file.cipher
+        cipher
             .open(
                 chunk.index,
                 run.first,

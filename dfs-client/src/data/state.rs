@@ -4,7 +4,6 @@
 //! snapshot, do I/O, and come back with the result. The length that callers see is the greatest of: what metadata
 //! says, the end of what is on the chains but not committed, and the end of what is dirty.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use dfs_common::wire::namespace::{Attributes, SetAttributes, SetTime, WriteCommit};
@@ -18,6 +17,7 @@ use tokio::sync::{RwLock, Semaphore, watch};
 
 use super::dirty::DirtyBuffer;
 use super::errseq::LateErrors;
+use super::unsynced::Unsynced;
 
 /// The short block at a file's end as this mount last wrote it: the base of the next append, without a read.
 #[derive(Clone, Debug)]
@@ -82,9 +82,7 @@ pub(crate) struct Inner {
     pub(crate) last_write: Timestamp,
     /// When that write was, for the ctime.
     pub(crate) last_write_at: Timestamp,
-    /// Chains that acknowledged, or may have, writes that no Sync covers; the number of the last such write.
-    pub(crate) unsynced: BTreeMap<ChainId, u64>,
-    pub(crate) unsynced_writes: u64,
+    pub(crate) unsynced: Unsynced,
     pub(crate) errors: LateErrors,
     pub(crate) tail: Option<Tail>,
     /// Newest `change` up to which every change was this mount's own, if that is known.
@@ -125,8 +123,7 @@ impl Inner {
             deferred_atime: None,
             last_write: attributes.mtime,
             last_write_at: attributes.ctime,
-            unsynced: BTreeMap::new(),
-            unsynced_writes: 0,
+            unsynced: Unsynced::default(),
             errors: LateErrors::default(),
             tail: None,
             own_change,

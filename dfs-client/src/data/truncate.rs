@@ -104,13 +104,17 @@ impl Mount {
                 .unwrap_or_default();
             for chain in chains.into_iter().collect::<BTreeSet<_>>() {
                 let (mount, file) = (Arc::clone(self), Arc::clone(file));
-                note_unsynced(&file, chain);
+                file.inner.lock().unsynced.starts(chain);
                 tasks.spawn(async move {
                     let (level, inode) = (file.write_level, file.inode);
-                    mount
+                    let epoch = mount
                         .chunks
                         .remove_range(chain, level, inode, first_whole, deadline)
-                        .await
+                        .await?;
+                    let mut inner = file.inner.lock();
+                    inner.unsynced.acknowledged(chain, epoch, level);
+                    inner.unsynced.gap(chain);
+                    Ok(())
                 });
             }
         }
@@ -180,19 +184,16 @@ impl Mount {
     ) -> Result<()> {
         let table = self.chunks.routing().current();
         let chain = file.chain_of(&table, index)?;
-        note_unsynced(file, chain);
+        file.inner.lock().unsynced.starts(chain);
         let chunk = ChunkId::new(file.inode, index);
         let how = (file.write_level, false);
-        self.chunks
+        let written = self
+            .chunks
             .mutate(chain, chunk, file.session, how, mutation, payload, deadline)
-            .await
-            .map(|_| ())
+            .await?;
+        let mut inner = file.inner.lock();
+        inner.unsynced.acknowledged(chain, written.epoch, file.write_level);
+        inner.unsynced.gap(chain);
+        Ok(())
     }
-}
-
-fn note_unsynced(file: &FileState, chain: dfs_common::ChainId) {
-    let mut inner = file.inner.lock();
-    inner.unsynced_writes += 1;
-    let number = inner.unsynced_writes;
-    inner.unsynced.insert(chain, number);
 }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use dfs_common::units::SEAL_SIZE_BYTES;
 use dfs_common::wire::storage::{BlockCondition, Mutation};
 use dfs_common::{BlockIndex, ChainId, ChunkId, ChunkVersion, Error, ErrorCode, InodeId, Result};
 use tokio::sync::SemaphorePermit;
@@ -18,6 +19,8 @@ use tokio::time::Instant;
 use super::blocks::{PlannedRun, plan};
 use super::dirty::{Slab, SlabIndex};
 use super::state::{FileState, Tail, Word};
+use super::unsynced::Owing;
+use crate::chunks::Written;
 use crate::mount::{Handle, Mount, wall_clock};
 
 /// A slab that nobody adds to waits this long for more before it goes out.
@@ -172,11 +175,15 @@ impl Mount {
             let outcome = self.bring(file, &slab, sync, deadline).await;
             let now_ms = self.now_ms();
             next = {
+                let chain = file.chain_of(&self.chunks.routing().current(), file.layout.chunk_of(slab.offset()));
                 let mut inner = file.inner.lock();
                 inner.dirty.done(index);
                 inner.generation += 1;
                 match outcome {
                     Ok(()) => {
+                        if !sync && let Ok(chain) = chain {
+                            inner.unsynced.keep(chain, Arc::clone(&slab), &self.kept_room);
+                        }
                         let end = slab
                             .extents
                             .last_key_value()
@@ -184,7 +191,7 @@ impl Mount {
                         inner.owe(end, now_ms);
                     }
                     Err(error) => {
-                        let offset = slab.extents.first_key_value().map_or(0, |(at, _)| *at);
+                        let offset = slab.offset();
                         let error = error.context(format!(
                             "inode {}: {} written bytes from offset {offset} are lost",
                             file.inode, slab.size_bytes
@@ -240,38 +247,17 @@ impl Mount {
                 run.merge(block, &base);
                 conditions.push(BlockCondition { block, version });
             }
-            let mutation = Mutation::Write {
-                first: run.first,
-                blocks: run.blocks(),
-                last_length_bytes: run.last_length_bytes(),
-                conditions,
-            };
-            let mut sealed = Vec::with_capacity(run.data.len() + run.blocks() as usize * 28);
-            file.cipher
-                .seal(run.chunk, run.first, &run.data, &self.nonces, &mut sealed)
-                .map_err(Error::from)?;
             if !sync {
-                let mut inner = file.inner.lock();
-                inner.unsynced_writes += 1;
-                let number = inner.unsynced_writes;
-                inner.unsynced.insert(chain, number);
+                file.inner.lock().unsynced.starts(chain);
             }
-            let how = (file.write_level, sync);
-            let sent = self
-                .chunks
-                .mutate(
-                    chain,
-                    chunk,
-                    file.session,
-                    how,
-                    &mutation,
-                    Bytes::from(sealed),
-                    deadline,
-                )
-                .await;
+            let sent = self.send_run(file, chain, &run, conditions, sync, deadline).await;
             match sent {
-                Ok(version) => {
-                    note_tail(file, &run, version);
+                Ok(written) => {
+                    if !sync {
+                        let level = file.write_level;
+                        file.inner.lock().unsynced.acknowledged(chain, written.epoch, level);
+                    }
+                    note_tail(file, &run, written.version);
                     return Ok(());
                 }
                 // Another mount wrote one of the blocks since its base was read: read again, merge, write anew.
@@ -283,6 +269,41 @@ impl Mount {
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// Seals a run and brings it to its chain, if its blocks are at the versions that `conditions` name.
+    pub(super) async fn send_run(
+        &self,
+        file: &FileState,
+        chain: ChainId,
+        run: &PlannedRun,
+        conditions: Vec<BlockCondition>,
+        sync: bool,
+        deadline: Instant,
+    ) -> Result<Written> {
+        let mutation = Mutation::Write {
+            first: run.first,
+            blocks: run.blocks(),
+            last_length_bytes: run.last_length_bytes(),
+            conditions,
+        };
+        let mut sealed = Vec::with_capacity(run.data.len() + run.blocks() as usize * SEAL_SIZE_BYTES);
+        file.cipher
+            .seal(run.chunk, run.first, &run.data, &self.nonces, &mut sealed)
+            .map_err(Error::from)?;
+        let chunk = ChunkId::new(file.inode, run.chunk);
+        let how = (file.write_level, sync);
+        self.chunks
+            .mutate(
+                chain,
+                chunk,
+                file.session,
+                how,
+                &mutation,
+                Bytes::from(sealed),
+                deadline,
+            )
+            .await
     }
 
     /// What a half-written block holds now, and its version. `guess`: what this mount knows will do, since the condition
@@ -378,7 +399,7 @@ impl Mount {
             let mut inner = file.inner.lock();
             let promised = inner.promise(grows);
             let longer = inner.stable_length() > inner.attributes.length_bytes;
-            (inner.unsynced.clone(), promised, longer)
+            (inner.unsynced.all(), promised, longer)
         };
         let told = async {
             let mut growth = None;
@@ -411,7 +432,7 @@ impl Mount {
             .into_iter()
             .filter_map(|index| inner.dirty.take(index).map(|slab| (index, slab)))
             .map(|(index, slab)| {
-                let offset = slab.extents.first_key_value().map_or(0, |(at, _)| *at);
+                let offset = slab.offset();
                 let chain = file.chain_of(&table, file.layout.chunk_of(offset)).ok();
                 (index, slab, chain)
             })
@@ -424,7 +445,7 @@ impl Mount {
             .into_iter()
             .map(|(index, slab, chain)| {
                 let alone = slabs_of.get(&chain) == Some(&1) && slab.extents.len() == 1;
-                let clean = chain.is_some_and(|chain| !inner.unsynced.contains_key(&chain));
+                let clean = chain.is_some_and(|chain| !inner.unsynced.contains(chain));
                 (index, slab, alone && clean)
             })
             .collect();
@@ -441,17 +462,35 @@ impl Mount {
     async fn sync_chains(
         self: &Arc<Self>,
         file: &Arc<FileState>,
-        chains: BTreeMap<ChainId, u64>,
+        chains: Vec<(ChainId, Owing)>,
         deadline: Instant,
     ) -> Result<()> {
         let mut tasks = JoinSet::new();
-        for (chain, number) in chains {
+        for (chain, owing) in chains {
             let (mount, file) = (Arc::clone(self), Arc::clone(file));
             tasks.spawn(async move {
-                mount.chunks.sync(chain, file.write_level, file.inode, deadline).await?;
+                let synced = mount
+                    .chunks
+                    .sync(chain, file.write_level, owing.since(), file.inode, deadline)
+                    .await;
+                let synced = match synced {
+                    Err(error) if error.code == ErrorCode::UnsyncedLost => {
+                        mount.write_again(&file, chain, &owing, error, deadline).await
+                    }
+                    synced => synced,
+                };
                 let mut inner = file.inner.lock();
-                if inner.unsynced.get(&chain) == Some(&number) {
-                    inner.unsynced.remove(&chain);
+                match synced {
+                    Ok(()) => inner.unsynced.synced(chain, &owing),
+                    // Told once by every handle, like a write that failed late.
+                    Err(error) if error.code == ErrorCode::UnsyncedLost => {
+                        tracing::warn!(inode = file.inode.0, "{error}");
+                        inner.unsynced.synced(chain, &owing);
+                        inner.tail = None;
+                        inner.generation += 1;
+                        inner.errors.record(error);
+                    }
+                    Err(error) => return Err(error),
                 }
                 Ok(())
             });

@@ -5,7 +5,9 @@ use dfs_common::wire::namespace::{
     Attributes, Caller, NamespaceAnswer, NamespaceChange, NamespaceOp, NamespaceRead, RenameMode, SetAttributes,
     SetTime, StatFs, WrappedKey, WriteCommit, XattrMode,
 };
-use dfs_common::{ClusterId, Error, Incarnation, InodeId, SequenceNumber, SessionId, StorageId, Timestamp, ValidName};
+use dfs_common::{
+    ClusterId, Error, Incarnation, InodeId, SequenceNumber, SessionId, StorageId, StoreId, Timestamp, ValidName,
+};
 use dfs_meta::command::{ClusterEvent, Command, CommandKind, Outcome as Done};
 use dfs_meta::namespace::{NameHash, Obstacle};
 use dfs_meta::state::State;
@@ -59,6 +61,7 @@ impl World {
         let up = |node: u32| ClusterEvent::NodeUp {
             node: StorageId(node),
             incarnation: Incarnation(1),
+            store: StoreId::default(),
             address: ([127, 0, 0, 1], 7_000 + node as u16).into(),
         };
         world.submit(CommandKind::Cluster(vec![up(1), up(2), up(3)]));

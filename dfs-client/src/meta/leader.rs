@@ -1,5 +1,6 @@
 //! Requests to whoever leads the metadata group, until an answer or the deadline.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use dfs_common::wire::meta::{MetaRequest, MetaResponse};
@@ -12,6 +13,13 @@ use crate::network::Network;
 
 /// One server's time to answer before another is asked who leads. Above any healthy answer, below a person's patience.
 const ATTEMPT: Duration = Duration::from_millis(700);
+
+/// Without an answer for this long the others are asked too: silence may be a cut cable, and they know when there is a new leader.
+const HEDGE_AFTER: Duration = Duration::from_millis(250);
+
+/// Between two such questions, and the time for each.
+const HEDGE_EVERY: Duration = Duration::from_millis(60);
+const HEDGE_TIME: Duration = Duration::from_millis(300);
 
 /// A slow leader gets more time with each attempt, up to this.
 const MAX_ATTEMPT: Duration = Duration::from_millis(5_600);
@@ -84,7 +92,23 @@ impl Leader {
                 ));
             };
             let time = (attempt_time + patience).min(remaining);
-            let pause_ms = match self.network.meta(server, request, time).await {
+            let answer = match self.ask_with_hedge(server, request, time, patience).await {
+                Heard::First(answer) => answer,
+                Heard::Other(by, answer) => {
+                    // Nobody knows what became of the first.
+                    repeated = true;
+                    self.search.lock().leads(by);
+                    answer
+                }
+                Heard::Leads(leader) => {
+                    repeated = true;
+                    let (now_ms, mut search) = (self.now_ms(), self.search.lock());
+                    search.failed(server.0, now_ms);
+                    search.leads(leader);
+                    continue;
+                }
+            };
+            let pause_ms = match answer {
                 Ok(MetaResponse::NotLeader { leader }) => {
                     last = Some((
                         server.0,
@@ -117,6 +141,58 @@ impl Leader {
                 tokio::time::sleep(Duration::from_millis(pause_ms)).await;
             }
         }
+    }
+}
+
+/// What came of asking one server, and then the others about it.
+enum Heard {
+    First(Result<MetaResponse>),
+    /// Another answered as the leader does.
+    Other(MetaId, Result<MetaResponse>),
+    /// Another says that this one leads.
+    Leads(MetaId),
+}
+
+impl Leader {
+    /// Asks `first`, and while it is silent the others the same: who does not lead does nothing but name the leader, and who leads does
+    /// what is asked once, since the request carries its name. A request that waits at the server is silent by intention.
+    async fn ask_with_hedge(
+        &self,
+        first: (MetaId, SocketAddr),
+        request: &MetaRequest,
+        time: Duration,
+        patience: Duration,
+    ) -> Heard {
+        let preferred = self.network.meta(first, request, time);
+        tokio::pin!(preferred);
+        let others = self.search.lock().others(first.0);
+        let mut pause = HEDGE_AFTER + patience;
+        for &other in others.iter().cycle() {
+            tokio::select! {
+                answer = &mut preferred => return Heard::First(answer),
+                () = tokio::time::sleep(pause) => {}
+            }
+            pause = HEDGE_EVERY;
+            let answer = tokio::select! {
+                answer = &mut preferred => return Heard::First(answer),
+                answer = self.network.meta(other, request, HEDGE_TIME + patience) => answer,
+            };
+            match answer {
+                Ok(MetaResponse::NotLeader { leader: Some((id, _)) }) if id != first.0 => return Heard::Leads(id),
+                // It believes in the first as well, or there is none.
+                Ok(MetaResponse::NotLeader { .. }) => {}
+                Ok(response) => return Heard::Other(other.0, Ok(response)),
+                // A leader's refusal; one of the server itself says nothing about the first.
+                Err(error)
+                    if error.retry_class() == RetryClass::Fatal
+                        && !matches!(error.code, ErrorCode::Unauthorized | ErrorCode::Incompatible) =>
+                {
+                    return Heard::Other(other.0, Err(error));
+                }
+                Err(_) => {}
+            }
+        }
+        Heard::First(preferred.await)
     }
 }
 

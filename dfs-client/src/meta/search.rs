@@ -51,6 +51,22 @@ impl LeaderSearch {
         NO_LEADER_PAUSE_MS
     }
 
+    /// Whom else to ask when `first` does not answer.
+    pub(crate) fn others(&self, first: MetaId) -> Vec<(MetaId, SocketAddr)> {
+        let at = self.servers.iter().position(|server| server.0 == first).unwrap_or(0);
+        let after = self.servers.iter().cycle().skip(at + 1).take(self.servers.len());
+        let others = after.filter(|server| server.0 != first);
+        others.map(|server| (server.0, server.1)).collect()
+    }
+
+    /// Another than was asked leads.
+    pub(crate) fn leads(&mut self, leader: MetaId) {
+        if let Some(at) = self.servers.iter().position(|server| server.0 == leader) {
+            self.guess = at;
+            self.servers[at].2 = 0;
+        }
+    }
+
     /// `asked` did not answer. Returns the pause before the next attempt.
     pub(crate) fn failed(&mut self, asked: MetaId, now_ms: u64) -> u64 {
         if let Some(server) = self.servers.iter_mut().find(|server| server.0 == asked) {
@@ -105,6 +121,19 @@ mod tests {
         assert_eq!(search.current().map(|server| server.0), Some(MetaId(2)));
         search.not_leader(MetaId(2), Some((MetaId(1), address(1))), 1000 + SUSPECT_MS);
         assert_eq!(search.current().map(|server| server.0), Some(MetaId(1)));
+    }
+
+    #[test]
+    fn others_are_asked_in_turn_and_believed() {
+        let mut search = three();
+        let numbers = |others: Vec<(MetaId, SocketAddr)>| others.into_iter().map(|(id, _)| id.0).collect::<Vec<_>>();
+        assert_eq!(numbers(search.others(MetaId(2))), [3, 1]);
+        assert_eq!(numbers(search.others(MetaId(3))), [1, 2]);
+        search.failed(MetaId(3), 1000);
+        search.leads(MetaId(3));
+        assert_eq!(search.current(), Some((MetaId(3), address(3))));
+        search.leads(MetaId(9));
+        assert_eq!(search.current(), Some((MetaId(3), address(3))), "nobody knows that one");
     }
 
     #[test]

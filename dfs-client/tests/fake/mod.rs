@@ -17,6 +17,7 @@ use bytes::Bytes;
 use dfs_client::{Client, ClientOptions};
 use dfs_common::chain::{ChainInfo, ChainMember, ChainTable, MemberState, NodeInfo, RoutingTable};
 use dfs_common::config::{ClusterConfig, MetaServer};
+use dfs_common::conflict::ConflictEntry;
 use dfs_common::wire::meta::{ChangeAnswer, KeepAliveAnswer, MetaRequest, MetaResponse};
 use dfs_common::wire::namespace::*;
 use dfs_common::wire::storage::*;
@@ -31,13 +32,14 @@ use tokio_util::sync::CancellationToken;
 const SEAL: usize = dfs_common::units::SEAL_SIZE_BYTES;
 const BLOCK: usize = dfs_common::units::BLOCK_SIZE_BYTES;
 
+#[derive(Clone)]
 pub struct Block {
     version: ChunkVersion,
     seal: Vec<u8>,
     data: Vec<u8>,
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Chunk {
     version: ChunkVersion,
     blocks: BTreeMap<u32, Block>,
@@ -55,6 +57,7 @@ pub struct World {
     pub next_session: u64,
     pub opened: BTreeMap<SessionId, BTreeSet<InodeId>>,
     pub last_report: BTreeMap<SessionId, u64>,
+    pub conflicts: BTreeMap<(InodeId, ConflictId), ConflictEntry>,
     /// Every mutation of chunks fails with this from now on.
     pub refuse: Option<Error>,
     /// That many mutations take effect and are then answered by a timeout.
@@ -134,7 +137,9 @@ impl Cluster {
                 id: me,
                 address: endpoint.local_address(),
                 incarnation: Incarnation(1),
+                store: StoreId::default(),
                 alive: true,
+                duty: dfs_common::Duty::Active,
             };
             table.nodes.insert(me, info);
             let service = Arc::new(Storage {
@@ -147,14 +152,14 @@ impl Cluster {
         }
         for chain in 1..=3_u32 {
             let members = (0..3)
-                .map(|i| ChainMember {
-                    node: StorageId((chain + i) % 3 + 1),
-                    state: MemberState::Serving,
-                })
+                .map(|i| ChainMember::new(StorageId((chain + i) % 3 + 1), MemberState::Serving))
                 .collect();
             let info = ChainInfo {
                 id: ChainId(chain),
                 epoch: Epoch(1),
+                settled: true,
+                headed: Epoch(1),
+                revived: Epoch(1),
                 members,
             };
             table.chains.insert(ChainId(chain), info);
@@ -277,7 +282,7 @@ impl Service for Storage {
         let (chain, epoch) = match &header {
             StorageRequest::Mutate(mutate) => (mutate.chain, mutate.epoch),
             StorageRequest::Read { chain, epoch, .. }
-            | StorageRequest::Sync { chain, epoch }
+            | StorageRequest::Sync { chain, epoch, .. }
             | StorageRequest::RemoveRange { chain, epoch, .. } => (*chain, *epoch),
             _ => return Err(Error::from(ErrorCode::NotSupported)),
         };
@@ -305,6 +310,36 @@ impl Service for Storage {
 }
 
 impl World {
+    /// The blocks as they are now become the other version of a conflict.
+    pub fn keep_aside(&mut self, conflict: &Conflict) {
+        let chunk = conflict.divergence.chunk;
+        let source = &self.chunks[&chunk];
+        let mut kept = Chunk {
+            version: source.version,
+            ..Chunk::default()
+        };
+        for &(first, count) in &conflict.divergence.blocks {
+            for (&index, block) in source.blocks.range(first.0..first.0 + count) {
+                kept.blocks.insert(index, block.clone());
+            }
+        }
+        self.chunks
+            .insert(ChunkId::new(conflict.id.keeper(), chunk.index), kept);
+    }
+
+    fn settle(&mut self, inode: InodeId, id: ConflictId, how: Settlement, by: String) -> MetaResponse {
+        let Some(entry) = self.conflicts.get_mut(&(inode, id)) else {
+            return MetaResponse::Failed(ErrorCode::NotFound.into());
+        };
+        if entry.conflict.state.is_settled() {
+            return MetaResponse::Failed(Error::new(ErrorCode::InvalidArgument, "it is settled already"));
+        }
+        let at = Timestamp::default();
+        entry.conflict.state = ConflictState::Settled { at, how, by };
+        self.chunks.retain(|chunk, _| chunk.inode != id.keeper());
+        MetaResponse::Administered
+    }
+
     fn storage(&mut self, request: StorageRequest, payload: &[u8]) -> Result<(StorageResponse, Vec<Bytes>)> {
         match request {
             StorageRequest::Mutate(mutate) => {
@@ -465,6 +500,27 @@ impl World {
                 }
                 MetaResponse::Read(reads.into_iter().map(|read| self.read(read)).collect())
             }
+            MetaRequest::Conflicts { after, limit, paths } => {
+                let later = self
+                    .conflicts
+                    .iter()
+                    .filter(|(key, _)| after.is_none_or(|after| **key > after));
+                let found: Vec<_> = later
+                    .map(|(_, entry)| ConflictEntry {
+                        path: entry.path.clone().filter(|_| paths),
+                        ..entry.clone()
+                    })
+                    .collect();
+                let conflicts: Vec<_> = found.iter().take(limit as usize).cloned().collect();
+                let end = conflicts.len() == found.len();
+                MetaResponse::Conflicts { conflicts, end }
+            }
+            MetaRequest::SettleConflict {
+                inode,
+                conflict,
+                how,
+                by,
+            } => self.settle(inode, conflict, how, by),
             _ => MetaResponse::Failed(ErrorCode::NotSupported.into()),
         }
     }
@@ -539,6 +595,8 @@ impl World {
                     apply_commit(attributes, commit);
                 }
                 attributes.mode = set.mode.unwrap_or(attributes.mode);
+                attributes.uid = set.uid.unwrap_or(attributes.uid);
+                attributes.gid = set.gid.unwrap_or(attributes.gid);
                 if let Some(SetTime::To(time)) = set.mtime {
                     attributes.mtime = time;
                 }

@@ -7,9 +7,11 @@ use serde::{Deserialize, Serialize};
 
 use super::namespace::{Attributes, Caller, NamespaceAnswer, NamespaceChange, NamespaceOp, NamespaceRead};
 use crate::chain::RoutingTable;
+use crate::conflict::{ConflictEntry, ConflictId, Divergence, Settlement, Verdict};
 use crate::error::Error;
 use crate::id::{
-    ChainId, Epoch, Hold, HoldEpoch, Incarnation, InodeId, MetaId, RoutingVersion, SequenceNumber, SessionId, StorageId,
+    ChainId, Epoch, Hold, HoldEpoch, Incarnation, InodeId, MetaId, RoutingVersion, SequenceNumber, SessionId,
+    StorageId, StoreId,
 };
 use crate::time::Timestamp;
 
@@ -56,6 +58,8 @@ pub enum MetaRequest {
         wait_ms: u32,
     },
     Status,
+    /// What this server, leader or not, found damaged on its disk when it started, and what it did about it.
+    Damage,
 
     // Storage nodes.
     Heartbeat(Heartbeat),
@@ -65,6 +69,40 @@ pub enum MetaRequest {
         epoch: Epoch,
         node: StorageId,
     },
+
+    /// A member that comes back has what its chain has not; what is to be done about it? Asked before it is given the chain's copy.
+    Diverged(Divergence),
+    /// What a [`Verdict`] asked for is done: the file has changed, or the conflict's other version is safe.
+    Reconciled {
+        inode: InodeId,
+        conflict: Option<ConflictId>,
+    },
+
+    // Clients and administrators.
+    /// Conflicts after `after`, by file.
+    Conflicts {
+        after: Option<(InodeId, ConflictId)>,
+        limit: u32,
+        /// Whether to look for the files' paths, which reads every name there is.
+        paths: bool,
+    },
+    /// What became of a conflict, and by whose word.
+    SettleConflict {
+        inode: InodeId,
+        conflict: ConflictId,
+        how: Settlement,
+        by: String,
+    },
+
+    // Administrators.
+    /// Something about a storage node; refused with the reason where it would endanger data.
+    Administer {
+        node: StorageId,
+        action: NodeAction,
+    },
+
+    /// Whether nothing is to be copied to members that are out of sync.
+    PauseResyncs(bool),
 
     // Metadata servers among themselves: an opaque message of the consensus engine.
     Consensus {
@@ -96,6 +134,14 @@ pub enum MetaResponse {
     Status(Box<ClusterStatus>),
     Heartbeat(HeartbeatAnswer),
     ResyncDone,
+    Verdict(Verdict),
+    Reconciled,
+    Conflicts {
+        conflicts: Vec<ConflictEntry>,
+        end: bool,
+    },
+    Administered,
+    Damage(Vec<MetaDamage>),
     Consensus {
         body: Vec<u8>,
     },
@@ -121,6 +167,10 @@ pub const SELF_FENCE_MS: u64 = 550;
 /// [`SELF_FENCE_MS`] covers a leader that was deposed without knowing: it only grants a lease while a quorum has
 /// answered it within [`LEADER_CONFIRMED_MS`], and a new leader waits a whole lease before it removes anybody.
 pub const NODE_LEASE_MS: u64 = 800;
+
+/// No lease for a node that has not heard an answer for longer than this: what it is granted must end, by its own clock, before
+/// [`NODE_LEASE_MS`] after what it last heard. The rest of the gap is for clocks.
+pub const HEARD_WITHIN_MS: u64 = NODE_LEASE_MS - SELF_FENCE_MS - 50;
 
 /// A leader that no quorum has confirmed for this long grants no lease and answers no read without asking first.
 pub const LEADER_CONFIRMED_MS: u64 = 160;
@@ -206,6 +256,7 @@ pub struct KeepAliveAnswer {
 pub struct Heartbeat {
     pub node: StorageId,
     pub incarnation: Incarnation,
+    pub store: StoreId,
     pub address: SocketAddr,
     pub routing: RoutingVersion,
     pub total_bytes: u64,
@@ -214,13 +265,85 @@ pub struct Heartbeat {
     pub fault: Option<String>,
     /// Resyncs this node is sending.
     pub resyncs: Vec<ResyncProgress>,
+    /// Chains whose head this node is and whose second member has caught up in this epoch, as far as the node's table does not
+    /// show them as settled.
+    pub settled: Vec<(ChainId, Epoch)>,
+    /// Chains that it serves no more in this epoch, as it was asked to, and in which nothing of it is under way.
+    pub retired: Vec<(ChainId, Epoch)>,
+    pub signs: Signs,
+}
+
+/// What an administrator may want of a storage node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NodeAction {
+    /// Its chains go to other nodes.
+    Drain,
+    /// They stay after all.
+    Undrain,
+    /// It may be away for long: nobody takes its place.
+    BeginMaintenance,
+    EndMaintenance,
+    /// It is forgotten; only when it is away and in no chain.
+    Remove,
+    /// Chains that wait for its disk, which has the only complete copy, go on with what others have.
+    AcceptDataLoss,
+}
+
+/// What a storage node tells of itself and its neighbours so that failures are seen which silence does not show.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Signs {
+    /// How long ago, when this was sent, the last heartbeat was sent that a leader answered. Who is heard but does not
+    /// hear is as good as away.
+    pub unanswered_ms: u32,
+    /// It was asked to stand aside and has given its lease up.
+    pub stands_aside: bool,
+    /// Neighbours that do not answer, and for how long.
+    pub unheard: Vec<Unheard>,
+    pub syncs: Pace,
+    pub writes: Pace,
+    pub damage: DamageCount,
+}
+
+/// Something that a metadata server found damaged, and what became of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MetaDamage {
+    pub at: Timestamp,
+    pub what: String,
+}
+
+/// Chunks on a node's disk that are damaged now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DamageCount {
+    pub open: u64,
+    /// Of these nobody has a sound copy.
+    pub lost: u64,
+}
+
+/// The last question to `node` that it answered was asked so long ago.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unheard {
+    pub node: StorageId,
+    pub ms: u32,
+}
+
+/// How quick a disk is at one kind of work, lately.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pace {
+    /// `None`: too little was done to tell.
+    pub median_us: Option<u32>,
+    /// Age of the oldest work that has not ended.
+    pub running_us: u32,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HeartbeatAnswer {
     /// `false`: the node is known with a newer incarnation, or the leader can not vouch for itself; no lease.
     pub lease: bool,
+    /// The node is to leave its chains for a while: it gives its lease up at once and says so in its next heartbeat.
+    pub stand_aside: bool,
     pub routing: Option<RoutingTable>,
+    /// Chains that the node is to serve no more in this epoch, for good: it is about to leave them.
+    pub retire: Vec<(ChainId, Epoch)>,
     /// Nodes that should get no more data. A head refuses what a member after it could not keep.
     pub full: BTreeSet<StorageId>,
 }
@@ -268,4 +391,9 @@ pub struct StorageStatus {
     pub total_bytes: u64,
     pub used_bytes: u64,
     pub fault: Option<String>,
+    /// Why it stands aside, if it does: slow, or not heard by its neighbours. It is taken back in by itself.
+    pub aside: Option<String>,
+    pub damage: DamageCount,
+    /// It came with another disk than the one that holds the only complete copy of these chains, and is not taken in.
+    pub replaced: Vec<ChainId>,
 }

@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::InodeId;
 use crate::layout::Layout;
-use crate::level::Policy;
 use crate::name::ValidName;
+use crate::policy::{Policy, PolicyChange};
 use crate::time::Timestamp;
 use crate::version::VersionVector;
 
@@ -200,7 +200,7 @@ pub enum NamespaceOp {
     },
     SetPolicy {
         inode: InodeId,
-        policy: Policy,
+        change: PolicyChange,
     },
 }
 

@@ -5,7 +5,8 @@ use serde::{Deserialize, Serialize};
 use crate::error::Error;
 use crate::id::{BlockIndex, ChainId, ChunkId, ChunkIndex, Epoch, InodeId, RequestId, StorageId};
 use crate::level::Level;
-use crate::version::ChunkVersion;
+use crate::time::Timestamp;
+use crate::version::{ChunkVector, ChunkVersion, HybridClock};
 
 /// What a mutation does to its chunk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,6 +52,8 @@ pub struct ForwardRequest {
     /// or `NeedsResync` while it is syncing.
     pub before: ChunkVersion,
     pub version: ChunkVersion,
+    /// When the head gave it out.
+    pub stamp: HybridClock,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,11 +67,18 @@ pub enum StorageRequest {
         first: BlockIndex,
         blocks: u32,
         level: Level,
+        /// For ONE: the newest version of the chunk that this client has seen. Who has less answers `Behind`.
+        not_before: ChunkVersion,
     },
-    /// Everything that this chain has acknowledged becomes durable on every in-sync replica.
+    /// Everything that this chain has acknowledged becomes durable on as many replicas as the level asks for. Refused with
+    /// `UnsyncedLost` if some of what the caller means may be gone (NFS has a verifier for that, RFC 1813 section 3.3.21): it was
+    /// acknowledged from epoch `since` on, at `written` or more.
     Sync {
         chain: ChainId,
         epoch: Epoch,
+        level: Level,
+        since: Epoch,
+        written: Level,
     },
     /// Removes every chunk of the inode at or after `from` on this chain, through the chain.
     RemoveRange {
@@ -77,8 +87,8 @@ pub enum StorageRequest {
         inodes: Vec<InodeId>,
         from: ChunkIndex,
     },
-    /// Where the inode's data at or after chunk `from` ends on this chain. Answered by the tail, which has everything that
-    /// was ever acknowledged.
+    /// Where the inode's data at or after chunk `from` ends on this chain. Answered by the head, which has everything that
+    /// was acknowledged, once its successor has what the head has.
     FileEnd {
         chain: ChainId,
         epoch: Epoch,
@@ -88,9 +98,18 @@ pub enum StorageRequest {
 
     // Replica to its successor.
     Forward(ForwardRequest),
+    /// Only ALL goes on to the members after the receiver.
     ForwardSync {
         chain: ChainId,
         epoch: Epoch,
+        level: Level,
+    },
+    /// A member to its predecessor: every version of these chunks up to this one, whose `Forward` it answered early, is now on
+    /// it and on every member after it.
+    Stable {
+        chain: ChainId,
+        epoch: Epoch,
+        chunks: Vec<(ChunkId, ChunkVersion)>,
     },
     /// Chunks after `after` that the successor has, for comparison. Answered by a syncing member.
     Inventory {
@@ -115,7 +134,27 @@ pub enum StorageRequest {
         chunks: Vec<ChunkId>,
     },
 
+    /// Blocks of a chunk as this node has them, whatever its part in the chain: to mend a neighbour's rotten ones. Which mutation
+    /// wrote a block stands in the answer, and the same mutation wrote the same bytes everywhere, so no epoch is needed.
+    CopyBlocks {
+        chain: ChainId,
+        chunk: ChunkId,
+        first: BlockIndex,
+        blocks: u32,
+    },
+
+    /// All about a chunk but its data, as this node has it, whatever its part in the chain: asked of a member that came back, before it
+    /// is given the chain's copy.
+    ChunkState {
+        chain: ChainId,
+        chunk: ChunkId,
+    },
+
     // Admin.
+    /// What checking the stored data has found; `start`: begin a round now.
+    Scrub {
+        start: bool,
+    },
     /// Chunks of one chain with version and digest, for `dfs chain verify`. `deep` reads and hashes the data.
     ListChunks {
         chain: ChainId,
@@ -133,8 +172,55 @@ pub struct InstallPart {
     /// Last part: the staged copy takes the chunk's place, durably ordered after what it replaces.
     pub done: bool,
     pub runs: Vec<BlockRun>,
-    /// With `done`: answers that the chunk remembers, for retries.
-    pub remembered: Vec<(RequestId, ChunkVersion)>,
+    /// With `done`.
+    pub memory: ChunkMemory,
+}
+
+/// What a chunk knows of its past. It travels with every copy.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChunkMemory {
+    /// The last version of each epoch before the present one; see [`ChunkVector`].
+    pub earlier: Vec<ChunkVersion>,
+    /// The last mutation that cut blocks off; so a hole tells whether it was ever written since some version.
+    pub trimmed: ChunkVersion,
+    /// Of the newest version.
+    pub stamp: HybridClock,
+    /// The last mutations, oldest first: for retries.
+    pub requests: Vec<Remembered>,
+}
+
+/// Where a mutation comes from: what a store keeps of it beside its effect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Origin {
+    pub id: RequestId,
+    pub level: Level,
+    pub stamp: HybridClock,
+}
+
+/// A mutation that a chunk remembers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Remembered {
+    pub id: RequestId,
+    pub version: ChunkVersion,
+    /// At ONE it may have been acknowledged by a head that was the only one to have it.
+    pub level: Level,
+}
+
+/// All about a chunk but its data.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChunkState {
+    pub chunk: ChunkId,
+    pub version: ChunkVersion,
+    pub memory: ChunkMemory,
+    /// In block order, holes left out.
+    pub runs: Vec<BlockRun>,
+}
+
+impl ChunkState {
+    #[must_use]
+    pub fn vector(&self) -> ChunkVector {
+        ChunkVector::new(&self.memory.earlier, self.version)
+    }
 }
 
 /// Contiguous blocks in a payload, written by one mutation. Every block is full but the last.
@@ -176,19 +262,89 @@ pub enum StorageResponse {
     },
     /// The last chunk that has any, and the bytes from its start to their end; `u32::MAX`: damaged, so nobody knows.
     FileEnd(Option<(ChunkIndex, u32)>),
-    Forwarded,
+    /// This member has it; `stable`: every member after it too. ONE and QUORUM are answered early, ALL only when it is stable.
+    Forwarded {
+        stable: bool,
+    },
+    StableNoted,
     Inventory {
         chunks: Vec<(ChunkId, ChunkVersion)>,
         end: bool,
     },
     Installed,
     Dropped,
+    ChunkState(Box<ChunkState>),
     Chunks {
         chunks: Vec<ChunkSummary>,
         end: bool,
     },
     NodeStatus(NodeStatus),
+    Scrub(ScrubReport),
     Failed(Error),
+}
+
+/// How the check of what a node has stored goes on, and what it found.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScrubReport {
+    /// A round is under way.
+    pub running: bool,
+    /// When this round, or else the last one, began.
+    pub began: Option<Timestamp>,
+    /// When the last whole round ended.
+    pub ended: Option<Timestamp>,
+    pub rounds: u64,
+    /// Of this round.
+    pub checked_bytes: u64,
+    pub total_bytes: u64,
+    /// Bytes a second that the present round may read.
+    pub rate_bytes: u64,
+    pub found: u64,
+    pub mended: u64,
+    /// Chunks that are damaged now.
+    pub open: u64,
+    /// Of these no sound copy is left anywhere.
+    pub lost: u64,
+    /// Newest last; the oldest are forgotten.
+    pub damage: Vec<Damage>,
+}
+
+/// One thing that was found damaged on a node's disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Damage {
+    pub at: Timestamp,
+    pub chain: Option<ChainId>,
+    /// `None`: a structure of the store itself.
+    pub chunk: Option<ChunkId>,
+    pub found_by: FoundBy,
+    pub what: String,
+    pub outcome: DamageOutcome,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FoundBy {
+    /// Opening the store.
+    Start,
+    /// Somebody who wanted the data: a client or a neighbour.
+    Read,
+    Scrub,
+    /// Moving data within the store.
+    Compaction,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DamageOutcome {
+    /// Being mended.
+    Open,
+    /// The bytes were copied from this node.
+    Mended { from: StorageId },
+    /// Written or removed meanwhile, or copied whole by a resync.
+    Replaced,
+    /// The node's own copy of the structure was made anew.
+    Rebuilt,
+    /// Every member of the chain was asked, and none has a sound copy.
+    Lost,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use dfs_common::level::REPLICATION_TARGET;
 use dfs_common::{
-    ChainId, ChainInfo, ChainMember, ChainTable, ChainTableId, Epoch, MemberState, NodeInfo, RoutingTable, StorageId,
+    ChainId, ChainInfo, ChainMember, ChainTable, ChainTableId, Duty, Epoch, MemberState, NodeInfo, RoutingTable,
+    StorageId, StoreId,
 };
 
 use super::next::{ChainEvent, next_chain};
@@ -15,25 +16,55 @@ use crate::command::ClusterEvent;
 pub fn apply(routing: &mut RoutingTable, events: &[ClusterEvent]) -> bool {
     let mut changed = false;
     let mut moves = Vec::new();
-    let mut resyncs: BTreeMap<ChainId, Vec<ChainEvent>> = BTreeMap::new();
+    let mut reports: BTreeMap<ChainId, Vec<ChainEvent>> = BTreeMap::new();
     for event in events {
         match event {
             ClusterEvent::Resynced { chain, epoch, node } => {
-                resyncs.entry(*chain).or_default().push(ChainEvent::Resynced {
+                reports.entry(*chain).or_default().push(ChainEvent::Resynced {
                     node: *node,
                     epoch: *epoch,
                 });
             }
+            ClusterEvent::Settled { chain, epoch } => {
+                let report = ChainEvent::Settled { epoch: *epoch };
+                reports.entry(*chain).or_default().push(report);
+            }
+            ClusterEvent::Join { chain, epoch, node } => {
+                let there = routing
+                    .nodes
+                    .get(node)
+                    .is_some_and(|info| info.alive && info.duty == Duty::Active);
+                if there {
+                    let (node, epoch) = (*node, *epoch);
+                    reports
+                        .entry(*chain)
+                        .or_default()
+                        .push(ChainEvent::Join { node, epoch });
+                }
+            }
+            ClusterEvent::Leave { chain, epoch, node } => {
+                let (node, epoch) = (*node, *epoch);
+                reports
+                    .entry(*chain)
+                    .or_default()
+                    .push(ChainEvent::Leave { node, epoch });
+            }
+            ClusterEvent::Renew { chain, epoch } => {
+                reports
+                    .entry(*chain)
+                    .or_default()
+                    .push(ChainEvent::Renew { epoch: *epoch });
+            }
             ClusterEvent::NodeUp { .. } | ClusterEvent::NodeDown { .. } => {
-                let (touched, event) = register(routing, event);
+                let (touched, event) = register(routing, event, &moves);
                 changed |= touched;
                 moves.extend(event);
             }
         }
     }
-    if !moves.is_empty() || !resyncs.is_empty() {
+    if !moves.is_empty() || !reports.is_empty() {
         for chain in routing.chains.values_mut() {
-            let mut events = resyncs.remove(&chain.id).unwrap_or_default();
+            let mut events = reports.remove(&chain.id).unwrap_or_default();
             events.extend(&moves);
             if let Some(next) = next_chain(chain, &events) {
                 *chain = next;
@@ -48,24 +79,71 @@ pub fn apply(routing: &mut RoutingTable, events: &[ClusterEvent]) -> bool {
     changed
 }
 
-/// The node's own row. Returns whether it changed, and what that means for its chains.
-fn register(routing: &mut RoutingTable, event: &ClusterEvent) -> (bool, Option<ChainEvent>) {
+/// Chains of which the node's disk holds the only complete copy, `moves` considered. While there are any, another disk is not
+/// taken for it.
+fn last_copies(routing: &RoutingTable, node: StorageId, moves: &[ChainEvent]) -> Vec<ChainId> {
+    let mut events = moves.to_vec();
+    events.push(ChainEvent::Lost(node));
+    let waits_for_it = |chain: &&ChainInfo| {
+        let after = next_chain(chain, &events);
+        after.as_ref().unwrap_or(chain).state_of(node) == Some(MemberState::LastServer)
+    };
+    routing
+        .chains
+        .values()
+        .filter(waits_for_it)
+        .map(|chain| chain.id)
+        .collect()
+}
+
+/// Why a node that comes with this store is not taken in: the chains of which the store that the table knows has the only complete
+/// copy.
+#[must_use]
+pub fn refused(routing: &RoutingTable, node: StorageId, store: StoreId) -> Vec<ChainId> {
+    match routing.nodes.get(&node) {
+        Some(known) if known.store != store => last_copies(routing, node, &[]),
+        _ => Vec::new(),
+    }
+}
+
+/// The node's own row. Returns whether it changed, and what that means for its chains. `moves`: what the batch says before.
+fn register(routing: &mut RoutingTable, event: &ClusterEvent, moves: &[ChainEvent]) -> (bool, Option<ChainEvent>) {
     match *event {
         ClusterEvent::NodeUp {
             node,
             incarnation,
+            store,
             address,
         } => {
+            let known = routing.nodes.get(&node);
+            if known.map(|info| info.incarnation) > Some(incarnation) {
+                // An earlier process, heard late.
+                return (false, None);
+            }
+            if let Some(known) = known
+                && known.store != store
+                && !last_copies(routing, node, moves).is_empty()
+            {
+                // Its old process is gone all the same.
+                let known = ClusterEvent::NodeDown {
+                    node,
+                    incarnation: known.incarnation,
+                };
+                return register(routing, &known, moves);
+            }
             let now = NodeInfo {
                 id: node,
                 address,
                 incarnation,
+                store,
                 alive: true,
+                duty: known.map_or(Duty::Active, |info| info.duty),
             };
             let before = routing.nodes.insert(node, now.clone());
             match before {
                 None => (true, Some(ChainEvent::Up(node))),
                 Some(before) if before == now => (false, None),
+                Some(before) if before.store != store => (true, Some(ChainEvent::Lost(node))),
                 Some(before) if before.incarnation != incarnation => (true, Some(ChainEvent::Restarted(node))),
                 Some(before) if !before.alive => (true, Some(ChainEvent::Up(node))),
                 Some(_) => (true, None),
@@ -79,7 +157,11 @@ fn register(routing: &mut RoutingTable, event: &ClusterEvent) -> (bool, Option<C
             }
             _ => (false, None),
         },
-        ClusterEvent::Resynced { .. } => (false, None),
+        ClusterEvent::Resynced { .. }
+        | ClusterEvent::Join { .. }
+        | ClusterEvent::Leave { .. }
+        | ClusterEvent::Renew { .. }
+        | ClusterEvent::Settled { .. } => (false, None),
     }
 }
 
@@ -101,13 +183,14 @@ fn create_first_table(routing: &mut RoutingTable) -> bool {
         let id = ChainId(number);
         let mut members: Vec<ChainMember> = members
             .into_iter()
-            .map(|node| ChainMember {
-                node,
-                state: if routing.nodes.get(&node).is_some_and(|info| info.alive) {
+            .map(|node| {
+                let alive = routing.nodes.get(&node).is_some_and(|info| info.alive);
+                let state = if alive {
                     MemberState::Serving
                 } else {
                     MemberState::Offline
-                },
+                };
+                ChainMember::new(node, state)
             })
             .collect();
         members.sort_by_key(|member| member.state != MemberState::Serving);
@@ -116,6 +199,9 @@ fn create_first_table(routing: &mut RoutingTable) -> bool {
             ChainInfo {
                 id,
                 epoch: Epoch(1),
+                settled: true,
+                headed: Epoch(1),
+                revived: Epoch(1),
                 members,
             },
         );

@@ -24,16 +24,24 @@ pub(super) fn every_chain() -> Vec<ChainInfo> {
                 if is_legal(&states) {
                     let members = (1..)
                         .zip(states)
-                        .map(|(node, state)| ChainMember {
-                            node: StorageId(node),
-                            state,
-                        })
+                        .map(|(node, state)| ChainMember::new(StorageId(node), state))
                         .collect();
-                    chains.push(ChainInfo {
+                    let chain = ChainInfo {
                         id: ChainId(1),
                         epoch: Epoch(10),
+                        settled: true,
+                        headed: Epoch(1),
+                        revived: Epoch(1),
                         members,
-                    });
+                    };
+                    // Without a second serving member there is nobody to settle.
+                    if chain.serving().nth(1).is_some() {
+                        chains.push(ChainInfo {
+                            settled: false,
+                            ..chain.clone()
+                        });
+                    }
+                    chains.push(chain);
                 }
             }
         }
@@ -63,11 +71,13 @@ pub(super) fn every_event(chain: &ChainInfo) -> Vec<Vec<ChainEvent>> {
     for &node in &nodes {
         events.push(vec![ChainEvent::Up(node)]);
         events.push(vec![ChainEvent::Restarted(node)]);
+        events.push(vec![ChainEvent::Lost(node)]);
         events.push(vec![ChainEvent::Resynced {
             node,
             epoch: chain.epoch,
         }]);
     }
+    events.push(vec![ChainEvent::Settled { epoch: chain.epoch }]);
     for group in 1..(1_u32 << nodes.len()) {
         events.push(
             nodes
@@ -87,13 +97,16 @@ pub fn table_markdown() -> String {
     let mut text = String::from(
         "# Chains: states and transitions\n\n\
          Printed from `next_chain` in dfs-meta by its own test; do not edit. Members are 1, 2, 3; within a cell they\n\
-         stand in chain order (head first). Events that are not listed change nothing. Every transition raises the\n\
-         chain's epoch by one.\n\n\
+         stand in chain order (head first). Events that are not listed change nothing. Every transition but *settled*\n\
+         raises the chain's epoch by one.\n\n\
+         A write at QUORUM is acknowledged when the first two serving members have it. Those two are *complete*: only they\n\
+         carry the chain on when others go, and only they may bring it back. In an *unsettled* chain the second one may still lack\n\
+         what was acknowledged before this epoch; until the head has reported that it has caught up, only the head is complete.\n\n\
          | state | meaning |\n|---|---|\n\
-         | serving | in sync: has every acknowledged write, serves reads |\n\
+         | serving | in sync: takes part in every write, serves reads |\n\
          | syncing | back: takes new writes at the end while its predecessor sends what differs |\n\
-         | waiting | back: waits for the one slot to sync, or for a last server |\n\
-         | last-server | away: was in sync when the last serving member went, may bring the chain back |\n\
+         | waiting | there: waits for the one slot to sync, or, since it may lack acknowledged writes, for a last server |\n\
+         | last-server | away: was complete when the last complete member went, may bring the chain back |\n\
          | offline | away: others went on without it |\n\n\
          | before | event | after |\n|---|---|---|\n",
     );
@@ -113,7 +126,8 @@ fn show(chain: &ChainInfo) -> String {
         .iter()
         .map(|member| format!("{} {}", member.node, member.state))
         .collect();
-    members.join(", ")
+    let settled = if chain.settled { "" } else { " (unsettled)" };
+    members.join(", ") + settled
 }
 
 fn name(events: &[ChainEvent]) -> String {
@@ -123,7 +137,13 @@ fn name(events: &[ChainEvent]) -> String {
             ChainEvent::Up(node) => format!("{node} up"),
             ChainEvent::Down(node) => format!("{node} down"),
             ChainEvent::Restarted(node) => format!("{node} restarted"),
+            ChainEvent::Lost(node) => format!("{node} with another disk"),
             ChainEvent::Resynced { node, .. } => format!("{node} resynced"),
+            ChainEvent::Settled { .. } => "settled".to_owned(),
+            ChainEvent::Join { node, .. } => format!("{node} joins"),
+            ChainEvent::Leave { node, .. } => format!("{node} leaves"),
+            ChainEvent::Renew { .. } => "renewed".to_owned(),
+            ChainEvent::Abandon(node) => format!("{node} given up"),
         })
         .collect();
     names.join(", ")

@@ -9,12 +9,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use dfs_common::{
-    ChainId, ChainInfo, ChainMember, Epoch, Incarnation, MemberState, RoutingTable, RoutingVersion, StorageId,
+    ChainId, ChainInfo, ChainMember, Epoch, Incarnation, MemberState, RoutingTable, RoutingVersion, StorageId, StoreId,
 };
 use proptest::prelude::*;
 
+use super::settle_all;
 use super::table::{every_chain, every_event, is_legal};
-use super::{ChainEvent, apply, next_chain, plan_chains, table_markdown};
+use super::{ChainEvent, apply, next_chain, plan_chains, refused, table_markdown};
 use crate::command::ClusterEvent;
 
 fn states(chain: &ChainInfo) -> Vec<MemberState> {
@@ -37,7 +38,7 @@ fn check(before: &ChainInfo, events: &[ChainEvent]) {
             let back = |node| {
                 events
                     .iter()
-                    .any(|event| matches!(event, ChainEvent::Up(up) | ChainEvent::Restarted(up) if up == node))
+                    .any(|event| matches!(event, ChainEvent::Up(up) | ChainEvent::Restarted(up) | ChainEvent::Lost(up) if up == node))
             };
             if let ChainEvent::Down(node) = event
                 && !back(node)
@@ -55,6 +56,13 @@ fn check(before: &ChainInfo, events: &[ChainEvent]) {
         return;
     };
     let place = || format!("{before:?}\n{events:?}\n{after:?}");
+    let settled_now = events
+        .iter()
+        .any(|event| matches!(event, ChainEvent::Settled { epoch } if *epoch == before.epoch));
+    if after.members == before.members && after.epoch == before.epoch {
+        assert!(settled_now && !before.settled && after.settled, "{}", place());
+        return;
+    }
     assert_eq!(after.epoch, before.epoch.next(), "{}", place());
     assert_eq!(after.id, before.id);
     assert!(is_legal(&states(&after)), "{}", place());
@@ -76,6 +84,24 @@ fn check(before: &ChainInfo, events: &[ChainEvent]) {
     }
     for node in in_state(&after, MemberState::LastServer) {
         assert!(in_sync.contains(&node), "a last server out of nothing: {}", place());
+    }
+    // Only who has every write that was acknowledged at QUORUM carries the chain on or may bring it back.
+    let was = ChainInfo {
+        settled: before.settled || settled_now,
+        ..before.clone()
+    };
+    let mut complete: BTreeSet<StorageId> = was.complete().collect();
+    if before.serving().count() == 1 {
+        complete.extend(in_state(before, MemberState::Syncing).intersection(&resynced));
+    }
+    complete.extend(in_state(before, MemberState::LastServer));
+    for node in after.complete().chain(in_state(&after, MemberState::LastServer)) {
+        assert!(complete.contains(&node), "{node} is not complete: {}", place());
+    }
+    // A copy that is gone serves nobody, and the last one stays where it was.
+    let lost = |node: &StorageId| events.contains(&ChainEvent::Lost(*node));
+    for node in in_state(&after, MemberState::Serving) {
+        assert!(!lost(&node), "served from an empty disk: {}", place());
     }
     // Who kept serving stands before who came back, in the old order.
     let kept: Vec<StorageId> = after
@@ -120,21 +146,21 @@ fn the_whole_table_keeps_the_rules() {
     assert!(transitions > 200, "{transitions}");
 }
 
-fn chain(members: &[(u32, MemberState)]) -> ChainInfo {
+pub(super) fn chain(members: &[(u32, MemberState)]) -> ChainInfo {
     ChainInfo {
         id: ChainId(1),
         epoch: Epoch(10),
+        settled: true,
+        headed: Epoch(1),
+        revived: Epoch(1),
         members: members
             .iter()
-            .map(|&(node, state)| ChainMember {
-                node: StorageId(node),
-                state,
-            })
+            .map(|&(node, state)| ChainMember::new(StorageId(node), state))
             .collect(),
     }
 }
 
-fn after(before: &ChainInfo, events: &[ChainEvent]) -> Vec<(u32, MemberState)> {
+pub(super) fn after(before: &ChainInfo, events: &[ChainEvent]) -> Vec<(u32, MemberState)> {
     let next = next_chain(before, events).unwrap_or_else(|| before.clone());
     next.members
         .iter()
@@ -151,8 +177,36 @@ fn stories() {
     let together = [ChainEvent::Down(a), ChainEvent::Down(b), ChainEvent::Down(c)];
     assert_eq!(
         after(&all, &together),
-        [(1, LastServer), (2, LastServer), (3, LastServer)]
+        [(1, LastServer), (2, LastServer), (3, Offline)],
+        "the third may lack what the first two have acknowledged"
     );
+    assert_eq!(
+        after(&all, &[ChainEvent::Down(a), ChainEvent::Down(b)]),
+        [(1, LastServer), (2, LastServer), (3, Waiting)]
+    );
+    assert_eq!(
+        after(&all, &[ChainEvent::Down(b), ChainEvent::Down(c)]),
+        [(1, Serving), (2, Offline), (3, Offline)]
+    );
+    let unsettled = next_chain(&all, &[ChainEvent::Down(a)]).expect("a death is a new configuration");
+    assert!(!unsettled.settled && unsettled.complete().eq([b]));
+    assert_eq!(
+        after(&unsettled, &[ChainEvent::Down(b)]),
+        [(2, LastServer), (3, Waiting), (1, Offline)]
+    );
+    let settled = next_chain(&unsettled, &[ChainEvent::Settled { epoch: unsettled.epoch }]).expect("it is news");
+    assert_eq!((settled.epoch, settled.settled), (unsettled.epoch, true));
+    assert_eq!(
+        after(&settled, &[ChainEvent::Down(b)]),
+        [(3, Serving), (2, Offline), (1, Offline)]
+    );
+    assert_eq!(
+        next_chain(&unsettled, &[ChainEvent::Settled { epoch: Epoch(10) }]),
+        None,
+        "a report of another epoch says nothing"
+    );
+    let tail_gone = next_chain(&all, &[ChainEvent::Down(c)]).expect("a death is a new configuration");
+    assert!(tail_gone.settled, "the first two are the same");
     assert_eq!(
         after(
             &all,
@@ -171,7 +225,11 @@ fn stories() {
     );
     let alone = chain(&[(2, Serving), (1, Offline), (3, Offline)]);
     let again = next_chain(&alone, &[ChainEvent::Restarted(b)]).expect("a restart is a new configuration");
-    assert_eq!((again.epoch, &again.members), (Epoch(11), &alone.members));
+    assert_eq!(again.epoch, Epoch(11));
+    assert_eq!(
+        after(&alone, &[ChainEvent::Restarted(b)]),
+        [(2, Serving), (1, Offline), (3, Offline)]
+    );
 
     let dark = chain(&[(1, LastServer), (2, LastServer), (3, Offline)]);
     assert_eq!(
@@ -185,8 +243,20 @@ fn stories() {
     );
     assert_eq!(
         after(&dark, &[ChainEvent::Up(b), ChainEvent::Up(a)]),
-        [(2, Serving), (1, Syncing), (3, Offline)]
+        [(1, Serving), (2, Syncing), (3, Offline)],
+        "of both, the one nearer to the head has seen more"
     );
+    let revived = next_chain(&dark, &[ChainEvent::Up(b)]).expect("it is back");
+    assert_eq!((revived.headed, revived.revived), (Epoch(11), Epoch(11)));
+    let head_gone = next_chain(&all, &[ChainEvent::Down(a)]).expect("a death is a new configuration");
+    assert_eq!((head_gone.headed, head_gone.revived), (Epoch(11), Epoch(1)));
+    assert_eq!((tail_gone.headed, tail_gone.revived), (Epoch(1), Epoch(1)));
+    let alone_again = next_chain(
+        &chain(&[(2, Serving), (1, Offline), (3, Offline)]),
+        &[ChainEvent::Restarted(b)],
+    )
+    .expect("a restart is a new configuration");
+    assert_eq!(alone_again.revived, Epoch(11), "what it had not synced may be gone");
     let copying = chain(&[(1, Serving), (2, Syncing), (3, Waiting)]);
     assert_eq!(
         after(
@@ -222,9 +292,49 @@ fn stories() {
     );
 }
 
+#[test]
+fn the_last_complete_copy_is_waited_for() {
+    use MemberState::{LastServer, Offline, Serving, Syncing, Waiting};
+    let [a, b, c] = [StorageId(1), StorageId(2), StorageId(3)];
+    let all = chain(&[(1, Serving), (2, Serving), (3, Serving)]);
+    assert_eq!(
+        after(&all, &[ChainEvent::Lost(b)]),
+        [(1, Serving), (3, Serving), (2, Syncing)],
+        "an ordinary replaced disk"
+    );
+    let alone = chain(&[(3, Serving), (2, Offline), (1, Offline)]);
+    assert_eq!(
+        after(&alone, &[ChainEvent::Lost(c)]),
+        [(3, LastServer), (2, Offline), (1, Offline)]
+    );
+    let dark = chain(&[(3, LastServer), (2, Waiting), (1, Offline)]);
+    assert_eq!(next_chain(&dark, &[ChainEvent::Lost(c)]), None);
+    assert_eq!(
+        after(&dark, &[ChainEvent::Up(c)]),
+        [(3, Serving), (2, Syncing), (1, Offline)],
+        "the old disk is back"
+    );
+    let two = chain(&[(1, LastServer), (2, LastServer), (3, Offline)]);
+    assert_eq!(
+        after(&two, &[ChainEvent::Lost(a)]),
+        [(1, Waiting), (2, LastServer), (3, Offline)]
+    );
+    assert_eq!(
+        after(&two, &[ChainEvent::Lost(a), ChainEvent::Up(b)]),
+        [(2, Serving), (1, Syncing), (3, Offline)]
+    );
+    let every = [ChainEvent::Lost(a), ChainEvent::Lost(b), ChainEvent::Lost(c)];
+    let after_all = after(&all, &every);
+    assert_eq!(
+        after_all.iter().filter(|member| member.1 == LastServer).count(),
+        1,
+        "one is waited for whatever happens: {after_all:?}"
+    );
+}
+
 proptest! {
     #[test]
-    fn long_histories_keep_the_rules(steps in proptest::collection::vec((0_u8..4, 1_u32..6), 1..60)) {
+    fn long_histories_keep_the_rules(steps in proptest::collection::vec((0_u8..6, 1_u32..6), 1..60)) {
         let mut now = chain(&(1..=5).map(|node| (node, MemberState::Serving)).collect::<Vec<_>>());
         for (kind, node) in steps {
             let node = StorageId(node);
@@ -232,6 +342,8 @@ proptest! {
                 0 => ChainEvent::Up(node),
                 1 => ChainEvent::Down(node),
                 2 => ChainEvent::Restarted(node),
+                4 => ChainEvent::Lost(node),
+                5 => ChainEvent::Settled { epoch: now.epoch },
                 _ => ChainEvent::Resynced { node, epoch: now.epoch },
             };
             check(&now, &[event]);
@@ -322,9 +434,14 @@ fn layouts_are_balanced_and_spread_the_load_of_a_dead_node() {
 }
 
 fn up(node: u32, incarnation: u64) -> ClusterEvent {
+    with_store(node, incarnation, node as u8)
+}
+
+fn with_store(node: u32, incarnation: u64, store: u8) -> ClusterEvent {
     ClusterEvent::NodeUp {
         node: StorageId(node),
         incarnation: Incarnation(incarnation),
+        store: StoreId([store; 16]),
         address: SocketAddr::from(([127, 0, 0, 1], 1000 + node as u16)),
     }
 }
@@ -388,9 +505,62 @@ fn a_cluster_that_stops_as_a_whole_comes_back() {
     apply(&mut routing, &[down(1, 11), down(2, 12), down(3, 13)]);
     assert!(routing.chains.values().all(|chain| chain.serving().count() == 0));
     apply(&mut routing, &[up(3, 33)]);
-    assert!(routing.chains.values().all(|chain| chain.head() == Some(StorageId(3))));
+    let back = routing
+        .chains
+        .values()
+        .filter(|chain| chain.head() == Some(StorageId(3)));
+    assert_eq!(
+        back.count(),
+        4,
+        "the chains in which it was one of the first two of three"
+    );
+    apply(&mut routing, &[down(3, 33)]);
+    apply(&mut routing, &[up(3, 34)]);
     apply(&mut routing, &[up(1, 31), up(2, 32)]);
     for chain in routing.chains.values() {
         assert_eq!(chain.writers().count(), 2, "one at a time");
     }
+}
+
+#[test]
+fn a_node_with_another_disk_is_rebuilt_unless_the_old_one_is_needed() {
+    let mut routing = RoutingTable::default();
+    apply(&mut routing, &[up(1, 11), up(2, 12), up(3, 13)]);
+    // An ordinary one.
+    apply(&mut routing, &[with_store(2, 22, 92)]);
+    assert!(routing.nodes[&StorageId(2)].store == StoreId([92; 16]));
+    for chain in routing.chains.values() {
+        assert_eq!(chain.state_of(StorageId(2)), Some(MemberState::Syncing));
+    }
+    settle_all(&mut routing);
+    // All at once: one is waited for.
+    let mut all = routing.clone();
+    apply(
+        &mut all,
+        &[with_store(1, 31, 91), with_store(3, 33, 93), with_store(2, 32, 82)],
+    );
+    let waited_for: BTreeSet<_> = all
+        .chains
+        .values()
+        .flat_map(|chain| in_state(chain, MemberState::LastServer))
+        .collect();
+    assert_eq!(waited_for, BTreeSet::from([StorageId(3)]));
+    assert!(!all.nodes[&StorageId(3)].alive && all.nodes[&StorageId(3)].store == StoreId([3; 16]));
+    // One after the other; the last one, with an empty disk, is not taken in.
+    apply(&mut routing, &[down(2, 22)]);
+    settle_all(&mut routing);
+    apply(&mut routing, &[down(1, 11)]);
+    assert_eq!(refused(&routing, StorageId(3), StoreId([93; 16])).len(), 6);
+    assert!(apply(&mut routing, &[with_store(3, 33, 93)]), "its old process is gone");
+    assert!(!routing.nodes[&StorageId(3)].alive);
+    apply(&mut routing, &[up(1, 41), with_store(2, 42, 92)]);
+    assert!(!apply(&mut routing, &[with_store(3, 34, 93)]), "said once");
+    for chain in routing.chains.values() {
+        assert_eq!(chain.state_of(StorageId(3)), Some(MemberState::LastServer));
+        assert_eq!(chain.serving().count(), 0);
+    }
+    // The old disk is back.
+    assert!(refused(&routing, StorageId(3), StoreId([3; 16])).is_empty());
+    apply(&mut routing, &[up(3, 35)]);
+    assert!(routing.chains.values().all(|chain| chain.head() == Some(StorageId(3))));
 }

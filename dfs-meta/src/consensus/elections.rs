@@ -2,7 +2,8 @@
 //!
 //! openraft stands by a timer of its own, which knows only silence; it is switched off. Here a server stands
 //!
-//! - as soon as its leader's process is known to be dead (its kernel said so) and the others may vote again, or
+//! - as soon as its leader's process is known to be dead (its kernel said so), or the leader itself has said that it is deaf, and
+//!   the others may vote again, or
 //! - after [`SILENCE_MS`] without a word from a leader, which no busy machine should take for a death;
 //!
 //! and only if it has asked the others before and a majority, itself included, hears no leader either. (Raft's pre-vote, which
@@ -13,6 +14,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use super::confirm::LEASE_MS;
+use super::hearing::MUTE_MS;
 
 /// Longer than a busy machine keeps a process waiting that has something to do; shorter than a person notices.
 pub(super) const SILENCE_MS: u64 = 550;
@@ -37,6 +39,8 @@ pub(super) struct Elections {
     term: u64,
     /// Its process has died.
     is_dead: bool,
+    /// It said that it is deaf; that is as good as dead, for a while.
+    resigned: Option<Instant>,
     /// Not before this, after an attempt.
     rest: Option<Instant>,
 }
@@ -50,6 +54,7 @@ impl Elections {
             leader: None,
             term: 0,
             is_dead: false,
+            resigned: None,
             rest: None,
         }
     }
@@ -60,6 +65,16 @@ impl Elections {
         if (self.leader, self.term) != (Some(leader), term) {
             (self.leader, self.term) = (Some(leader), term);
             self.is_dead = false;
+            self.resigned = None;
+        }
+        // It hears again, and nobody was elected.
+        let silent = Duration::from_millis(MUTE_MS - 2 * LEASE_MS / 5);
+        if self
+            .resigned
+            .is_some_and(|at| now.saturating_duration_since(at) > silent)
+        {
+            self.is_dead = false;
+            self.resigned = None;
         }
         if !self.is_dead {
             self.rest = None;
@@ -71,6 +86,7 @@ impl Elections {
         self.heard = now;
         self.leader = None;
         self.is_dead = false;
+        self.resigned = None;
     }
 
     pub(super) const fn last_heard(&self) -> Instant {
@@ -83,12 +99,18 @@ impl Elections {
         }
     }
 
-    /// How many of the others go before this server.
+    /// The leader of this term said that it is deaf.
+    pub(super) fn resigned(&mut self, leader: u64, term: u64, now: Instant) {
+        if (self.leader, self.term) == (Some(leader), term) {
+            self.is_dead = true;
+            self.resigned = Some(now);
+        }
+    }
+
+    /// How many of the others go before this server. A leader that is missed is not among them.
     fn rank(&self) -> u64 {
         let before = self.members.range(..self.me);
-        before
-            .filter(|&&member| !(self.is_dead && self.leader == Some(member)))
-            .count() as u64
+        before.filter(|&&member| self.leader != Some(member)).count() as u64
     }
 
     /// When to ask the others whether to stand; `chance` is any number.
@@ -138,7 +160,8 @@ mod tests {
     fn silence_is_borne_longer_than_death() {
         let start = Instant::now();
         let mut second = server(2, start);
-        assert_eq!(second.due(0), at(start, SILENCE_MS + STEP_MS));
+        assert_eq!(second.due(0), at(start, SILENCE_MS), "the first of the others");
+        assert_eq!(server(3, start).due(0), at(start, SILENCE_MS + STEP_MS));
         assert_eq!(second.may_stand_in_ms(at(start, 100)), None);
         assert_eq!(second.may_stand_in_ms(at(start, SILENCE_MS)), Some(0));
         second.died(3);
@@ -161,7 +184,26 @@ mod tests {
         assert_eq!(second.due(0), at(start, 10 + LEASE_MS + MARGIN_MS));
         second.heard(3, 6, at(start, 400));
         assert_eq!(second.may_stand_in_ms(at(start, 450)), None);
-        assert_eq!(second.due(0), at(start, 400 + SILENCE_MS + STEP_MS));
+        assert_eq!(second.due(0), at(start, 400 + SILENCE_MS + STEP_MS), "after the first");
+    }
+
+    #[test]
+    fn a_leader_that_resigns_is_as_good_as_dead_until_it_hears_again() {
+        let start = Instant::now();
+        let mut second = server(2, start);
+        second.resigned(1, 4, at(start, 10));
+        second.resigned(3, 5, at(start, 10));
+        assert_eq!(second.due(0), at(start, SILENCE_MS), "that was another");
+        second.resigned(1, 5, at(start, 10));
+        assert_eq!(second.due(0), at(start, LEASE_MS + MARGIN_MS));
+        // What it sent before.
+        second.heard(1, 5, at(start, 20));
+        assert_eq!(second.due(0), at(start, 20 + LEASE_MS + MARGIN_MS));
+        assert!(second.may_stand_in_ms(at(start, 20)).is_some());
+        // Nobody was elected, and it goes on.
+        second.heard(1, 5, at(start, 10 + MUTE_MS));
+        assert_eq!(second.may_stand_in_ms(at(start, 20 + MUTE_MS)), None);
+        assert_eq!(second.due(0), at(start, 10 + MUTE_MS + SILENCE_MS));
     }
 
     #[test]

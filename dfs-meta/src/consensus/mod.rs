@@ -10,6 +10,7 @@
 mod confirm;
 mod elections;
 mod error;
+mod hearing;
 mod joining;
 pub mod log;
 mod machine;

@@ -20,6 +20,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::confirm::{Confirmations, leader_id};
+use super::hearing::Hearing;
 use super::log::Log;
 use super::types::{LogId, TypeConfig, Vote};
 
@@ -28,6 +29,11 @@ pub(super) const KIND_VOTE: u8 = 2;
 pub(super) const KIND_SNAPSHOT_PART: u8 = 3;
 /// May the sender stand for election? Answered by milliseconds from now, or not at all.
 pub(super) const KIND_MAY_I_STAND: u8 = 4;
+
+/// Is anybody there? Answered at once, by nothing.
+pub(super) const KIND_HELLO: u8 = 5;
+/// The leader of this term is deaf and says nothing more for a while: others may stand.
+pub(super) const KIND_RESIGN: u8 = 6;
 
 /// Pause after a failed message. A server that returns is heard within it; one that is away costs ten attempts a second.
 const BACKOFF: Duration = Duration::from_millis(100);
@@ -61,6 +67,7 @@ pub(super) struct Network {
     pub(super) transport: Arc<dyn Transport>,
     pub(super) confirmations: Arc<Mutex<Confirmations>>,
     pub(super) log: Log,
+    pub(super) hearing: Arc<Mutex<Hearing>>,
 }
 
 pub(super) struct Link {
@@ -139,12 +146,27 @@ impl Link {
     }
 }
 
+impl Link {
+    /// A deaf leader says nothing, see `hearing`.
+    fn may_speak(&self) -> Result<(), Unreachable> {
+        if self.network.hearing.lock().is_mute(Instant::now()) {
+            let detail = "this server hears no quorum, so it says nothing as leader";
+            return Err(Unreachable::new(&dfs_common::Error::new(
+                dfs_common::ErrorCode::Unreachable,
+                detail,
+            )));
+        }
+        Ok(())
+    }
+}
+
 impl RaftNetwork<TypeConfig> for Link {
     async fn append_entries(
         &mut self,
         mut rpc: AppendEntriesRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<u64>, Failed<RaftError<u64>>> {
+        self.may_speak()?;
         // A leader whose own disk hangs acknowledges nothing: somebody else should lead, and will if it falls silent.
         let stalled = self.network.log.stalled_for();
         if stalled > STALL_LIMIT {
@@ -181,6 +203,7 @@ impl RaftNetwork<TypeConfig> for Link {
         rpc: InstallSnapshotRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<InstallSnapshotResponse<u64>, Failed<RaftError<u64, InstallSnapshotError>>> {
+        self.may_speak()?;
         self.ask(KIND_SNAPSHOT_PART, &rpc, &option).await
     }
 

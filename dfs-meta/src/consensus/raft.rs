@@ -26,10 +26,11 @@ use super::confirm::{
     leader_id,
 };
 use super::elections::Elections;
+use super::hearing::{ASK_EVERY_MS, DEAF_MS, Hearing};
 use super::joining::{self, Joining};
 use super::log::{Log, LogOptions, LogStore, has_segments};
 use super::machine::MachineStore;
-use super::network::{KIND_APPEND, KIND_MAY_I_STAND, KIND_SNAPSHOT_PART, KIND_VOTE, Network};
+use super::network::{KIND_APPEND, KIND_HELLO, KIND_MAY_I_STAND, KIND_RESIGN, KIND_SNAPSHOT_PART, KIND_VOTE, Network};
 use super::snapshot::Snapshots;
 use super::standing::Standing;
 use super::types::{CommandBatch, Raft, TypeConfig};
@@ -173,10 +174,12 @@ impl RaftConsensus {
             members.clone(),
             Instant::now(),
         )));
+        let hearing = Arc::new(Mutex::new(Hearing::new(options.me.0, &members, Instant::now())));
         let network = Network {
             transport: transport.clone(),
             confirmations: confirmations.clone(),
             log: log.clone(),
+            hearing: hearing.clone(),
         };
         let store = LogStore {
             log: log.clone(),
@@ -215,6 +218,14 @@ impl RaftConsensus {
             joining.clone(),
             leadership_sender,
         )));
+        let listening = Listening {
+            me: options.me,
+            members: options.members.clone(),
+            transport: transport.clone(),
+            hearing,
+            leadership: leadership.clone(),
+        };
+        tokio::spawn(stop.clone().run_until_cancelled_owned(listening.run()));
         let standing = Standing {
             raft: raft.clone(),
             me: options.me,
@@ -439,6 +450,49 @@ async fn beat(raft: Raft, leadership: watch::Receiver<Leadership>) {
     }
 }
 
+/// Finds out whether a leader hears the others: the shell around `hearing`.
+struct Listening {
+    me: MetaId,
+    members: BTreeSet<MetaId>,
+    transport: Arc<dyn Transport>,
+    hearing: Arc<Mutex<Hearing>>,
+    leadership: watch::Receiver<Leadership>,
+}
+
+impl Listening {
+    async fn run(self) {
+        let mut ticks = tokio::time::interval(Duration::from_millis(ASK_EVERY_MS));
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            let leadership = *self.leadership.borrow();
+            if !leadership.is_self {
+                continue;
+            }
+            let now = Instant::now();
+            let deaf = self.hearing.lock().ask(leadership.term, now);
+            if deaf {
+                tracing::warn!(
+                    term = leadership.term,
+                    "no quorum answers this leader: it falls silent so that another can be elected"
+                );
+            }
+            for &member in self.members.iter().filter(|&&member| member != self.me) {
+                let (transport, hearing) = (Arc::clone(&self.transport), Arc::clone(&self.hearing));
+                // At most DEAF_MS / ASK_EVERY_MS under way to each.
+                tokio::spawn(async move {
+                    let deadline = Duration::from_millis(DEAF_MS);
+                    if deaf && let Ok(term) = dfs_common::codec::encode(&leadership.term) {
+                        let _ = transport.send(member, KIND_RESIGN, term, deadline).await;
+                    } else if transport.send(member, KIND_HELLO, Vec::new(), deadline).await.is_ok() {
+                        hearing.lock().answered(member.0, now);
+                    }
+                });
+            }
+        }
+    }
+}
+
 /// Gathers what waits into entries.
 async fn propose_batches(raft: Raft, mut proposed: mpsc::Receiver<Proposal>) {
     let under_way = Arc::new(Semaphore::new(MAX_ENTRIES_UNDER_WAY));
@@ -626,6 +680,12 @@ impl Consensus for RaftConsensus {
                 let leads = self.confirmed_within(Duration::from_millis(LEADER_CONFIRMED_MS));
                 let answer = self.elections.lock().may_stand_in_ms(Instant::now());
                 dfs_common::codec::encode(&answer.filter(|_| !leads))
+            }
+            KIND_HELLO => Ok(Vec::new()),
+            KIND_RESIGN => {
+                let term: u64 = dfs_common::codec::decode(body)?;
+                self.elections.lock().resigned(from.0, term, Instant::now());
+                Ok(Vec::new())
             }
             _ => Err(dfs_common::Error::new(
                 ErrorCode::BadMessage,

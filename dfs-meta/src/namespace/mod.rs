@@ -5,6 +5,7 @@
 //! An operation checks everything before it writes; whatever a failed one wrote is dropped by the caller anyway.
 //! Permission bits are the kernel's to check (`default_permissions`); the server keeps what they are checked against.
 
+mod conflicts;
 mod ops;
 mod read;
 mod rows;
@@ -21,6 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::store::{Overlay, Rows, StoreError};
 
+pub(crate) use conflicts::{diverged, forget as forget_conflicts, reconciled, settle};
 pub(crate) use ops::found_length;
 pub use read::read;
 pub use rows::{Body, Counters, DentryRow, HoldRow, InodeRow, OrphanRow, XattrRow};

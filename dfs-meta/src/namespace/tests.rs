@@ -5,7 +5,7 @@ use dfs_common::wire::namespace::{
     Attributes, FileKind, NamespaceAnswer, NamespaceChange, NamespaceOp, NamespaceRead, RenameMode, SetAttributes,
     SetTime, WriteCommit, XattrMode,
 };
-use dfs_common::{ActorId, ErrorCode, InodeId, Level, Policy, Timestamp};
+use dfs_common::{ActorId, ErrorCode, InodeId, Level, Policy, PolicyChange, Timestamp};
 
 use crate::command::{CommandKind, Outcome};
 use crate::state::testing::{BadHash, Bench, TestHash, USER, create_op, key, name};
@@ -621,11 +621,12 @@ fn extended_attributes() {
 fn policy_is_inherited() {
     let mut bench = Bench::new();
     let d = bench.mkdir(TOP, "d").unwrap().inode;
-    let policy = Policy {
-        write: Level::All,
-        ..Policy::default()
+    let change = PolicyChange {
+        write: Some(Level::All),
+        ..PolicyChange::default()
     };
-    bench.change(NamespaceOp::SetPolicy { inode: d, policy }).unwrap();
+    bench.change(NamespaceOp::SetPolicy { inode: d, change }).unwrap();
+    let policy = Policy::default().with(change);
     let below = bench.mkdir(d, "e").unwrap().inode;
     assert_eq!(bench.create(below, "f").unwrap().policy, policy);
     assert_eq!(bench.create(TOP, "f").unwrap().policy, Policy::default());

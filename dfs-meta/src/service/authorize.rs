@@ -42,8 +42,26 @@ pub(super) fn authorize(peer: NodeName, request: &MetaRequest) -> Result<(), Err
             peer == NodeName::from(heartbeat.node),
             "the storage node it is about",
         ),
+        MetaRequest::Damage => (
+            "ask for damage",
+            matches!(peer.role, Role::Client | Role::Admin),
+            "clients and admins",
+        ),
+        MetaRequest::Conflicts { .. } | MetaRequest::SettleConflict { .. } => (
+            "list and settle conflicts",
+            matches!(peer.role, Role::Client | Role::Admin),
+            "clients and admins",
+        ),
+        MetaRequest::Diverged(_) | MetaRequest::Reconciled { .. } => (
+            "say what a storage node brought back",
+            peer.role == Role::Storage,
+            "storage nodes",
+        ),
         // Whether it is the one that copies is judged against the chain.
         MetaRequest::ResyncDone { .. } => ("end a resync", peer.role == Role::Storage, "storage nodes"),
+        MetaRequest::Administer { .. } | MetaRequest::PauseResyncs(_) => {
+            ("administer nodes", peer.role == Role::Admin, "administrators")
+        }
         MetaRequest::Consensus { .. } => ("take part in consensus", peer.role == Role::Meta, "metadata servers"),
     };
     if allowed {
@@ -59,8 +77,8 @@ pub(super) fn authorize(peer: NodeName, request: &MetaRequest) -> Result<(), Err
 mod tests {
     use std::net::SocketAddr;
 
-    use dfs_common::wire::meta::Heartbeat;
-    use dfs_common::{ChainId, Epoch, Incarnation, RoutingVersion, StorageId};
+    use dfs_common::wire::meta::{Heartbeat, Signs};
+    use dfs_common::{ChainId, Epoch, Incarnation, RoutingVersion, StorageId, StoreId};
 
     use super::*;
 
@@ -71,12 +89,16 @@ mod tests {
             MetaRequest::Heartbeat(Heartbeat {
                 node: StorageId(node),
                 incarnation: Incarnation(1),
+                store: StoreId::default(),
                 address: SocketAddr::from(([127, 0, 0, 1], 1)),
                 routing: RoutingVersion(0),
                 total_bytes: 0,
                 used_bytes: 0,
                 fault: None,
                 resyncs: Vec::new(),
+                retired: Vec::new(),
+                signs: Signs::default(),
+                settled: Vec::new(),
             })
         };
         let table: [(MetaRequest, [bool; 4]); 7] = [

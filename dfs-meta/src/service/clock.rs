@@ -7,23 +7,30 @@ use dfs_common::Timestamp;
 
 /// Milliseconds of this process's monotonic clock. Compares durations only; says nothing to other machines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Moment {
+pub struct Moment {
     ms: u64,
 }
 
 impl Moment {
-    pub(super) const fn from_ms(ms: u64) -> Self {
+    pub const fn from_ms(ms: u64) -> Self {
         Self { ms }
     }
 
-    pub(super) const fn after_ms(self, ms: u64) -> Self {
+    #[must_use]
+    pub const fn after_ms(self, ms: u64) -> Self {
         Self {
             ms: self.ms.saturating_add(ms),
         }
     }
 
+    pub(super) const fn before_ms(self, ms: u64) -> Self {
+        Self {
+            ms: self.ms.saturating_sub(ms),
+        }
+    }
+
     /// Milliseconds from `earlier` to here.
-    pub(super) const fn since(self, earlier: Self) -> u64 {
+    pub const fn since(self, earlier: Self) -> u64 {
         self.ms.saturating_sub(earlier.ms)
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use dfs_common::conflict::ConflictId;
 use dfs_common::wire::meta::{
     ChangeAnswer, ChangeRequest, ClusterStatus, MAX_CHANGES_TOGETHER, MetaRequest, MetaResponse, MetaStatus,
     RESERVED_INODES, SESSION_LEASE_MS,
@@ -22,6 +23,9 @@ const READS_MAX: usize = 64;
 
 /// Entries in one directory page, so that a page of the longest names fits a message.
 const DIRECTORY_PAGE_MAX: u32 = 1000;
+
+/// Conflicts in one page.
+const CONFLICT_PAGE_MAX: u32 = 256;
 
 /// Longest session label.
 const LABEL_MAX_BYTES: usize = 1024;
@@ -45,6 +49,7 @@ pub(super) async fn answer(shared: &Arc<Shared>, peer: NodeName, request: MetaRe
         return MetaResponse::Failed(refusal);
     }
     let answer = match request {
+        MetaRequest::Damage => Ok(MetaResponse::Damage(shared.damage.clone())),
         MetaRequest::Consensus { kind, body } => shared
             .consensus
             .handle(MetaId(peer.number), kind, &body)
@@ -115,6 +120,7 @@ async fn lead(shared: &Arc<Shared>, peer: NodeName, request: MetaRequest, time: 
             routing(shared, known, wait).await
         }
         MetaRequest::Status => status(shared).await,
+        MetaRequest::Damage => Ok(MetaResponse::Damage(shared.damage.clone())),
         MetaRequest::Heartbeat(heartbeat) => {
             let answer = shared.ask(|reply| Ask::Heartbeat(heartbeat, reply)).await?;
             Ok(MetaResponse::Heartbeat(answer))
@@ -131,6 +137,65 @@ async fn lead(shared: &Arc<Shared>, peer: NodeName, request: MetaRequest, time: 
                 })
                 .await??;
             Ok(MetaResponse::ResyncDone)
+        }
+        MetaRequest::Diverged(divergence) => {
+            let (chunk, node) = (divergence.chunk, divergence.node);
+            let blocks = divergence.blocks.len();
+            match shared.propose(CommandKind::Diverged(divergence), time).await? {
+                Outcome::Verdict(verdict) => {
+                    warn!(%chunk, %node, runs_in_conflict = blocks, ?verdict,
+                        "a storage node came back with acknowledged writes that its chain does not have");
+                    Ok(MetaResponse::Verdict(verdict))
+                }
+                other => Err(unexpected(&other)),
+            }
+        }
+        MetaRequest::Reconciled { inode, conflict } => {
+            let node = StorageId(u32::try_from(peer.number).unwrap_or(u32::MAX));
+            let command = CommandKind::Reconciled { inode, conflict, node };
+            match shared.propose_past_obstacles(command, time).await? {
+                Outcome::Administered(done) => done.map(|()| MetaResponse::Reconciled),
+                other => Err(unexpected(&other)),
+            }
+        }
+        MetaRequest::Conflicts { after, limit, paths } => conflicts(shared, after, limit, paths).await,
+        MetaRequest::SettleConflict {
+            inode,
+            conflict,
+            how,
+            by,
+        } => {
+            if by.len() > LABEL_MAX_BYTES {
+                return Err(Error::new(
+                    ErrorCode::InvalidArgument,
+                    format!("a name of {} bytes is over {LABEL_MAX_BYTES}", by.len()),
+                ));
+            }
+            info!(%peer, %conflict, %inode, %how, by, "a conflict is settled");
+            let command = CommandKind::SettleConflict {
+                inode,
+                conflict,
+                how,
+                by,
+            };
+            match shared.propose(command, time).await? {
+                Outcome::Administered(done) => done.map(|()| MetaResponse::Administered),
+                other => Err(unexpected(&other)),
+            }
+        }
+        MetaRequest::Administer { node, action } => {
+            info!(%peer, %node, ?action, "an administrator's word about a storage node");
+            match shared.propose(CommandKind::Administer { node, action }, time).await? {
+                Outcome::Administered(done) => done.map(|()| MetaResponse::Administered),
+                other => Err(unexpected(&other)),
+            }
+        }
+        MetaRequest::PauseResyncs(paused) => {
+            info!(%peer, paused, "an administrator's word about resyncs");
+            match shared.propose(CommandKind::PauseResyncs(paused), time).await? {
+                Outcome::Administered(done) => done.map(|()| MetaResponse::Administered),
+                other => Err(unexpected(&other)),
+            }
         }
         MetaRequest::Consensus { .. } => Err(Error::from(ErrorCode::BadMessage)),
     }
@@ -268,6 +333,20 @@ async fn read(
             Err(obstacle) => shared.clear(obstacle, until).await?,
         }
     }
+}
+
+async fn conflicts(
+    shared: &Arc<Shared>,
+    after: Option<(InodeId, ConflictId)>,
+    limit: u32,
+    paths: bool,
+) -> Result<MetaResponse> {
+    shared.consensus.read_barrier().await?;
+    let limit = limit.clamp(1, CONFLICT_PAGE_MAX) as usize;
+    let (conflicts, end) = shared
+        .blocking(move |state| state.conflicts(after, limit, paths))
+        .await?;
+    Ok(MetaResponse::Conflicts { conflicts, end })
 }
 
 /// Answers when the table is newer than `known`, when the time is over, or when this server no longer leads.

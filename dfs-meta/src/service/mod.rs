@@ -21,6 +21,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use dfs_common::wire::meta::MetaDamage;
 use dfs_common::wire::namespace::StatFs;
 use dfs_common::{ClusterId, MetaId, RoutingTable};
 use tokio::sync::{mpsc, watch};
@@ -36,7 +37,9 @@ use tasks::purge::Purge;
 
 use crate::consensus::Consensus;
 
+pub use clock::Moment;
 pub use error::StartError;
+pub use leader::Leases;
 pub use server::{MetaOptions, MetaServer};
 
 /// What the working parts of a server are made from.
@@ -49,6 +52,7 @@ struct Parts {
     state: Arc<dyn Applied>,
     routing: watch::Receiver<Arc<RoutingTable>>,
     storage: Arc<dyn StorageCaller>,
+    damage: Vec<MetaDamage>,
 }
 
 /// Starts the background tasks and returns what requests need.
@@ -67,6 +71,7 @@ fn assemble(parts: Parts, tasks: &TaskTracker, shutdown: &CancellationToken) -> 
         wants: holds::Wants::new(),
         owner,
         storage: parts.storage,
+        damage: parts.damage,
     });
     tasks::spawn(tasks, Owner { asks, usage }, &shared, shutdown);
     tasks::spawn(tasks, Expire, &shared, shutdown);

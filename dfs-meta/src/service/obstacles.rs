@@ -2,7 +2,7 @@
 //! found.
 //!
 //! A mount that holds a file may write and sync it without a word to the metadata group (see `WriteCommit::growing`). When it
-//! dies, or has its hold taken, the chunks know how long the file became: their chains' tails, which have everything that was
+//! dies, or has its hold taken, the chunks know how long the file became: their chains' heads, which have everything that was
 //! ever acknowledged, are asked by whoever needs the file next. (CephFS probes objects beyond a client's last word, 3FS asks
 //! its storage nodes for the last chunk.) Nobody writes to it meanwhile: who held it is not believed any more, and everybody
 //! else waits.
@@ -24,7 +24,7 @@ use crate::namespace::{Growing, Obstacle};
 /// Between two attempts at one chain, unless the routing table changes first.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
 
-/// For one answer of a tail.
+/// For one answer of a head.
 const CALL_DEADLINE: Duration = Duration::from_secs(1);
 
 /// Kept free for putting the answer through consensus, or for the line that says why not.
@@ -147,9 +147,9 @@ impl Asker {
         time: Duration,
     ) -> Result<Option<(ChunkIndex, u32)>> {
         let info = table.chain(chain);
-        let Some((info, tail, address)) = info.and_then(|info| {
-            let tail = info.tail()?;
-            Some((info, tail, table.address(tail)?))
+        let Some((info, head, address)) = info.and_then(|info| {
+            let head = info.head()?;
+            Some((info, head, table.address(head)?))
         }) else {
             return Err(Error::new(
                 ErrorCode::TooFewReplicas,
@@ -162,12 +162,12 @@ impl Asker {
             inode: growing.inode,
             from,
         };
-        match self.storage.call(tail, address, &request, time).await {
+        match self.storage.call(head, address, &request, time).await {
             Ok(StorageResponse::FileEnd(end)) if end.is_none_or(|(chunk, _)| chunk >= from) => Ok(end),
             Ok(StorageResponse::Failed(e)) | Err(e) => Err(e),
             Ok(other) => Err(Error::new(
                 ErrorCode::BadMessage,
-                format!("storage-{tail} answered a question for a file's end by {other:?}"),
+                format!("storage-{head} answered a question for a file's end by {other:?}"),
             )),
         }
     }

@@ -2,6 +2,7 @@
 //! follows from them goes out as one proposal at a time. No lock, no order to get wrong; the cost is one hop of a channel
 //! on heartbeats and keep-alives, which nobody waits for.
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -16,9 +17,9 @@ use dfs_common::{
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
-use super::leader::{Leader, Leases, Sessions, SoftStatus, stat_fs};
+use super::leader::{Leader, Leases, Moves, Sessions, SoftStatus, stat_fs};
 use super::shared::{Applied, Shared};
 use super::tasks::Task;
 use crate::command::{ClusterEvent, CommandKind};
@@ -76,6 +77,8 @@ struct Term {
     leader: Leader,
     /// Ends of resyncs that wait for the next proposal.
     resyncs: Vec<(ClusterEvent, oneshot::Sender<Result<()>>)>,
+    /// Chains whose second member has caught up, for the next proposal. Bounded by the table: reports are checked against it.
+    settled: BTreeSet<(ChainId, Epoch)>,
     proposing: Option<Proposal>,
     /// Whose events are in the proposal under way.
     told: Vec<oneshot::Sender<Result<()>>>,
@@ -123,7 +126,8 @@ impl Task for Owner {
                 }
                 _ = tick.tick() => {
                     if let Some(term) = &mut term {
-                        term.leader.tick(shared.clock.now());
+                        let table = Arc::clone(&shared.routing.borrow());
+                        term.leader.tick(shared.clock.now(), &table);
                     }
                 }
             }
@@ -185,9 +189,11 @@ async fn follow(term: &mut Option<Term>, leadership: Leadership, shared: &Arc<Sh
         leader: Leader {
             term: number,
             leases: Leases::new(now, &table),
+            moves: Moves::new(now),
             sessions: Sessions::new(now, sessions),
         },
         resyncs: Vec::new(),
+        settled: BTreeSet::new(),
         proposing: None,
         told: Vec::new(),
     });
@@ -203,9 +209,19 @@ impl Term {
                     .consensus
                     .confirmed_within(Duration::from_millis(LEADER_CONFIRMED_MS));
                 let lease = self.leader.leases.heartbeat(now, &heartbeat, confirmed, routing);
+                self.note_settled(routing, &heartbeat);
+                self.leader.moves.heard(&heartbeat);
+                let retire = self.leader.moves.retire(heartbeat.node);
                 let routing = newer(routing, heartbeat.routing);
                 let full = self.leader.leases.full();
-                let _ = reply.send(HeartbeatAnswer { lease, routing, full });
+                let stand_aside = self.leader.leases.aside(heartbeat.node).is_some();
+                let _ = reply.send(HeartbeatAnswer {
+                    lease,
+                    stand_aside,
+                    routing,
+                    retire,
+                    full,
+                });
             }
             Ask::Died {
                 node,
@@ -254,9 +270,23 @@ impl Term {
                 let _ = reply.send(self.leader.sessions.purgeable(&orphans));
             }
             Ask::Status(reply) => {
-                let _ = reply.send(self.leader.status(routing));
+                let _ = reply.send(self.leader.status(now, routing));
             }
         }
+    }
+
+    /// Takes in what a head says of its second members. It says so again with every heartbeat until the table has it.
+    fn note_settled(&mut self, routing: &RoutingTable, heartbeat: &Heartbeat) {
+        let unsettled = heartbeat.settled.iter().filter(|&&(chain, epoch)| {
+            routing
+                .chain(chain)
+                .is_some_and(|info| info.epoch == epoch && !info.settled && info.head() == Some(heartbeat.node))
+                && routing
+                    .nodes
+                    .get(&heartbeat.node)
+                    .is_some_and(|info| info.incarnation == heartbeat.incarnation)
+        });
+        self.settled.extend(unsettled);
     }
 
     /// `Ok(false)`: it is recorded already.
@@ -300,22 +330,45 @@ impl Term {
         if self.proposing.is_some() {
             return;
         }
+        // A leader that nobody answers hears nobody: whom it misses may be well, and what it says now might yet be committed.
+        if !shared
+            .consensus
+            .confirmed_within(Duration::from_millis(LEADER_CONFIRMED_MS))
+        {
+            return;
+        }
         let table = Arc::clone(&shared.routing.borrow());
         let mut events = self.leader.leases.events(shared.clock.now(), &table);
+        let full = self.leader.leases.full();
+        events.extend(self.leader.moves.events(shared.clock.now(), &table, &full));
         for (event, reply) in self.resyncs.drain(..) {
             events.push(event);
             self.told.push(reply);
         }
+        let settled = std::mem::take(&mut self.settled);
+        events.extend(
+            settled
+                .into_iter()
+                .map(|(chain, epoch)| ClusterEvent::Settled { chain, epoch }),
+        );
         if events.is_empty() {
             return;
         }
         for event in &events {
             match event {
                 ClusterEvent::NodeDown { node, .. } => {
-                    warn!(%node, "storage node is away: its process died, its lease ended, or it is faulty");
+                    let aside = self.leader.leases.aside(*node);
+                    let reason = aside.unwrap_or("its process died, its lease ended, or it is faulty");
+                    warn!(%node, reason, "storage node is away");
                 }
                 ClusterEvent::NodeUp { node, address, .. } => info!(%node, %address, "storage node is there"),
                 ClusterEvent::Resynced { chain, node, .. } => info!(%node, %chain, "storage node is in sync again"),
+                ClusterEvent::Settled { chain, epoch } => {
+                    debug!(%chain, %epoch, "the chain's second member has caught up");
+                }
+                ClusterEvent::Join { chain, node, .. } => info!(%node, %chain, "storage node joins a chain"),
+                ClusterEvent::Leave { chain, node, .. } => info!(%node, %chain, "storage node leaves a chain"),
+                ClusterEvent::Renew { chain, .. } => info!(%chain, "nobody leaves the chain after all"),
             }
         }
         let shared = Arc::clone(shared);

@@ -2,14 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use dfs_common::config::ClusterConfig;
+use dfs_common::wire::meta::MetaDamage;
 use dfs_common::{ClusterId, Error, ErrorCode, InodeId, MetaId, NodeName, Role};
 use dfs_crypto::{Credentials, MetaKey, NameHasher, RecordSealer};
 use dfs_net::Endpoint;
+use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
@@ -168,6 +170,7 @@ async fn start(options: MetaOptions) -> Result<MetaServer, StartError> {
         key,
         clock,
         endpoint,
+        damage: Mutex::default(),
     };
     let engine = base.open_engine(&data).await?;
     let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
@@ -183,6 +186,7 @@ async fn start(options: MetaOptions) -> Result<MetaServer, StartError> {
             storage: Arc::new(ToStorage {
                 endpoint: base.endpoint.clone(),
             }),
+            damage: base.damage.lock().clone(),
         },
         &tasks,
         &stop,
@@ -240,6 +244,7 @@ struct Base {
     key: MetaKey,
     clock: Arc<Clock>,
     endpoint: Endpoint,
+    damage: Mutex<Vec<MetaDamage>>,
 }
 
 struct Engine {
@@ -273,6 +278,7 @@ impl Base {
             let failure =
                 match RaftConsensus::start(options, transport, Arc::clone(&machine) as Arc<dyn StateMachine>).await {
                     Ok(consensus) => {
+                        self.note_snapshots(&data.consensus());
                         return Ok(Engine {
                             state,
                             machine,
@@ -288,6 +294,7 @@ impl Base {
             attempt += 1;
             if failure.wants_rebuild() {
                 warn!(error = %failure, "the log is put aside; this server fetches everything from the others");
+                self.note(format!("{failure}: put aside, and fetched from the others"));
                 reset_for_rebuild(&data.consensus()).map_err(StartError::Consensus)?;
             } else {
                 warn!(error = %failure, "the applied state is deleted and rebuilt");
@@ -298,11 +305,33 @@ impl Base {
         }
     }
 
+    fn note(&self, what: String) {
+        let at = self.clock.command_time();
+        self.damage.lock().push(MetaDamage { at, what });
+    }
+
+    /// Snapshots that were found damaged, by this start or an earlier one, lie beside the others.
+    fn note_snapshots(&self, consensus: &Path) {
+        let entries = std::fs::read_dir(consensus.join("snapshots"))
+            .into_iter()
+            .flatten()
+            .flatten();
+        for path in entries.map(|entry| entry.path()) {
+            if path.extension().is_some_and(|extension| extension == "damaged") {
+                self.note(format!(
+                    "{} is what was a snapshot: put aside, not used",
+                    path.display()
+                ));
+            }
+        }
+    }
+
     async fn open_state(&self, data: &DataDirectory) -> Result<State<MetaStore>, StartError> {
         match self.try_state(data).await {
             Ok(state) => Ok(state),
             Err(e) => {
                 warn!(error = %e, "the applied state does not open; it is deleted and rebuilt from log and snapshots");
+                self.note(format!("{e}: deleted, and rebuilt from log and snapshots"));
                 tokio::time::sleep(SLED_RELEASE).await;
                 data.drop_state()?;
                 self.try_state(data).await

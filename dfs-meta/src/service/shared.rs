@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use dfs_common::conflict::{ConflictEntry, ConflictId};
+use dfs_common::wire::meta::MetaDamage;
 use dfs_common::wire::namespace::{NamespaceAnswer, NamespaceRead, StatFs};
 use dfs_common::wire::storage::{StorageRequest, StorageResponse};
 use dfs_common::{
@@ -35,6 +37,13 @@ pub(super) trait Applied: Send + Sync + 'static {
     fn sessions(&self) -> Result<Vec<SessionId>>;
     fn orphans(&self, limit: usize) -> Result<Vec<InodeId>>;
     fn counts(&self) -> Counts;
+    /// Conflicts after one, with their paths if wanted; and whether there are no more.
+    fn conflicts(
+        &self,
+        after: Option<(InodeId, ConflictId)>,
+        limit: usize,
+        paths: bool,
+    ) -> Result<(Vec<ConflictEntry>, bool)>;
 }
 
 impl<S: Store> Applied for State<S> {
@@ -62,6 +71,15 @@ impl<S: Store> Applied for State<S> {
 
     fn counts(&self) -> Counts {
         Self::counts(self)
+    }
+
+    fn conflicts(
+        &self,
+        after: Option<(InodeId, ConflictId)>,
+        limit: usize,
+        paths: bool,
+    ) -> Result<(Vec<ConflictEntry>, bool)> {
+        Ok(Self::conflicts(self, after, limit, paths)?)
     }
 }
 
@@ -93,6 +111,8 @@ pub(super) struct Shared {
     pub(super) wants: Wants,
     pub(super) owner: mpsc::Sender<Ask>,
     pub(super) storage: Arc<dyn StorageCaller>,
+    /// What was damaged on this server's disk when it started.
+    pub(super) damage: Vec<MetaDamage>,
 }
 
 impl std::fmt::Debug for Shared {

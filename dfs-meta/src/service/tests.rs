@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use dfs_common::wire::meta::{
-    ChangeRequest, Heartbeat, HeartbeatAnswer, KeepAlive, MetaRequest, MetaResponse, NODE_LEASE_MS,
+    ChangeRequest, Heartbeat, HeartbeatAnswer, KeepAlive, MetaRequest, MetaResponse, NODE_LEASE_MS, Signs,
 };
 use dfs_common::wire::namespace::{
     Caller, NamespaceAnswer, NamespaceChange, NamespaceOp, NamespaceRead, WrappedKey, WriteCommit,
@@ -16,7 +16,7 @@ use dfs_common::wire::namespace::{
 use dfs_common::wire::storage::{StorageRequest, StorageResponse};
 use dfs_common::{
     ChainId, ChunkIndex, ClusterId, Epoch, ErrorCode, Incarnation, InodeId, MetaId, NodeName, Role, RoutingTable,
-    RoutingVersion, SequenceNumber, SessionId, StorageId, ValidName,
+    RoutingVersion, SequenceNumber, SessionId, StorageId, StoreId, ValidName,
 };
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -193,6 +193,7 @@ impl World {
             state,
             routing,
             storage: Arc::clone(&chains) as Arc<dyn StorageCaller>,
+            damage: Vec::new(),
         };
         let shared = assemble(parts, &tasks, &shutdown);
         Self {
@@ -224,12 +225,16 @@ impl World {
         let request = MetaRequest::Heartbeat(Heartbeat {
             node: StorageId(node),
             incarnation: Incarnation(incarnation),
+            store: StoreId::default(),
             address: SocketAddr::from(([127, 0, 0, 1], 8000 + node as u16)),
             routing: self.table().version,
             total_bytes: 3000,
             used_bytes: 300,
             fault: None,
             resyncs: Vec::new(),
+            retired: Vec::new(),
+            signs: Signs::default(),
+            settled: Vec::new(),
         });
         match self.call(StorageId(node).into(), request).await {
             MetaResponse::Heartbeat(answer) => answer,

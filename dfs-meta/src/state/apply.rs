@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use dfs_common::planted::{self, Bug};
 use dfs_common::wire::meta::{ChangeRequest, MAX_CHANGES_IN_FLIGHT, Reservation, Shown};
 use dfs_common::wire::namespace::NamespaceChange;
 use dfs_common::{
@@ -112,8 +113,44 @@ impl<S: Store> Applier<'_, S> {
                 Outcome::Done
             }
             CommandKind::Purged { inodes } => {
-                inodes.iter().try_for_each(|&inode| self.purged(inode))?;
+                inodes.iter().try_for_each(|&inode| self.purged(inode, command.time))?;
                 Outcome::Done
+            }
+            CommandKind::Diverged(divergence) => Outcome::Verdict(namespace::diverged(
+                &mut self.rows,
+                &mut self.counters,
+                divergence,
+                command.time,
+            )?),
+            CommandKind::Reconciled { inode, conflict, node } => {
+                let done = namespace::reconciled(&mut self.rows, *inode, *conflict, *node, command.time);
+                self.administered(done)?
+            }
+            CommandKind::SettleConflict {
+                inode,
+                conflict,
+                how,
+                by,
+            } => {
+                let which = (*inode, *conflict);
+                let done = namespace::settle(&mut self.rows, &mut self.counters, which, *how, by, command.time);
+                self.administered(done)?
+            }
+            CommandKind::Administer { node, action } => {
+                let mut table = self.routing.clone().into_owned();
+                let done = chains::administer(&mut table, *node, *action);
+                if done == Ok(true) {
+                    self.routing = Cow::Owned(table);
+                }
+                Outcome::Administered(done.map(drop))
+            }
+            CommandKind::PauseResyncs(paused) => {
+                if self.routing.resyncs_paused != *paused {
+                    let table = self.routing.to_mut();
+                    table.resyncs_paused = *paused;
+                    table.version = table.version.next();
+                }
+                Outcome::Administered(Ok(()))
             }
             CommandKind::Cluster(events) => {
                 let mut table = self.routing.clone().into_owned();
@@ -125,6 +162,21 @@ impl<S: Store> Applier<'_, S> {
         };
         self.rows.keep();
         Ok(outcome)
+    }
+
+    fn administered(&mut self, done: Result<(), OpError>) -> Result<Outcome, StoreError> {
+        match done {
+            Ok(()) => Ok(Outcome::Administered(Ok(()))),
+            Err(OpError::Store(error)) => Err(error),
+            Err(OpError::Obstructed(obstacle)) => {
+                self.rows.discard();
+                Ok(Outcome::Obstructed(obstacle))
+            }
+            Err(OpError::Answer(error)) => {
+                self.rows.discard();
+                Ok(Outcome::Administered(Err(error)))
+            }
+        }
     }
 
     fn open_session(&mut self, label: &str, now: Timestamp) -> Result<SessionId, StoreError> {
@@ -155,10 +207,11 @@ impl<S: Store> Applier<'_, S> {
         Ok(())
     }
 
-    fn purged(&mut self, inode: InodeId) -> Result<(), StoreError> {
+    fn purged(&mut self, inode: InodeId, now: Timestamp) -> Result<(), StoreError> {
         if self.rows.get(&keys::orphan(inode))?.is_none() {
             return Ok(());
         }
+        namespace::forget_conflicts(&mut self.rows, &mut self.counters, inode, now)?;
         namespace::forget_orphan(&mut self.rows, inode)?;
         self.counters.orphans -= 1;
         Ok(())
@@ -286,7 +339,7 @@ impl<S: Store> Applier<'_, S> {
         let settled = answer
             .as_ref()
             .map_or_else(|error| error.retry_class() == RetryClass::Fatal, |_| true);
-        if settled {
+        if settled && !planted::is(Bug::NameDedupeForgets) {
             self.rows.put(answer_key, store::encode(&answer)?);
         }
         Ok(Done::Answered(answer))

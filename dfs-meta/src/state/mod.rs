@@ -8,6 +8,7 @@
 //! says so. Only trouble with the store is an error of [`State::apply`]; then the state must not be used any further.
 
 mod apply;
+mod conflicts;
 mod export;
 mod rows;
 

@@ -6,7 +6,7 @@ use dfs_common::wire::namespace::{
     WrappedKey,
 };
 use dfs_common::{
-    ClusterId, ErrorCode, Incarnation, InodeId, SequenceNumber, SessionId, StorageId, Timestamp, ValidName,
+    ClusterId, ErrorCode, Incarnation, InodeId, SequenceNumber, SessionId, StorageId, StoreId, Timestamp, ValidName,
 };
 
 use super::State;
@@ -68,6 +68,7 @@ pub(crate) fn three_nodes() -> CommandKind {
     let up = |node: u32| ClusterEvent::NodeUp {
         node: StorageId(node),
         incarnation: Incarnation(u64::from(node)),
+        store: StoreId::default(),
         address: ([127, 0, 0, 1], 7000 + node as u16).into(),
     };
     CommandKind::Cluster(vec![up(1), up(2), up(3)])

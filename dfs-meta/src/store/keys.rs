@@ -11,11 +11,13 @@
 //! | `x` inode(8) hash(16) | name and value of one extended attribute; hash is the keyed hash of the name |
 //! | `o` inode(8) | an unlinked regular file: when it lost its last name |
 //! | `s` session(8) | a session |
+//! | `c` inode(8) conflict(8) | a conflict of the file's versions |
 //! | `h` session(8) | what a session may hold and give |
 //! | `r` session(8) sequence(8) | what a change was answered, for exactly-once |
 //!
 //! No key holds a name or data: keys lie in plaintext on the disk.
 
+use dfs_common::conflict::ConflictId;
 use dfs_common::{InodeId, SequenceNumber, SessionId};
 
 pub const FORMAT: [u8; 2] = [b'm', 0];
@@ -91,6 +93,20 @@ pub fn hold(session: SessionId) -> Vec<u8> {
     key(b'h', session.0)
 }
 
+pub fn conflict(inode: InodeId, conflict: ConflictId) -> Vec<u8> {
+    pair(b'c', inode.0, conflict.0)
+}
+
+/// All conflicts of a file: `from..to`.
+pub fn conflicts(inode: InodeId) -> (Vec<u8>, Vec<u8>) {
+    (key(b'c', inode.0), key(b'c', inode.0.saturating_add(1)))
+}
+
+/// All entries of a directory: `from..to`.
+pub fn dentries(directory: InodeId) -> (Vec<u8>, Vec<u8>) {
+    (key(b'd', directory.0), key(b'd', directory.0.saturating_add(1)))
+}
+
 pub fn answer(session: SessionId, sequence: SequenceNumber) -> Vec<u8> {
     pair(b'r', session.0, sequence.0)
 }
@@ -125,6 +141,10 @@ mod tests {
         assert_eq!(xattr(InodeId(1), &[7; 16])[9..], [7; 16]);
         assert_eq!(orphan(InodeId(9)), [b'o', 0, 0, 0, 0, 0, 0, 0, 9]);
         assert_eq!(session(SessionId(9)), [b's', 0, 0, 0, 0, 0, 0, 0, 9]);
+        assert_eq!(
+            conflict(InodeId(1), ConflictId(2)),
+            [b'c', 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 2]
+        );
         assert_eq!(hold(SessionId(9)), [b'h', 0, 0, 0, 0, 0, 0, 0, 9]);
         assert_eq!(
             answer(SessionId(1), SequenceNumber(2)),

@@ -18,6 +18,8 @@ use dfs_common::{ClusterId, Error, ErrorCode};
 
 pub use memory::MemoryStore;
 pub use overlay::Overlay;
+#[cfg(test)]
+pub(crate) use sealed::redigest;
 pub use sealed::{SledStore, ValueSealer};
 pub use typed::{decode, encode, for_each_row, get};
 pub use write_back::WriteBack;

@@ -39,6 +39,8 @@ pub trait Disk: Send + Sync + 'static {
     fn remove(&self, name: &str) -> io::Result<()>;
     /// Replaces (or makes) `name` by `parts`, all or nothing: temporary file, sync, rename, sync of the directory.
     fn replace(&self, name: &str, parts: &[&[u8]]) -> io::Result<()>;
+    /// Makes `name` as far as it still goes: durable or not, for a later start on this very machine. For a disk that fails.
+    fn leave(&self, name: &str, bytes: &[u8]) -> io::Result<()>;
     /// The whole of a file.
     fn read_file(&self, name: &str) -> io::Result<Vec<u8>>;
     /// Makes created and removed names durable.

@@ -32,6 +32,17 @@ pub enum Operation {
     Replace,
 }
 
+/// What a disk does wrong without saying so, or once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mishap {
+    /// A write is acknowledged and never done.
+    LostWrite,
+    /// A write goes to another place of its file, this many sectors on.
+    Misdirected(usize),
+    /// The operation fails once. After a failed sync the kernel believes its pages to be clean, as Linux does.
+    FailsOnce(Operation, io::ErrorKind),
+}
+
 #[derive(Clone, Default)]
 struct Contents {
     live: Vec<u8>,
@@ -47,6 +58,12 @@ struct Inner {
     crash_at: Option<u64>,
     fault: Option<(Operation, u64, io::ErrorKind)>,
     capacity_bytes: Option<u64>,
+    /// What goes wrong, after so many more operations of its kind.
+    mishap: Option<(Mishap, u64)>,
+    /// Mishaps that came to pass.
+    mishaps: u64,
+    /// Failures of writes and syncs that were reported.
+    failures: u64,
 }
 
 impl Inner {
@@ -67,6 +84,27 @@ impl Inner {
         }
         self.steps += 1;
         Ok(())
+    }
+
+    /// Whether the mishap that is due for `operation` happens now.
+    fn mishap(&mut self, operation: Operation) -> Option<Mishap> {
+        let (mishap, left) = self.mishap.as_mut()?;
+        let its = match mishap {
+            Mishap::LostWrite | Mishap::Misdirected(_) => Operation::Write,
+            Mishap::FailsOnce(operation, _) => *operation,
+        };
+        if its != operation {
+            return None;
+        }
+        if *left > 0 {
+            *left -= 1;
+            return None;
+        }
+        self.mishaps += 1;
+        if matches!(operation, Operation::Write | Operation::Sync) && matches!(mishap, Mishap::FailsOnce(..)) {
+            self.failures += 1;
+        }
+        self.mishap.take().map(|(mishap, _)| mishap)
     }
 
     fn contents(&mut self, name: &str) -> io::Result<&mut Contents> {
@@ -108,6 +146,21 @@ impl SimDisk {
 
     pub fn heal(&self) {
         self.inner.lock().fault = None;
+    }
+
+    /// `mishap` happens at the `after`-th next operation of its kind, once.
+    pub fn spoil(&self, mishap: Mishap, after: u64) {
+        self.inner.lock().mishap = Some((mishap, after));
+    }
+
+    /// Mishaps that came to pass.
+    pub fn mishaps(&self) -> u64 {
+        self.inner.lock().mishaps
+    }
+
+    /// Failures of writes and syncs that this disk reported.
+    pub fn failures(&self) -> u64 {
+        self.inner.lock().failures
     }
 
     /// Creating files beyond this is `StorageFull`.
@@ -226,6 +279,20 @@ impl Disk for SimDisk {
         Ok(())
     }
 
+    fn leave(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
+        let mut inner = self.inner.lock();
+        if inner.crash_at.is_some_and(|at| inner.steps >= at) {
+            return Err(io::Error::other("the machine is down"));
+        }
+        let contents = Contents {
+            live: bytes.to_vec(),
+            durable: Vec::new(),
+            dirty: (0..bytes.len().div_ceil(SECTOR_BYTES)).collect(),
+        };
+        inner.files.insert(name.to_owned(), contents);
+        Ok(())
+    }
+
     fn read_file(&self, name: &str) -> io::Result<Vec<u8>> {
         let mut inner = self.inner.lock();
         Ok(inner.contents(name)?.live.clone())
@@ -245,6 +312,17 @@ impl DiskFile for SimFile {
     fn write_at(&self, offset: u64, parts: &[&[u8]]) -> io::Result<()> {
         let mut inner = self.disk.inner.lock();
         let mut bytes = parts.concat();
+        let mut offset = offset;
+        match inner.mishap(Operation::Write) {
+            Some(Mishap::LostWrite) => return Ok(()),
+            Some(Mishap::FailsOnce(_, kind)) => return Err(kind.into()),
+            Some(Mishap::Misdirected(sectors)) => {
+                let size = inner.contents(&self.name)?.live.len();
+                offset = ((offset as usize + sectors * SECTOR_BYTES) % size.max(1)) as u64;
+                bytes.truncate(size - offset as usize);
+            }
+            None => {}
+        }
         let result = inner.step(Operation::Write);
         if result.is_err() {
             if inner.crash_at.is_none_or(|at| inner.steps != at) {
@@ -271,6 +349,9 @@ impl DiskFile for SimFile {
 
     fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
         let mut inner = self.disk.inner.lock();
+        if let Some(Mishap::FailsOnce(_, kind)) = inner.mishap(Operation::Read) {
+            return Err(kind.into());
+        }
         inner.step(Operation::Read)?;
         let contents = inner.contents(&self.name)?;
         let start = offset as usize;
@@ -288,6 +369,10 @@ impl DiskFile for SimFile {
 
     fn sync_data(&self) -> io::Result<()> {
         let mut inner = self.disk.inner.lock();
+        if let Some(Mishap::FailsOnce(_, kind)) = inner.mishap(Operation::Sync) {
+            inner.contents(&self.name)?.dirty.clear();
+            return Err(kind.into());
+        }
         inner.step(Operation::Sync)?;
         let contents = inner.contents(&self.name)?;
         for &sector in &contents.dirty {

@@ -1,9 +1,12 @@
 //! One member's part in one replication chain, as a pure state machine.
 //!
-//! A mutation enters at the head, gets its version there, is staged, and goes to the local store and to the successor
-//! at the same time; each member does the same. It commits at a member when its store has it (durably, if asked) and
-//! every member after it that counts has it; commits of one chunk are in version order. What is committed at the head is
-//! on every serving member, so any one of them is complete and any of them may answer a read.
+//! A mutation enters at the head, gets its version there, is staged, and goes to the local store, then to the successor
+//! (while the store makes it durable, if asked); each member does the same. It is acknowledged when as many members, from the head on, have it (durably,
+//! if asked) as its level wants: the head, the first two, or all. It is *stable* at a member when every member after it
+//! that counts has it, and only then that member forgets it: until then it is the one that brings it on when others go.
+//!
+//! What was acknowledged at QUORUM is on the first two members. They are *complete*; the configuration says whether the second
+//! one is yet (`settle`).
 //!
 //! Everything that decides is here: epochs, roles, leases, conditions, order, dedupe, when to answer, and what a
 //! returning member still lacks. Store, network and clock are the shell's: it calls [`ReplicaCore::step`] with what
@@ -20,8 +23,8 @@ mod range;
 mod read;
 mod reconfigure;
 mod session;
-#[cfg(test)]
-mod simulation;
+mod settle;
+mod stable;
 mod sync;
 mod types;
 mod write;
@@ -32,13 +35,15 @@ use dfs_common::wire::meta::ResyncProgress;
 use dfs_common::wire::storage::StorageResponse;
 use dfs_common::{ChainId, ChainInfo, ChunkId, ChunkVersion, Epoch, Error, ErrorCode, StorageId};
 
-pub use types::{Answer, CopyReport, Effect, Input, Now, StoreView, Ticket, WaiterId, ack_point};
+pub use types::{Answer, CopyReport, Effect, Input, Now, ReadAsk, StoreView, Ticket, WaiterId};
 
 use intake::Intake;
 use pending::ChunkQueue;
 use range::RangeJob;
 use read::WaitingRead;
 use session::Session;
+use settle::Settling;
+use stable::Untold;
 use sync::SyncJob;
 use write::Early;
 
@@ -92,6 +97,8 @@ enum Purpose {
     Copy(ChunkId),
     DropAtSuccessor,
     FlushSuccessor,
+    FlushSecond,
+    TellStable,
 }
 
 /// See the module.
@@ -114,6 +121,8 @@ pub struct ReplicaCore {
     ranges: BTreeMap<u64, RangeJob>,
     session: Option<Session>,
     intake: Intake,
+    settling: Option<Settling>,
+    untold: Untold,
     fault: Option<String>,
     effects: Vec<Effect>,
 }
@@ -138,6 +147,8 @@ impl ReplicaCore {
             ranges: BTreeMap::new(),
             session: None,
             intake: Intake::default(),
+            settling: None,
+            untold: Untold::default(),
             fault: None,
             effects: Vec::new(),
         }
@@ -160,7 +171,7 @@ impl ReplicaCore {
     /// Whether a `Tick` could do anything.
     #[must_use]
     pub fn wants_tick(&self) -> bool {
-        !self.early.is_empty() || !self.reads.is_empty() || self.session.is_some()
+        !self.early.is_empty() || !self.reads.is_empty() || !self.untold.is_empty() || self.session.is_some()
     }
 
     /// Whether nothing waits to be committed.
@@ -176,6 +187,7 @@ impl ReplicaCore {
             Input::Tick => {
                 self.expire_early(now);
                 self.expire_reads(now);
+                self.tell_stable();
                 self.schedule_session(now, store);
             }
             Input::Mutate {
@@ -183,22 +195,19 @@ impl ReplicaCore {
                 request,
                 payload,
             } => self.mutate(now, waiter, request, payload, store),
-            Input::AdmitRead {
-                epoch,
-                waiter,
-                chunk,
-                first,
-                blocks,
-            } => self.admit_read(now, epoch, waiter, chunk, (first, blocks)),
+            Input::AdmitRead { epoch, waiter, read } => self.admit_read(now, epoch, waiter, read),
             Input::ReadDone {
                 epoch,
                 waiter,
-                chunk,
-                first,
-                blocks,
+                read,
                 version,
-            } => self.read_done(now, epoch, waiter, chunk, (first, blocks), version),
-            Input::Sync { epoch, waiter } => self.client_sync(now, epoch, waiter),
+            } => self.read_done(now, epoch, waiter, read, version),
+            Input::Sync {
+                epoch,
+                waiter,
+                level,
+                since,
+            } => self.client_sync(now, epoch, waiter, level, since),
             Input::RemoveRange {
                 epoch,
                 waiter,
@@ -210,19 +219,25 @@ impl ReplicaCore {
                 waiter,
                 inode,
                 from,
-            } => {
-                let end = self
-                    .admit_at_tail(now, epoch)
-                    .map(|()| store.file_end(self.chain, inode, from));
-                self.answer(waiter, end.map(|end| Answer::Response(StorageResponse::FileEnd(end))));
-            }
+            } => self.file_end(now, epoch, waiter, inode, from, store),
             Input::Forward {
                 from,
                 waiter,
                 request,
                 payload,
             } => self.forwarded(now, from, waiter, request, payload, store),
-            Input::ForwardSync { from, epoch, waiter } => self.forwarded_sync(from, epoch, waiter),
+            Input::ForwardSync {
+                from,
+                epoch,
+                waiter,
+                level,
+            } => self.forwarded_sync(from, epoch, waiter, level),
+            Input::Stable {
+                from,
+                epoch,
+                waiter,
+                chunks,
+            } => self.stable_below(now, from, epoch, waiter, chunks, store),
             Input::Inventory {
                 from,
                 epoch,
@@ -250,6 +265,11 @@ impl ReplicaCore {
             | Input::ForwardDone { ticket, result }
             | Input::InstallDone { ticket, result }
             | Input::ChunksDropped { ticket, result } => self.ended(now, ticket, result, store),
+            Input::Forwarded { ticket, result } => {
+                if let Some(Purpose::Forward(chunk, version)) = self.under_way.remove(&ticket) {
+                    self.forward_done(now, chunk, version, result, store);
+                }
+            }
             Input::InventoryFetched { ticket, result } => {
                 if self.under_way.remove(&ticket) == Some(Purpose::FetchInventory) {
                     self.inventory_fetched(now, result, store);
@@ -275,10 +295,9 @@ impl ReplicaCore {
             return;
         }
         match self.under_way.remove(&ticket) {
-            None | Some(Purpose::FetchInventory | Purpose::Copy(_)) => {}
+            None | Some(Purpose::FetchInventory | Purpose::Copy(_) | Purpose::Forward(..)) => {}
             Some(Purpose::Apply(chunk, version)) => self.applied(now, chunk, version, result, store),
             Some(Purpose::SyncMutation(chunk, version)) => self.mutation_synced(now, chunk, version, result, store),
-            Some(Purpose::Forward(chunk, version)) => self.forward_done(now, chunk, version, result, store),
             Some(Purpose::SyncJob(job)) => self.job_synced(now, job, result),
             Some(Purpose::ForwardSyncJob(job)) => self.job_forwarded(now, job, &result),
             Some(Purpose::Install(waiter, chunk, version, done)) => {
@@ -289,6 +308,8 @@ impl ReplicaCore {
             }
             Some(Purpose::DropAtSuccessor) => self.dropped(now, ticket, &result, store),
             Some(Purpose::FlushSuccessor) => self.flushed(now, &result, store),
+            Some(Purpose::FlushSecond) => self.second_flushed(&result),
+            Some(Purpose::TellStable) => self.told_stable(ticket, &result),
         }
     }
 

@@ -6,10 +6,12 @@
 use std::collections::VecDeque;
 
 use bytes::Bytes;
+use dfs_common::planted::{self, Bug};
 use dfs_common::wire::storage::{MutateRequest, Mutation};
-use dfs_common::{BlockIndex, ChunkId, ChunkVersion, Error, RequestId};
+use dfs_common::{BlockIndex, ChunkId, ChunkVersion, Error, HybridClock, Level, RequestId};
 
-use super::types::{StoreView, Ticket, WaiterId};
+use super::read::Need;
+use super::types::{ReadAsk, StoreView, Ticket, WaiterId};
 
 /// Who is told when an entry commits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,10 +38,14 @@ pub(super) enum Downstream {
     NotNeeded,
     /// Waits for the copy of its chunk to a syncing successor.
     Held,
+    /// Goes to the successor as soon as it is in the own store: whoever reads it further down must find it here when the others go.
+    Due,
     Sent {
         ticket: Ticket,
         attempt: u32,
     },
+    /// The successor has it; whether those after it do is not known yet.
+    Near,
     Acknowledged,
 }
 
@@ -49,9 +55,12 @@ pub(super) struct Entry {
     pub(super) payload: Bytes,
     pub(super) before: ChunkVersion,
     pub(super) version: ChunkVersion,
+    pub(super) stamp: HybridClock,
     pub(super) local: Local,
     pub(super) downstream: Downstream,
     pub(super) waiters: Vec<Waiter>,
+    /// The predecessor was answered before it was stable, so it has to be told.
+    pub(super) answered_early: bool,
     /// Why it does not get on (a full disk here or further down).
     pub(super) blocked: Option<Error>,
 }
@@ -61,8 +70,27 @@ impl Entry {
         !matches!(self.local, Local::Staged | Local::Applying(_))
     }
 
+    /// Stable: this member and all that count after it have it.
     pub(super) fn is_done(&self) -> bool {
-        self.local == Local::Done && matches!(self.downstream, Downstream::NotNeeded | Downstream::Acknowledged)
+        self.local == Local::Done
+            && (matches!(self.downstream, Downstream::NotNeeded | Downstream::Acknowledged)
+                || planted::is(Bug::EarlyAck))
+    }
+
+    /// Whether, at the head, as many members have it as `level` asks for. That there are so many in the chain is checked apart.
+    pub(super) fn has(&self, level: Level) -> bool {
+        match level {
+            Level::One => self.local == Local::Done,
+            Level::Quorum if planted::is(Bug::QuorumOffByOne) => self.local == Local::Done,
+            Level::Quorum => {
+                self.local == Local::Done
+                    && !matches!(
+                        self.downstream,
+                        Downstream::Sent { .. } | Downstream::Held | Downstream::Due
+                    )
+            }
+            Level::All => self.is_done(),
+        }
     }
 
     /// Whether it changes any of these blocks.
@@ -102,6 +130,13 @@ impl ChunkQueue {
             .map_or_else(|| store.version(chunk), |entry| entry.version)
     }
 
+    /// When that was given out.
+    pub(super) fn stamp(&self, chunk: ChunkId, store: &dyn StoreView) -> HybridClock {
+        self.entries
+            .back()
+            .map_or_else(|| store.stamp(chunk), |entry| entry.stamp)
+    }
+
     /// The latest version of a block, staged ones included.
     pub(super) fn block_version(&self, chunk: ChunkId, block: BlockIndex, store: &dyn StoreView) -> ChunkVersion {
         self.entries
@@ -122,22 +157,22 @@ impl ChunkQueue {
         self.entries.iter_mut().find(|entry| entry.version == version)
     }
 
-    /// The newest uncommitted version, at most `up_to`, that changes these blocks.
-    pub(super) fn uncommitted(&self, first: BlockIndex, blocks: u32, up_to: ChunkVersion) -> Option<ChunkVersion> {
+    /// The newest version, at most `up_to`, that changes these blocks and does not meet the need.
+    pub(super) fn unmet(&self, read: &ReadAsk, need: Need, up_to: ChunkVersion) -> Option<ChunkVersion> {
         self.entries
             .iter()
             .rev()
-            .find(|entry| entry.version <= up_to && entry.touches(first, blocks))
+            .find(|entry| entry.version <= up_to && entry.touches(read.first, read.blocks) && !need.is_met(entry))
             .map(|entry| entry.version)
     }
 
-    /// The newest version that changes these blocks and is not in the store yet.
-    pub(super) fn unapplied(&self, first: BlockIndex, blocks: u32) -> Option<ChunkVersion> {
+    /// The newest version that changes these blocks, is not in the store yet and concerns the need.
+    pub(super) fn unapplied(&self, read: &ReadAsk, need: Need) -> Option<ChunkVersion> {
         self.entries
             .iter()
             .rev()
             .take_while(|entry| !entry.is_applied())
-            .find(|entry| entry.touches(first, blocks))
+            .find(|entry| entry.touches(read.first, read.blocks) && !need.is_met(entry))
             .map(|entry| entry.version)
     }
 

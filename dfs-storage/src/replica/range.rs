@@ -61,10 +61,10 @@ impl ReplicaCore {
                 removed: 0,
             },
         );
-        self.advance_range(job, store);
+        self.advance_range(now, job, store);
     }
 
-    fn advance_range(&mut self, job: u64, store: &dyn StoreView) {
+    fn advance_range(&mut self, now: Now, job: u64, store: &dyn StoreView) {
         loop {
             let Some(range) = self.ranges.get_mut(&job) else {
                 return;
@@ -72,7 +72,10 @@ impl ReplicaCore {
             if range.left.is_empty() && range.under_way == 0 {
                 let (waiter, chunks) = (range.waiter, range.removed);
                 self.ranges.remove(&job);
-                self.answer(waiter, Ok(Answer::Response(StorageResponse::RangeRemoved { chunks })));
+                // Checked again: who was removed meanwhile may have told nobody.
+                let removed = Answer::Response(StorageResponse::RangeRemoved { chunks });
+                let answer = self.check_lease(now).map(|()| removed);
+                self.answer(waiter, answer);
                 return;
             }
             if range.under_way >= MAX_REMOVALS {
@@ -104,16 +107,48 @@ impl ReplicaCore {
                 sync: false,
                 mutation: Mutation::Remove,
             };
-            self.stage_at_head(request, Bytes::new(), Waiter::Range(job), store);
+            self.stage_at_head(now, request, Bytes::new(), Waiter::Range(job), store);
         }
     }
 
-    pub(super) fn range_committed(&mut self, job: u64, store: &dyn StoreView) {
+    pub(super) fn range_committed(&mut self, now: Now, job: u64, store: &dyn StoreView) {
         if let Some(range) = self.ranges.get_mut(&job) {
             range.under_way -= 1;
             range.removed += 1;
         }
-        self.advance_range(job, store);
+        self.advance_range(now, job, store);
+    }
+
+    /// Where an inode's data ends. What is not on the second member yet may still be lost with this one, and a length that
+    /// counts it would show zeros in its place; so nothing is said before it is.
+    pub(super) fn file_end(
+        &mut self,
+        now: Now,
+        epoch: Epoch,
+        waiter: WaiterId,
+        inode: InodeId,
+        from: ChunkIndex,
+        store: &dyn StoreView,
+    ) {
+        let chunks = ChunkId::new(inode, from)..=ChunkId::new(inode, ChunkIndex(u32::MAX));
+        let on_its_way = self
+            .queues
+            .range(chunks)
+            .flat_map(|(_, queue)| &queue.entries)
+            .any(|entry| entry.blocked.is_none() && !entry.has(Level::Quorum));
+        let end = self.admit_at_head(now, epoch).and_then(|()| {
+            if on_its_way {
+                return Err(Error::new(
+                    ErrorCode::Overloaded,
+                    format!(
+                        "writes of inode {inode} are on their way down chain {}: try again",
+                        self.chain
+                    ),
+                ));
+            }
+            Ok(store.file_end(self.chain, inode, from))
+        });
+        self.answer(waiter, end.map(|end| Answer::Response(StorageResponse::FileEnd(end))));
     }
 
     pub(super) fn refuse_ranges(&mut self, error: &Error) {

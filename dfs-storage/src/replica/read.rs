@@ -1,14 +1,23 @@
-//! Reads at any serving member.
+//! Reads, by level.
 //!
-//! A mutation is forwarded while it is applied here, so the tail may have committed, and shown to a reader, what is only
-//! staged at this member. A read therefore waits first for what is staged when it arrives. Then the shell reads the store and
+//! A mutation is forwarded while it is applied here, so a member after this one may have shown to a reader what is only
+//! staged at this one. A read therefore waits first for what is staged when it arrives. Then the shell reads the store and
 //! asks again: what it read is the chunk at some version, and may be answered as soon as every mutation of those blocks up
-//! to that version is committed. Mutations that come later hold up neither step.
+//! to that version is where the level wants it. Mutations that come later hold up neither step.
+//!
+//! - ONE: any serving member, what it has; but a mutation at ALL must be everywhere before any of it is shown (the rule of CRAQ,
+//!   Terrace and Freedman 2009, with waiting in place of asking), so that ALL/ONE is linearizable. Never less than the
+//!   client has seen.
+//! - QUORUM: a complete member. At the head what it shows must be on the second member too; the second shows what it has,
+//!   since it came from the head.
+//! - ALL: the head of a whole chain, and what it shows must be everywhere.
 
-use dfs_common::{BlockIndex, ChunkId, ChunkVersion, Epoch, Error, ErrorCode};
+use dfs_common::planted::{self, Bug};
+use dfs_common::{ChunkId, ChunkVersion, Epoch, Error, ErrorCode, Level};
 
-use super::ReplicaCore;
-use super::types::{Answer, Now, WaiterId};
+use super::pending::Entry;
+use super::types::{Answer, Now, ReadAsk, WaiterId};
+use super::{ReplicaCore, Role};
 
 /// Reads that wait on one chain.
 const MAX_WAITING_READS: usize = 4096;
@@ -16,55 +25,121 @@ const MAX_WAITING_READS: usize = 4096;
 /// How long one waits; a commit takes milliseconds, a new configuration at most a lease.
 const READ_WAIT_MS: u64 = 5_000;
 
+/// What must be so of a mutation before a read may show it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Need {
+    /// Nothing, unless the mutation is at ALL; then it must be stable.
+    StableIfAll,
+    /// It is in this member's store.
+    Applied,
+    /// The successor has it.
+    Near,
+    /// Every member after this one has it.
+    Stable,
+}
+
+impl Need {
+    pub(super) fn is_met(self, entry: &Entry) -> bool {
+        match self {
+            Self::StableIfAll if planted::is(Bug::PendingAllShown) => true,
+            Self::StableIfAll => entry.request.level != Level::All || entry.is_done(),
+            Self::Applied => entry.is_applied(),
+            Self::Near => entry.has(Level::Quorum),
+            Self::Stable => entry.is_done(),
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug)]
 pub(super) struct WaitingRead {
     waiter: WaiterId,
-    /// The mutation that must commit first.
+    /// The mutation that must meet the need first.
     version: ChunkVersion,
+    need: Need,
     until_ms: u64,
 }
 
 impl ReplicaCore {
-    pub(super) fn admit_read(
-        &mut self,
-        now: Now,
-        epoch: Epoch,
-        waiter: WaiterId,
-        chunk: ChunkId,
-        (first, blocks): (BlockIndex, u32),
-    ) {
-        let staged = self.queues.get(&chunk).and_then(|queue| queue.unapplied(first, blocks));
-        self.proceed_after(now, epoch, waiter, chunk, staged);
-    }
-
-    pub(super) fn read_done(
-        &mut self,
-        now: Now,
-        epoch: Epoch,
-        waiter: WaiterId,
-        chunk: ChunkId,
-        (first, blocks): (BlockIndex, u32),
-        version: ChunkVersion,
-    ) {
-        let uncommitted = self
-            .queues
-            .get(&chunk)
-            .and_then(|queue| queue.uncommitted(first, blocks, version));
-        self.proceed_after(now, epoch, waiter, chunk, uncommitted);
-    }
-
-    /// Lets a read go on once `version` is committed.
-    fn proceed_after(
-        &mut self,
-        now: Now,
-        epoch: Epoch,
-        waiter: WaiterId,
-        chunk: ChunkId,
-        version: Option<ChunkVersion>,
-    ) {
-        if let Err(error) = self.admit_client(now, epoch) {
-            return self.refuse(waiter, error);
+    pub(super) fn admit_read(&mut self, now: Now, epoch: Epoch, waiter: WaiterId, read: ReadAsk) {
+        match self.may_read(now, epoch, read.level) {
+            Ok(need) => {
+                let staged = self
+                    .queues
+                    .get(&read.chunk)
+                    .and_then(|queue| queue.unapplied(&read, need));
+                self.proceed_after(now, waiter, read.chunk, need, staged);
+            }
+            Err(error) => self.refuse(waiter, error),
         }
+    }
+
+    pub(super) fn read_done(&mut self, now: Now, epoch: Epoch, waiter: WaiterId, read: ReadAsk, version: ChunkVersion) {
+        match self.may_read(now, epoch, read.level) {
+            Ok(_) if read.level == Level::One && version < read.not_before && !planted::is(Bug::BehindServed) => {
+                let error = Error::new(
+                    ErrorCode::Behind,
+                    format!(
+                        "chunk {} is at {version} at storage-{}, and this client has seen {}: another replica has it",
+                        read.chunk, self.node, read.not_before
+                    ),
+                );
+                self.refuse(waiter, error);
+            }
+            Ok(need) => {
+                let unmet = self
+                    .queues
+                    .get(&read.chunk)
+                    .and_then(|queue| queue.unmet(&read, need, version))
+                    .filter(|_| !planted::is(Bug::ReadUncommitted));
+                self.proceed_after(now, waiter, read.chunk, need, unmet);
+            }
+            Err(error) => self.refuse(waiter, error),
+        }
+    }
+
+    /// Whether this member may answer reads of this level now, and what they have to wait for.
+    fn may_read(&self, now: Now, epoch: Epoch, level: Level) -> Result<Need, Error> {
+        let now = Now {
+            lease: now.lease || planted::is(Bug::StaleTailServes),
+            ..now
+        };
+        self.admit_client(now, epoch)?;
+        match level {
+            Level::One => Ok(Need::StableIfAll),
+            Level::Quorum => {
+                let complete = self
+                    .config
+                    .as_ref()
+                    .is_some_and(|config| config.complete().any(|node| node == self.node));
+                match (self.is_head(), complete) {
+                    (true, _) => Ok(Need::Near),
+                    (false, true) => Ok(Need::Applied),
+                    (false, false) => Err(self.outside("a member that is sure to have every acknowledged write")),
+                }
+            }
+            Level::All => {
+                if !self.is_head() {
+                    return Err(self.outside("the head"));
+                }
+                let serving = self.config.as_ref().map_or(0, |config| config.serving().count());
+                if serving < level.min_for_read() {
+                    return Err(Error::new(
+                        ErrorCode::TooFewReplicas,
+                        format!(
+                            "chain {} has {serving} replica(s) in sync and a read at ALL needs {}: one that is away may have \
+                             writes that were acknowledged at ONE",
+                            self.chain,
+                            level.min_for_read()
+                        ),
+                    ));
+                }
+                Ok(Need::Stable)
+            }
+        }
+    }
+
+    /// Lets a read go on once `version` meets the need.
+    fn proceed_after(&mut self, now: Now, waiter: WaiterId, chunk: ChunkId, need: Need, version: Option<ChunkVersion>) {
         let Some(version) = version else {
             return self.answer(waiter, Ok(Answer::Proceed));
         };
@@ -78,17 +153,23 @@ impl ReplicaCore {
         self.reads.entry(chunk).or_default().push(WaitingRead {
             waiter,
             version,
+            need,
             until_ms: now.ms + READ_WAIT_MS,
         });
     }
 
-    pub(super) fn release_reads(&mut self, now: Now, chunk: ChunkId, committed: ChunkVersion) {
+    /// A mutation of the chunk got on: lets go whoever waited for that.
+    pub(super) fn release_reads(&mut self, now: Now, chunk: ChunkId) {
         let Some(reads) = self.reads.get_mut(&chunk) else {
             return;
         };
+        let queue = self.queues.get(&chunk);
         let mut released = Vec::new();
         reads.retain(|read| {
-            let wait = read.version > committed;
+            // What is no longer in the queue is stable.
+            let wait = queue
+                .and_then(|queue| queue.entries.iter().find(|entry| entry.version == read.version))
+                .is_some_and(|entry| !read.need.is_met(entry));
             if !wait {
                 released.push(read.waiter);
             }
@@ -132,5 +213,9 @@ impl ReplicaCore {
         for read in std::mem::take(&mut self.reads).into_values().flatten() {
             self.refuse(read.waiter, error.clone());
         }
+    }
+
+    pub(super) const fn is_head(&self) -> bool {
+        matches!(self.role, Role::Serving { predecessor: None, .. })
     }
 }

@@ -26,6 +26,13 @@ impl ReplicaCore {
 
     pub(super) fn configure(&mut self, now: Now, config: ChainInfo, store: &dyn StoreView) {
         if config.id != self.chain || (self.config.is_some() && config.epoch <= self.epoch()) {
+            // Within an epoch one thing changes.
+            if let Some(known) = &mut self.config
+                && config.id == self.chain
+                && config.epoch == known.epoch
+            {
+                known.settled |= config.settled;
+            }
             return;
         }
         let old = self.role;
@@ -37,6 +44,8 @@ impl ReplicaCore {
         self.refuse_syncs(&stale);
         self.refuse_ranges(&stale);
         self.session = None;
+        self.settling = None;
+        self.untold.clear();
         self.intake.clear();
         let orphans = &mut self.orphans;
         self.under_way.retain(|&ticket, purpose| match purpose {
@@ -80,6 +89,7 @@ impl ReplicaCore {
         for (&chunk, queue) in &mut self.queues {
             for entry in &mut queue.entries {
                 entry.downstream = Downstream::NotNeeded;
+                entry.answered_early = false;
                 if sends {
                     send.push((chunk, entry.version));
                 }
@@ -105,6 +115,7 @@ impl ReplicaCore {
             self.pump(chunk);
             self.commit(now, chunk, store);
         }
+        self.start_settling();
         self.schedule_session(now, store);
     }
 
@@ -134,6 +145,8 @@ impl ReplicaCore {
         self.pending_count = 0;
         self.pending_bytes = 0;
         self.session = None;
+        self.settling = None;
+        self.untold.clear();
         self.refuse_early(error);
         self.refuse_reads(error);
         self.refuse_syncs(error);

@@ -9,8 +9,9 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use dfs_common::planted::{self, Bug};
 use dfs_common::wire::meta::ResyncProgress;
-use dfs_common::{ChainId, ChunkId, ChunkVersion, Epoch, Error, StorageId};
+use dfs_common::{ChainId, ChunkId, ChunkVersion, Epoch, Error, Level, StorageId};
 
 use super::pending::Downstream;
 use super::types::{CopyReport, Effect, Now, StoreView, Ticket};
@@ -103,7 +104,7 @@ impl Session {
 
     /// Whether the chunk must not change in the store now.
     pub(super) fn holds(&self, chunk: ChunkId) -> bool {
-        self.work.get(&chunk).is_some_and(|&work| work != Work::Queued)
+        !planted::is(Bug::CopyNotHeld) && self.work.get(&chunk).is_some_and(|&work| work != Work::Queued)
     }
 
     fn enqueue(&mut self, chunk: ChunkId) {
@@ -176,6 +177,9 @@ impl ReplicaCore {
         let mut ours = BTreeSet::new();
         for (chunk, version) in store.list(self.chain) {
             ours.insert(chunk);
+            if planted::is(Bug::ResyncSkipsChunk) && chunk.inode.0 % 3 == 0 {
+                continue;
+            }
             if theirs.get(&chunk) == Some(&version) && !self.queues.contains_key(&chunk) {
                 continue;
             }
@@ -204,6 +208,10 @@ impl ReplicaCore {
                 break;
             }
             if session.copies >= MAX_COPIES || drops.len() >= MAX_DROPS {
+                break;
+            }
+            if !session.queue.is_empty() && !store.may_copy() {
+                // The next tick asks again.
                 break;
             }
             let Some(chunk) = session.queue.pop_front() else {
@@ -249,6 +257,7 @@ impl ReplicaCore {
                 ticket,
                 to,
                 epoch,
+                level: Level::All,
                 after_ms: 0,
             });
         }
@@ -350,9 +359,13 @@ impl ReplicaCore {
     pub(super) fn demote(&mut self, now: Now, chunk: ChunkId, store: &dyn StoreView) {
         if let Some(queue) = self.queues.get_mut(&chunk) {
             for entry in &mut queue.entries {
-                if let Downstream::Sent { ticket, .. } = entry.downstream {
-                    self.under_way.remove(&ticket);
-                    entry.downstream = Downstream::NotNeeded;
+                match entry.downstream {
+                    Downstream::Sent { ticket, .. } => {
+                        self.under_way.remove(&ticket);
+                        entry.downstream = Downstream::NotNeeded;
+                    }
+                    Downstream::Due => entry.downstream = Downstream::NotNeeded,
+                    _ => {}
                 }
             }
         }

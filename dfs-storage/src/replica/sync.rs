@@ -1,78 +1,179 @@
-//! Making durable what the chain has acknowledged.
+//! Making durable what the chain has acknowledged, on as many members as the level asks for.
 //!
-//! What was acknowledged before a sync arrived is in the store of every serving member, so each one syncs its store at
-//! once and asks the next at the same time; nothing pending has to be waited for.
+//! What was acknowledged at some level before a sync of that level arrived is in the store of every member that the level
+//! counts, so each one syncs its store at once and asks the next at the same time. Two kinds of mutations have to be waited for first:
+//! those of a lower level, and those that an earlier head acknowledged and this one has yet to bring to its successor.
 
+use std::collections::BTreeSet;
+
+use dfs_common::planted::{self, Bug};
 use dfs_common::wire::storage::StorageResponse;
-use dfs_common::{Epoch, Error, Level, StorageId};
+use dfs_common::{ChunkId, ChunkVersion, Epoch, Error, ErrorCode, Level, StorageId};
 
 use super::types::{Answer, Effect, Now, WaiterId};
 use super::{Purpose, ReplicaCore, Role, Successor};
 
-const RETRY_MS: u64 = 20;
+pub(super) const RETRY_MS: u64 = 20;
+
+/// Syncs under way on one chain. Each is one small message; a client has few.
+const MAX_SYNCS: usize = 4096;
 
 #[derive(Clone, Debug)]
 pub(super) struct SyncJob {
-    waiters: Vec<WaiterId>,
+    waiter: WaiterId,
     response: StorageResponse,
+    level: Level,
     /// For a client, whose answer needs lease and level.
     for_client: bool,
+    /// What must be where the level wants it before the stores are synced.
+    first: BTreeSet<(ChunkId, ChunkVersion)>,
     local: bool,
     downstream: bool,
 }
 
 impl ReplicaCore {
-    pub(super) fn client_sync(&mut self, now: Now, epoch: Epoch, waiter: WaiterId) {
+    pub(super) fn client_sync(
+        &mut self,
+        now: Now,
+        epoch: Epoch,
+        waiter: WaiterId,
+        level: Level,
+        since: (Epoch, Level),
+    ) {
         let admitted = self
             .admit_at_head(now, epoch)
-            .and_then(|()| self.check_level(Level::default()));
+            .and_then(|()| self.check_kept(since))
+            .and_then(|()| self.check_level(level));
         match admitted {
-            Ok(()) => self.start_sync(vec![waiter], StorageResponse::Synced, true),
+            Ok(()) => self.start_sync(waiter, StorageResponse::Synced, level),
             Err(error) => self.refuse(waiter, error),
         }
     }
 
-    pub(super) fn forwarded_sync(&mut self, from: StorageId, epoch: Epoch, waiter: WaiterId) {
+    /// Whether this chain still answers for what was acknowledged since then, or the replicas that had it only in memory
+    /// have all gone since. A new configuration refuses a sync that is under way, so asking once is enough.
+    fn check_kept(&self, (since, written): (Epoch, Level)) -> Result<(), Error> {
+        let answers_since = self
+            .config
+            .as_ref()
+            .map_or(Epoch(0), |config| config.answers_since(written));
+        if since >= answers_since || planted::is(Bug::VouchIgnored) {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorCode::UnsyncedLost,
+            format!(
+                "chain {} lost every replica that had what was acknowledged at {written} in epoch {since} before it was synced, and goes on \
+                 without it since epoch {answers_since}: write it again",
+                self.chain
+            ),
+        ))
+    }
+
+    pub(super) fn forwarded_sync(&mut self, from: StorageId, epoch: Epoch, waiter: WaiterId, level: Level) {
         match self.admit_predecessor(from, epoch) {
-            Ok(()) => {
-                self.start_sync(vec![waiter], StorageResponse::Synced, false);
-            }
+            Ok(()) => self.add_sync(waiter, StorageResponse::Synced, level, false, BTreeSet::new()),
             Err(error) => self.refuse(waiter, error),
         }
     }
 
-    pub(super) fn start_sync(&mut self, waiters: Vec<WaiterId>, response: StorageResponse, for_client: bool) {
+    /// At the head, for a client.
+    pub(super) fn start_sync(&mut self, waiter: WaiterId, response: StorageResponse, level: Level) {
+        let epoch = self.epoch();
+        let first = if level == Level::One {
+            BTreeSet::new()
+        } else {
+            self.queues
+                .iter()
+                .flat_map(|(&chunk, queue)| queue.entries.iter().map(move |entry| (chunk, entry)))
+                .filter(|(_, entry)| !entry.has(level) && (entry.request.level < level || entry.version.epoch < epoch))
+                .map(|(chunk, entry)| (chunk, entry.version))
+                .collect()
+        };
+        self.add_sync(waiter, response, level, true, first);
+    }
+
+    fn add_sync(
+        &mut self,
+        waiter: WaiterId,
+        response: StorageResponse,
+        level: Level,
+        for_client: bool,
+        first: BTreeSet<(ChunkId, ChunkVersion)>,
+    ) {
+        if self.syncs.len() >= MAX_SYNCS {
+            let error = Error::new(
+                ErrorCode::Overloaded,
+                format!("chain {} has {MAX_SYNCS} syncs under way", self.chain),
+            );
+            return self.refuse(waiter, error);
+        }
         let job = self.id();
-        // A syncing successor is flushed before it is declared complete; from then on it must not miss a sync.
+        let waits = !first.is_empty();
+        self.syncs.insert(
+            job,
+            SyncJob {
+                waiter,
+                response,
+                level,
+                for_client,
+                first,
+                local: false,
+                downstream: false,
+            },
+        );
+        if !waits {
+            self.sync_stores(job);
+        }
+    }
+
+    /// A mutation of the chunk got on: starts the syncs that waited for it.
+    pub(super) fn advance_syncs(&mut self, chunk: ChunkId) {
+        let queue = self.queues.get(&chunk);
+        let mut ready = Vec::new();
+        for (&job, sync) in self.syncs.iter_mut().filter(|(_, sync)| !sync.first.is_empty()) {
+            let level = sync.level;
+            sync.first.retain(|&(waited, version)| {
+                waited != chunk
+                    || queue
+                        .and_then(|queue| queue.entries.iter().find(|entry| entry.version == version))
+                        .is_some_and(|entry| !entry.has(level))
+            });
+            if sync.first.is_empty() {
+                ready.push(job);
+            }
+        }
+        for job in ready {
+            self.sync_stores(job);
+        }
+    }
+
+    fn sync_stores(&mut self, job: u64) {
+        let Some(level) = self.syncs.get(&job).map(|sync| sync.level) else {
+            return;
+        };
         let forward = match self.role {
             Role::Serving {
                 successor: Successor::Serving(_),
                 ..
-            } => true,
+            } => level == Level::All || (level == Level::Quorum && self.is_head() && !planted::is(Bug::SyncAlone)),
+            // A syncing successor is flushed before it is declared complete; from then on it must not miss a sync.
             Role::Serving {
                 successor: Successor::Syncing(_),
                 ..
             } => self.session.as_ref().is_some_and(super::session::Session::wants_syncs),
             _ => false,
         };
-        self.syncs.insert(
-            job,
-            SyncJob {
-                waiters,
-                response,
-                for_client,
-                local: false,
-                downstream: !forward,
-            },
-        );
         if forward {
-            self.forward_job(job, 0);
+            self.forward_job(job, level, 0);
+        } else if let Some(sync) = self.syncs.get_mut(&job) {
+            sync.downstream = true;
         }
         let ticket = self.ticket(Purpose::SyncJob(job));
         self.effects.push(Effect::Sync { ticket });
     }
 
-    fn forward_job(&mut self, job: u64, after_ms: u64) {
+    fn forward_job(&mut self, job: u64, level: Level, after_ms: u64) {
         let (Some(to), epoch) = (self.successor(), self.epoch()) else {
             return;
         };
@@ -81,6 +182,7 @@ impl ReplicaCore {
             ticket,
             to,
             epoch,
+            level,
             after_ms,
         });
     }
@@ -100,8 +202,8 @@ impl ReplicaCore {
     pub(super) fn job_forwarded(&mut self, now: Now, job: u64, result: &Result<(), Error>) {
         if result.is_err() {
             let Some(session) = self.session.as_mut().filter(|session| !session.is_done()) else {
-                if self.syncs.contains_key(&job) {
-                    self.forward_job(job, RETRY_MS);
+                if let Some(level) = self.syncs.get(&job).map(|sync| sync.level) {
+                    self.forward_job(job, level, RETRY_MS);
                 }
                 return;
             };
@@ -121,21 +223,16 @@ impl ReplicaCore {
             return;
         };
         let allowed = if sync.for_client {
-            self.check_lease(now).and_then(|()| self.check_level(Level::default()))
+            self.check_lease(now).and_then(|()| self.check_level(sync.level))
         } else {
             Ok(())
         };
-        for waiter in sync.waiters {
-            let answer = allowed.clone().map(|()| Answer::Response(sync.response.clone()));
-            self.answer(waiter, answer);
-        }
+        self.answer(sync.waiter, allowed.map(|()| Answer::Response(sync.response)));
     }
 
     pub(super) fn refuse_syncs(&mut self, error: &Error) {
         for sync in std::mem::take(&mut self.syncs).into_values() {
-            for waiter in sync.waiters {
-                self.refuse(waiter, error.clone());
-            }
+            self.refuse(sync.waiter, error.clone());
         }
     }
 }

@@ -1,10 +1,10 @@
 //! What goes into a replica's step and what comes out: the whole of its contact with the world.
 
 use bytes::Bytes;
-use dfs_common::wire::storage::{ForwardRequest, InstallPart, MutateRequest, Mutation, StorageResponse};
+use dfs_common::wire::storage::{ForwardRequest, InstallPart, MutateRequest, Mutation, Origin, StorageResponse};
 use dfs_common::{
-    BlockIndex, ChainId, ChainInfo, ChunkId, ChunkIndex, ChunkVersion, Epoch, Error, InodeId, Level, RequestId,
-    StorageId,
+    BlockIndex, ChainId, ChainInfo, ChunkId, ChunkIndex, ChunkVersion, Epoch, Error, HybridClock, InodeId, Level,
+    RequestId, StorageId, Timestamp,
 };
 
 /// Somebody who waits for an answer; the shell knows whom it means.
@@ -20,6 +20,8 @@ pub struct Ticket(pub u64);
 pub struct Now {
     /// A monotonic clock.
     pub ms: u64,
+    /// The time of day: for people, and to order what heads that do not know of each other do.
+    pub wall: Timestamp,
     /// Whether the metadata group's lease is good. Without it no client is answered with success.
     pub lease: bool,
 }
@@ -27,6 +29,7 @@ pub struct Now {
 /// What a replica reads of its store. Index lookups only, no data.
 pub trait StoreView {
     fn version(&self, chunk: ChunkId) -> ChunkVersion;
+    fn stamp(&self, chunk: ChunkId) -> HybridClock;
     fn block_version(&self, chunk: ChunkId, block: BlockIndex) -> ChunkVersion;
     fn remembered(&self, chunk: ChunkId, id: RequestId) -> Option<ChunkVersion>;
     /// The last chunk of the inode at or after `from` that has data, and the bytes from its start to their end.
@@ -39,6 +42,11 @@ pub trait StoreView {
 
     /// Whether another member said that it should get no more data.
     fn is_full(&self, member: StorageId) -> bool;
+
+    /// Whether another chunk may be copied to a successor now. Asked before one is begun; mutations of it wait until it has ended.
+    fn may_copy(&self) -> bool {
+        true
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -58,22 +66,21 @@ pub enum Input {
     AdmitRead {
         epoch: Epoch,
         waiter: WaiterId,
-        chunk: ChunkId,
-        first: BlockIndex,
-        blocks: u32,
+        read: ReadAsk,
     },
     /// After it: `version` is the chunk's when its data was read.
     ReadDone {
         epoch: Epoch,
         waiter: WaiterId,
-        chunk: ChunkId,
-        first: BlockIndex,
-        blocks: u32,
+        read: ReadAsk,
         version: ChunkVersion,
     },
     Sync {
         epoch: Epoch,
         waiter: WaiterId,
+        level: Level,
+        /// The first epoch, and the lowest level, of the acknowledgements that the caller means.
+        since: (Epoch, Level),
     },
     RemoveRange {
         epoch: Epoch,
@@ -97,6 +104,13 @@ pub enum Input {
         from: StorageId,
         epoch: Epoch,
         waiter: WaiterId,
+        level: Level,
+    },
+    Stable {
+        from: StorageId,
+        epoch: Epoch,
+        waiter: WaiterId,
+        chunks: Vec<(ChunkId, ChunkVersion)>,
     },
     Inventory {
         from: StorageId,
@@ -130,6 +144,12 @@ pub enum Input {
         ticket: Ticket,
         result: Result<(), Error>,
     },
+    /// Of a `Forward`: whether every member after the successor has it too.
+    Forwarded {
+        ticket: Ticket,
+        result: Result<bool, Error>,
+    },
+    /// Of a `ForwardSync` or a `TellStable`.
     ForwardDone {
         ticket: Ticket,
         result: Result<(), Error>,
@@ -152,6 +172,17 @@ pub enum Input {
     },
 }
 
+/// What a client wants to read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReadAsk {
+    pub chunk: ChunkId,
+    pub first: BlockIndex,
+    pub blocks: u32,
+    pub level: Level,
+    /// For ONE: what this client has seen of the chunk.
+    pub not_before: ChunkVersion,
+}
+
 /// A chunk that a syncing member now has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CopyReport {
@@ -166,14 +197,14 @@ pub enum Effect {
         ticket: Ticket,
         chunk: ChunkId,
         version: ChunkVersion,
-        id: RequestId,
+        origin: Origin,
         mutation: Mutation,
         payload: Bytes,
         after_ms: u64,
     },
     /// Make durable what is applied, then `Synced`.
     Sync { ticket: Ticket },
-    /// Then `ForwardDone`.
+    /// Then `Forwarded`.
     Forward {
         ticket: Ticket,
         to: StorageId,
@@ -186,7 +217,15 @@ pub enum Effect {
         ticket: Ticket,
         to: StorageId,
         epoch: Epoch,
+        level: Level,
         after_ms: u64,
+    },
+    /// Then `ForwardDone`.
+    TellStable {
+        ticket: Ticket,
+        to: StorageId,
+        epoch: Epoch,
+        chunks: Vec<(ChunkId, ChunkVersion)>,
     },
     Answer {
         waiter: WaiterId,
@@ -240,6 +279,9 @@ pub enum Effect {
     },
     /// Tell the metadata group, again and again until the next epoch.
     ReportResyncDone { to: StorageId, epoch: Epoch },
+
+    /// Tell the metadata group, again and again until its table shows it: the second member has what it may have lacked.
+    ReportSettled { epoch: Epoch },
 }
 
 /// A waiter's answer.
@@ -248,15 +290,4 @@ pub enum Answer {
     /// `AdmitRead` may go on; a `ReadDone` may be answered with the data that was read.
     Proceed,
     Response(StorageResponse),
-}
-
-/// Serving members at and after which a request of `level` is acknowledged.
-///
-/// Today every level waits for the tail, so this only says how many must be in the chain; later levels that
-/// acknowledge earlier have their place here.
-#[must_use]
-pub fn ack_point(level: Level, chain: &ChainInfo) -> Option<StorageId> {
-    (chain.serving().count() >= level.min_in_sync())
-        .then(|| chain.tail())
-        .flatten()
 }

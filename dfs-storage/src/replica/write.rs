@@ -1,8 +1,9 @@
 //! A mutation's way: stage, apply, forward, commit.
 
 use bytes::Bytes;
-use dfs_common::wire::storage::{ForwardRequest, MutateRequest, StorageResponse};
-use dfs_common::{ChunkId, ChunkVersion, Error, ErrorCode, StorageId};
+use dfs_common::planted::{self, Bug};
+use dfs_common::wire::storage::{ForwardRequest, MutateRequest, Mutation, Origin, StorageResponse};
+use dfs_common::{ChunkId, ChunkVersion, Error, ErrorCode, HybridClock, Level, StorageId};
 
 use super::admission::{check_shape, check_versions};
 use super::pending::{ChunkQueue, Downstream, Entry, Local, Waiter};
@@ -27,6 +28,24 @@ pub(super) struct Early {
     waiter: WaiterId,
     forward: ForwardRequest,
     payload: Bytes,
+}
+
+/// Where a mutation stands in its chunk's history.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    before: ChunkVersion,
+    version: ChunkVersion,
+    stamp: HybridClock,
+}
+
+impl Place {
+    const fn of(forward: &ForwardRequest) -> Self {
+        Self {
+            before: forward.before,
+            version: forward.version,
+            stamp: forward.stamp,
+        }
+    }
 }
 
 impl ReplicaCore {
@@ -54,7 +73,8 @@ impl ReplicaCore {
             if let Some(error) = entry.blocked.clone() {
                 return self.refuse(waiter, error);
             }
-            return join(entry, Waiter::Client(waiter));
+            join(entry, Waiter::Client(waiter));
+            return self.answer_ready(now, request.chunk);
         }
         if !request.id.is_system()
             && let Some(version) = store.remembered(request.chunk, request.id)
@@ -62,7 +82,7 @@ impl ReplicaCore {
             let response = StorageResponse::Mutated { version };
             if request.sync {
                 // It may have been applied by a process that died before its sync.
-                self.start_sync(vec![waiter], response, true);
+                self.start_sync(waiter, response, request.level);
             } else {
                 self.answer(waiter, Ok(Answer::Response(response)));
             }
@@ -71,32 +91,30 @@ impl ReplicaCore {
         if let Err(error) = self.check_staging(&request, &payload, store) {
             return self.refuse(waiter, error);
         }
-        self.stage_at_head(request, payload, Waiter::Client(waiter), store);
+        self.stage_at_head(now, request, payload, Waiter::Client(waiter), store);
     }
 
     pub(super) fn stage_at_head(
         &mut self,
+        now: Now,
         request: MutateRequest,
         payload: Bytes,
         waiter: Waiter,
         store: &dyn StoreView,
     ) {
-        let before = self
-            .queues
-            .entry(request.chunk)
-            .or_default()
-            .latest(request.chunk, store);
-        let version = before.successor(self.epoch());
-        self.stage(request, payload, (before, version), waiter);
+        let epoch = self.epoch();
+        let queue = self.queues.entry(request.chunk).or_default();
+        let before = queue.latest(request.chunk, store);
+        let place = Place {
+            before,
+            version: before.successor(epoch),
+            stamp: queue.stamp(request.chunk, store).tick(now.wall),
+        };
+        self.stage(request, payload, place, waiter);
     }
 
-    fn stage(
-        &mut self,
-        mut request: MutateRequest,
-        payload: Bytes,
-        (before, version): (ChunkVersion, ChunkVersion),
-        waiter: Waiter,
-    ) {
+    fn stage(&mut self, mut request: MutateRequest, payload: Bytes, place: Place, waiter: Waiter) {
+        let Place { before, version, stamp } = place;
         let chunk = request.chunk;
         request.epoch = self.epoch();
         self.pending_count += 1;
@@ -107,6 +125,7 @@ impl ReplicaCore {
             payload,
             before,
             version,
+            stamp,
             local: Local::Staged,
             downstream: if standing == Standing::Held {
                 Downstream::Held
@@ -114,15 +133,35 @@ impl ReplicaCore {
                 Downstream::NotNeeded
             },
             waiters: vec![waiter],
+            answered_early: false,
             blocked: None,
         });
         if standing == Standing::Counts {
             self.send(chunk, version, 0);
+            self.planted(chunk, version);
         }
         if let Some(error) = self.queues.get(&chunk).and_then(ChunkQueue::blocked) {
             self.block(chunk, version, &error);
         }
         self.pump(chunk);
+    }
+
+    /// Bugs for the simulator to find: what is sent need not arrive.
+    fn planted(&mut self, chunk: ChunkId, version: ChunkVersion) {
+        let resync = self.session.is_some();
+        if let Some(entry) = self.queues.get_mut(&chunk).and_then(|queue| queue.by_version(version)) {
+            let missed = match entry.request.mutation {
+                Mutation::Truncate { .. } => resync && planted::is(Bug::ResyncMissesTruncate),
+                Mutation::Remove => resync && planted::is(Bug::ResyncMissesRemove),
+                Mutation::Write { .. } => false,
+            };
+            if missed {
+                self.effects.retain(|effect| !matches!(effect, Effect::Forward { .. }));
+            }
+            if missed {
+                entry.downstream = Downstream::NotNeeded;
+            }
+        }
     }
 
     /// Whether and how a successor takes part in mutations of this chunk.
@@ -153,11 +192,19 @@ impl ReplicaCore {
         }
     }
 
-    /// Sends an entry to the successor.
+    /// Sends an entry to the successor, or has it sent once it is in the own store: so each store has what those after it have, and
+    /// what somebody reads at one of them is not gone with it.
     pub(super) fn send(&mut self, chunk: ChunkId, version: ChunkVersion, attempt: u32) {
         let (Some(to), epoch) = (self.successor(), self.epoch()) else {
             return;
         };
+        let Some(entry) = self.queues.get_mut(&chunk).and_then(|queue| queue.by_version(version)) else {
+            return;
+        };
+        if !entry.is_applied() {
+            entry.downstream = Downstream::Due;
+            return;
+        }
         let ticket = self.ticket(Purpose::Forward(chunk, version));
         let Some(entry) = self.queues.get_mut(&chunk).and_then(|queue| queue.by_version(version)) else {
             return;
@@ -176,6 +223,7 @@ impl ReplicaCore {
                 request,
                 before: entry.before,
                 version,
+                stamp: entry.stamp,
             },
             payload: entry.payload.clone(),
             after_ms,
@@ -214,7 +262,11 @@ impl ReplicaCore {
             ticket,
             chunk,
             version,
-            id: entry.request.id,
+            origin: Origin {
+                id: entry.request.id,
+                level: entry.request.level,
+                stamp: entry.stamp,
+            },
             mutation: entry.request.mutation.clone(),
             payload: entry.payload.clone(),
             after_ms,
@@ -236,12 +288,16 @@ impl ReplicaCore {
             Ok(()) => {
                 entry.blocked = None;
                 entry.local = Local::Done;
+                let due = entry.downstream == Downstream::Due;
                 if entry.request.sync {
                     let ticket = self.ticket(Purpose::SyncMutation(chunk, version));
                     if let Some(entry) = self.queues.get_mut(&chunk).and_then(|queue| queue.by_version(version)) {
                         entry.local = Local::Syncing(ticket);
                     }
                     self.effects.push(Effect::Sync { ticket });
+                }
+                if due {
+                    self.send(chunk, version, 0);
                 }
                 self.intake.settle(chunk, version);
                 self.copy_if_ready(chunk);
@@ -301,7 +357,7 @@ impl ReplicaCore {
         now: Now,
         chunk: ChunkId,
         version: ChunkVersion,
-        result: Result<(), Error>,
+        result: Result<bool, Error>,
         store: &dyn StoreView,
     ) {
         let Some(entry) = self.queues.get_mut(&chunk).and_then(|queue| queue.by_version(version)) else {
@@ -311,8 +367,12 @@ impl ReplicaCore {
             return;
         };
         match result {
-            Ok(()) => {
-                entry.downstream = Downstream::Acknowledged;
+            Ok(stable) => {
+                entry.downstream = if stable {
+                    Downstream::Acknowledged
+                } else {
+                    Downstream::Near
+                };
                 if entry.is_applied() {
                     entry.blocked = None;
                 }
@@ -331,8 +391,9 @@ impl ReplicaCore {
         }
     }
 
-    /// Commits what is complete, oldest first, and answers whoever waited for it.
+    /// A mutation of the chunk got on: answers whoever waited for that, and lets go what is stable, oldest first.
     pub(super) fn commit(&mut self, now: Now, chunk: ChunkId, store: &dyn StoreView) {
+        self.answer_ready(now, chunk);
         let mut ranges = Vec::new();
         while let Some(queue) = self.queues.get_mut(&chunk) {
             if !queue.entries.front().is_some_and(Entry::is_done) {
@@ -346,26 +407,69 @@ impl ReplicaCore {
             };
             self.pending_count -= 1;
             self.pending_bytes -= entry.payload.len();
-            for waiter in &entry.waiters {
-                match *waiter {
-                    Waiter::Client(waiter) => {
-                        // Checked again: both may have changed since it was admitted.
-                        let answer = self
-                            .check_lease(now)
-                            .and_then(|()| self.check_level(entry.request.level))
-                            .map(|()| Answer::Response(StorageResponse::Mutated { version: entry.version }));
-                        self.answer(waiter, answer);
-                    }
-                    Waiter::Predecessor(waiter) => {
-                        self.answer(waiter, Ok(Answer::Response(StorageResponse::Forwarded)));
-                    }
-                    Waiter::Range(job) => ranges.push(job),
-                }
+            ranges.extend(entry.waiters.iter().filter_map(|waiter| match *waiter {
+                Waiter::Range(job) => Some(job),
+                Waiter::Client(_) | Waiter::Predecessor(_) => None,
+            }));
+            if entry.answered_early {
+                self.became_stable(chunk, entry.version);
             }
-            self.release_reads(now, chunk, entry.version);
         }
+        self.release_reads(now, chunk);
+        self.advance_syncs(chunk);
+        self.advance_settling();
         for job in ranges {
-            self.range_committed(job, store);
+            self.range_committed(now, job, store);
+        }
+    }
+
+    /// Answers for mutations that are where their level wants them: clients at the head, the predecessor elsewhere.
+    pub(super) fn answer_ready(&mut self, now: Now, chunk: ChunkId) {
+        let Some(queue) = self.queues.get_mut(&chunk) else {
+            return;
+        };
+        let mut ready = Vec::new();
+        for entry in &mut queue.entries {
+            let (level, version, stable) = (entry.request.level, entry.version, entry.is_done());
+            let client = entry.has(level);
+            // The predecessor counts this member, so ONE and QUORUM have what they want of it.
+            let predecessor = stable || (level != Level::All && entry.has(Level::One));
+            let mut early = false;
+            entry.waiters.retain(|waiter| match waiter {
+                Waiter::Client(_) if client => {
+                    ready.push((*waiter, level, version, stable));
+                    false
+                }
+                Waiter::Predecessor(_) if predecessor => {
+                    early |= !stable;
+                    ready.push((*waiter, level, version, stable));
+                    false
+                }
+                _ => true,
+            });
+            entry.answered_early |= early;
+        }
+        for (waiter, level, version, stable) in ready {
+            match waiter {
+                Waiter::Client(waiter) => {
+                    // Checked again: both may have changed since it was admitted.
+                    let leased = if planted::is(Bug::AnswerWithoutLease) {
+                        Ok(())
+                    } else {
+                        self.check_lease(now)
+                    };
+                    let answer = leased
+                        .and_then(|()| self.check_level(level))
+                        .map(|()| Answer::Response(StorageResponse::Mutated { version }));
+                    self.answer(waiter, answer);
+                }
+                Waiter::Predecessor(waiter) => {
+                    let stable = stable || planted::is(Bug::StableEarly);
+                    let response = StorageResponse::Forwarded { stable };
+                    self.answer(waiter, Ok(Answer::Response(response)));
+                }
+                Waiter::Range(_) => {}
+            }
         }
     }
 
@@ -410,7 +514,8 @@ impl ReplicaCore {
             if let Some(error) = entry.blocked.clone() {
                 return self.refuse(waiter, error);
             }
-            return join(entry, Waiter::Predecessor(waiter));
+            join(entry, Waiter::Predecessor(waiter));
+            return self.answer_ready(now, chunk);
         }
         let latest = self
             .queues
@@ -418,12 +523,8 @@ impl ReplicaCore {
             .map_or_else(|| store.version(chunk), |queue| queue.latest(chunk, store));
         if forward.before == latest {
             let mut at = forward.version;
-            self.stage(
-                forward.request,
-                payload,
-                (forward.before, forward.version),
-                Waiter::Predecessor(waiter),
-            );
+            let place = Place::of(&forward);
+            self.stage(forward.request, payload, place, Waiter::Predecessor(waiter));
             while let Some(next) = self
                 .early
                 .iter()
@@ -431,11 +532,11 @@ impl ReplicaCore {
             {
                 let early = self.early.swap_remove(next);
                 at = early.forward.version;
-                let versions = (early.forward.before, early.forward.version);
+                let place = Place::of(&early.forward);
                 self.stage(
                     early.forward.request,
                     early.payload,
-                    versions,
+                    place,
                     Waiter::Predecessor(early.waiter),
                 );
             }
@@ -447,7 +548,9 @@ impl ReplicaCore {
             latest >= forward.version
         };
         if has_it {
-            return self.answer(waiter, Ok(Answer::Response(StorageResponse::Forwarded)));
+            // Only what is stable has left the queue.
+            let response = StorageResponse::Forwarded { stable: true };
+            return self.answer(waiter, Ok(Answer::Response(response)));
         }
         if forward.before > latest {
             return self.keep_early(now, waiter, forward, payload);

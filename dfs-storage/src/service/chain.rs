@@ -12,14 +12,15 @@ use bytes::Bytes;
 use dfs_common::units::reserve_bytes;
 use dfs_common::wire::Lane;
 use dfs_common::wire::meta::ResyncProgress;
-use dfs_common::wire::storage::{StorageRequest, StorageResponse};
+use dfs_common::wire::storage::{DamageOutcome, StorageRequest, StorageResponse};
 use dfs_common::{
-    BlockIndex, ChainId, ChunkId, ChunkIndex, ChunkVersion, Epoch, Error, ErrorCode, InodeId, RequestId, Result,
-    StorageId,
+    BlockIndex, ChainId, ChunkId, ChunkIndex, ChunkVersion, Epoch, Error, ErrorCode, HybridClock, InodeId, RequestId,
+    Result, StorageId,
 };
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
+use super::damage::wall_clock;
 use super::node::Node;
 use crate::replica::{Answer, Effect, Input, Now, ReplicaCore, StoreView, WaiterId};
 use crate::resync;
@@ -33,6 +34,9 @@ const SYNC_DEADLINE: Duration = Duration::from_secs(15);
 /// Store writes up to this size run on the async worker: they take some ten microseconds.
 const INLINE_WRITE_BYTES: usize = 64 << 10;
 
+/// What a member has under way when it is to leave gets this long to end.
+const RETIRE_WITHIN_MS: u64 = 500;
+
 struct Inner {
     core: ReplicaCore,
     waiters: HashMap<WaiterId, oneshot::Sender<Result<Answer>>>,
@@ -43,6 +47,11 @@ pub(crate) struct Chain {
     inner: Mutex<Inner>,
     /// The core's, to look at without the mutex.
     epoch: AtomicU64,
+    /// The last epoch in which this node, as head, brought the second member up to date.
+    settled: AtomicU64,
+    /// The epoch in which this node serves no more, since it is about to leave the chain; 0: none.
+    retired: AtomicU64,
+    retired_ms: AtomicU64,
     next_waiter: AtomicU64,
 }
 
@@ -76,12 +85,40 @@ impl Chain {
                 waiters: HashMap::new(),
             }),
             epoch: AtomicU64::new(0),
+            settled: AtomicU64::new(0),
+            retired: AtomicU64::new(0),
+            retired_ms: AtomicU64::new(0),
             next_waiter: AtomicU64::new(1),
         }
     }
 
+    pub(crate) const fn id(&self) -> ChainId {
+        self.id
+    }
+
     pub(crate) fn epoch(&self) -> Epoch {
         Epoch(self.epoch.load(Ordering::Acquire))
+    }
+
+    /// What the metadata group has yet to show of this chain: in this epoch its second member is complete.
+    pub(crate) fn settled_in(&self) -> Epoch {
+        Epoch(self.settled.load(Ordering::Acquire))
+    }
+
+    /// Serves no client in this epoch any more. For good: what the metadata group does next relies on it.
+    pub(crate) fn retire(&self, epoch: Epoch, now_ms: u64) {
+        if self.retired.swap(epoch.0, Ordering::AcqRel) != epoch.0 {
+            self.retired_ms.store(now_ms, Ordering::Release);
+        }
+    }
+
+    /// The present epoch if this node serves no more in it and what was under way has ended, or had time to.
+    pub(crate) fn retired(&self, now_ms: u64) -> Option<Epoch> {
+        let epoch = self.epoch();
+        let retired = epoch.0 != 0 && self.retired.load(Ordering::Acquire) == epoch.0;
+        let over =
+            || self.is_idle() || now_ms >= self.retired_ms.load(Ordering::Acquire).saturating_add(RETIRE_WITHIN_MS);
+        (retired && over()).then_some(epoch)
     }
 
     pub(crate) fn progress(&self) -> Option<ResyncProgress> {
@@ -132,7 +169,8 @@ impl Chain {
                 let ms = node.lease.now_ms();
                 let now = Now {
                     ms,
-                    lease: node.has_lease(ms),
+                    wall: wall_clock(),
+                    lease: node.has_lease(ms) && self.retired.load(Ordering::Acquire) != inner.core.epoch().0,
                 };
                 let effects = inner.core.step(now, input, &View(node));
                 self.epoch.store(inner.core.epoch().0, Ordering::Release);
@@ -197,12 +235,12 @@ impl Chain {
                         node.store.install_part(chunk, &part.runs, &payload)?;
                     }
                     if part.done {
-                        node.store.install_finish(self.id, chunk, version, &part.remembered)?;
+                        node.store.install_finish(self.id, chunk, version, &part.memory)?;
                     }
                     Ok(())
                 });
                 if part.done && result.is_ok() {
-                    node.rotten.lock().remove(&chunk);
+                    node.damage.settled(chunk, DamageOutcome::Replaced);
                 }
                 Some(Input::InstallDone { ticket, result })
             }
@@ -223,7 +261,7 @@ impl Chain {
             ticket,
             chunk,
             version,
-            id,
+            origin,
             mutation,
             payload,
             ..
@@ -232,7 +270,8 @@ impl Chain {
             return None;
         };
         let result = blocking(payload.len(), || {
-            node.store.apply(self.id, chunk, version, id, &mutation, &payload)
+            node.writes
+                .measure(|| node.store.apply(self.id, chunk, version, origin, &mutation, &payload))
         });
         Some(Input::Applied { ticket, result })
     }
@@ -256,19 +295,27 @@ impl Chain {
                         .network
                         .storage(&node.routing(), to, Lane::Bulk, &request, &[payload], FORWARD_DEADLINE)
                         .await;
-                    Input::ForwardDone {
+                    Input::Forwarded {
                         ticket,
-                        result: expect(result, |response| matches!(response, StorageResponse::Forwarded)),
+                        result: answered(result, |response| match response {
+                            StorageResponse::Forwarded { stable } => Some(*stable),
+                            _ => None,
+                        }),
                     }
                 }
                 Effect::ForwardSync {
                     ticket,
                     to,
                     epoch,
+                    level,
                     after_ms,
                 } => {
                     pause(after_ms).await;
-                    let request = StorageRequest::ForwardSync { chain: id, epoch };
+                    let request = StorageRequest::ForwardSync {
+                        chain: id,
+                        epoch,
+                        level,
+                    };
                     let result = node
                         .network
                         .storage(&node.routing(), to, Lane::Bulk, &request, &[], SYNC_DEADLINE)
@@ -277,6 +324,31 @@ impl Chain {
                         ticket,
                         result: expect(result, |response| matches!(response, StorageResponse::Synced)),
                     }
+                }
+                Effect::TellStable {
+                    ticket,
+                    to,
+                    epoch,
+                    chunks,
+                } => {
+                    let request = StorageRequest::Stable {
+                        chain: id,
+                        epoch,
+                        chunks,
+                    };
+                    let result = node
+                        .network
+                        .storage(&node.routing(), to, Lane::Bulk, &request, &[], FORWARD_DEADLINE)
+                        .await;
+                    Input::ForwardDone {
+                        ticket,
+                        result: expect(result, |response| matches!(response, StorageResponse::StableNoted)),
+                    }
+                }
+                Effect::ReportSettled { epoch } => {
+                    chain.settled.store(epoch.0, Ordering::Release);
+                    node.beat_now.notify_one();
+                    return;
                 }
                 Effect::FetchInventory {
                     ticket,
@@ -375,13 +447,18 @@ pub(crate) fn expect(
     result: Result<(StorageResponse, Bytes)>,
     right: impl FnOnce(&StorageResponse) -> bool,
 ) -> Result<()> {
+    answered(result, |response| right(response).then_some(()))
+}
+
+/// What the response says, if it is the one that belongs to the request.
+fn answered<T>(
+    result: Result<(StorageResponse, Bytes)>,
+    take: impl FnOnce(&StorageResponse) -> Option<T>,
+) -> Result<T> {
     match result? {
         (StorageResponse::Failed(error), _) => Err(error),
-        (response, _) if right(&response) => Ok(()),
-        (response, _) => Err(Error::new(
-            ErrorCode::BadMessage,
-            format!("a neighbour answered with {response:?}"),
-        )),
+        (response, _) => take(&response)
+            .ok_or_else(|| Error::new(ErrorCode::BadMessage, format!("a neighbour answered with {response:?}"))),
     }
 }
 
@@ -390,6 +467,10 @@ struct View<'a>(&'a Node);
 impl StoreView for View<'_> {
     fn version(&self, chunk: ChunkId) -> ChunkVersion {
         self.0.store.version(chunk)
+    }
+
+    fn stamp(&self, chunk: ChunkId) -> HybridClock {
+        self.0.store.stamp(chunk)
     }
 
     fn block_version(&self, chunk: ChunkId, block: BlockIndex) -> ChunkVersion {
@@ -416,6 +497,10 @@ impl StoreView for View<'_> {
         let usage = self.0.store.usage();
         let reserve = reserve_bytes(usage.total_bytes);
         usage.used_bytes.saturating_add(bytes).saturating_add(reserve) <= usage.total_bytes
+    }
+
+    fn may_copy(&self) -> bool {
+        self.0.budget.lock().may_copy(self.0.lease.now_ms())
     }
 
     fn is_full(&self, member: StorageId) -> bool {

@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use dfs_common::units::{BLOCK_SIZE_BYTES, MAX_IO_SIZE_BYTES};
-use dfs_common::wire::storage::{NodeStatus, StorageRequest, StorageResponse};
+use dfs_common::wire::storage::{FoundBy, NodeStatus, StorageRequest, StorageResponse};
 use dfs_common::{BlockIndex, ChainId, ChunkId, Epoch, Error, ErrorCode, NodeName, Result, Role, StorageId};
 
 use super::chain::{Chain, blocking};
 use super::node::Node;
-use crate::replica::{Answer, Input};
+use crate::replica::{Answer, Input, ReadAsk};
 
 /// How long a request of an epoch that this node has not heard of waits for it.
 const EPOCH_WAIT: Duration = Duration::from_millis(500);
@@ -29,19 +29,25 @@ const MAX_READ_BLOCKS: u32 = (MAX_IO_SIZE_BYTES / BLOCK_SIZE_BYTES) as u32 + 1;
 /// Which of a peer's roles a request needs.
 fn authorize(peer: NodeName, request: &StorageRequest) -> Result<()> {
     let allowed = match request {
+        // What a member brought back is written by its predecessor, in nobody's name.
+        StorageRequest::Mutate(request) if peer.role == Role::Storage => request.id.is_system(),
         StorageRequest::Mutate(_) | StorageRequest::Read { .. } | StorageRequest::Sync { .. } => {
             matches!(peer.role, Role::Client | Role::Admin)
         }
         StorageRequest::RemoveRange { .. } => matches!(peer.role, Role::Client | Role::Meta | Role::Admin),
         StorageRequest::Forward(_)
         | StorageRequest::ForwardSync { .. }
+        | StorageRequest::Stable { .. }
         | StorageRequest::Inventory { .. }
         | StorageRequest::InstallChunk { .. }
-        | StorageRequest::DropChunks { .. } => peer.role == Role::Storage,
+        | StorageRequest::DropChunks { .. }
+        | StorageRequest::CopyBlocks { .. }
+        | StorageRequest::ChunkState { .. } => peer.role == Role::Storage,
+        StorageRequest::Scrub { .. } => peer.role == Role::Admin,
         StorageRequest::FileEnd { .. } => peer.role == Role::Meta,
-        StorageRequest::ListChunks { .. } | StorageRequest::NodeStatus => {
-            matches!(peer.role, Role::Client | Role::Admin | Role::Meta)
-        }
+        StorageRequest::ListChunks { .. } => matches!(peer.role, Role::Client | Role::Admin | Role::Meta),
+        // Neighbours ask it to hear whether they are heard.
+        StorageRequest::NodeStatus => true,
     };
     if allowed {
         return Ok(());
@@ -101,10 +107,11 @@ pub(crate) async fn handle(
         StorageRequest::Mutate(request) => (request.chain, request.epoch),
         StorageRequest::Forward(forward) => (forward.request.chain, forward.request.epoch),
         StorageRequest::Read { chain, epoch, .. }
-        | StorageRequest::Sync { chain, epoch }
+        | StorageRequest::Sync { chain, epoch, .. }
         | StorageRequest::RemoveRange { chain, epoch, .. }
         | StorageRequest::FileEnd { chain, epoch, .. }
-        | StorageRequest::ForwardSync { chain, epoch }
+        | StorageRequest::ForwardSync { chain, epoch, .. }
+        | StorageRequest::Stable { chain, epoch, .. }
         | StorageRequest::Inventory { chain, epoch, .. }
         | StorageRequest::InstallChunk { chain, epoch, .. }
         | StorageRequest::DropChunks { chain, epoch, .. } => (*chain, *epoch),
@@ -114,13 +121,37 @@ pub(crate) async fn handle(
             limit,
             deep,
         } => return list_chunks(node, *chain, *after, *limit, *deep),
+        StorageRequest::CopyBlocks {
+            chunk, first, blocks, ..
+        } => return copy_blocks(node, *chunk, *first, *blocks),
+        StorageRequest::ChunkState { chunk, .. } => {
+            let state = Box::new(node.store.state(*chunk));
+            return Ok((StorageResponse::ChunkState(state), Bytes::new()));
+        }
+        StorageRequest::Scrub { start } => {
+            return Ok((StorageResponse::Scrub(node.scrub.asked(node, *start)), Bytes::new()));
+        }
         StorageRequest::NodeStatus => return Ok((status(node), Bytes::new())),
     };
     let at = chain_at(node, chain, epoch).await?;
     let answer = match request {
         StorageRequest::Read {
-            chunk, first, blocks, ..
-        } => return read(node, &at, epoch, chunk, (first, blocks), deadline).await,
+            chunk,
+            first,
+            blocks,
+            level,
+            not_before,
+            ..
+        } => {
+            let ask = ReadAsk {
+                chunk,
+                first,
+                blocks,
+                level,
+                not_before,
+            };
+            return read(node, &at, epoch, ask, deadline).await;
+        }
         StorageRequest::Mutate(request) => {
             at.ask(node, deadline, |waiter| Input::Mutate {
                 waiter,
@@ -129,7 +160,17 @@ pub(crate) async fn handle(
             })
             .await?
         }
-        StorageRequest::Sync { .. } => at.ask(node, deadline, |waiter| Input::Sync { epoch, waiter }).await?,
+        StorageRequest::Sync {
+            level, since, written, ..
+        } => {
+            at.ask(node, deadline, |waiter| Input::Sync {
+                epoch,
+                waiter,
+                level,
+                since: (since, written),
+            })
+            .await?
+        }
         StorageRequest::RemoveRange { inodes, from, .. } => {
             if inodes.len() > MAX_REMOVED_INODES {
                 return Err(Error::new(
@@ -166,9 +207,23 @@ pub(crate) async fn handle(
             })
             .await?
         }
-        StorageRequest::ForwardSync { .. } => {
-            at.ask(node, deadline, |waiter| Input::ForwardSync { from, epoch, waiter })
-                .await?
+        StorageRequest::ForwardSync { level, .. } => {
+            at.ask(node, deadline, |waiter| Input::ForwardSync {
+                from,
+                epoch,
+                waiter,
+                level,
+            })
+            .await?
+        }
+        StorageRequest::Stable { chunks, .. } => {
+            at.ask(node, deadline, |waiter| Input::Stable {
+                from,
+                epoch,
+                waiter,
+                chunks,
+            })
+            .await?
         }
         StorageRequest::Inventory { after, limit, .. } => {
             at.ask(node, deadline, |waiter| Input::Inventory {
@@ -203,7 +258,11 @@ pub(crate) async fn handle(
             })
             .await?
         }
-        StorageRequest::ListChunks { .. } | StorageRequest::NodeStatus => return Ok((status(node), Bytes::new())),
+        StorageRequest::ListChunks { .. }
+        | StorageRequest::CopyBlocks { .. }
+        | StorageRequest::ChunkState { .. }
+        | StorageRequest::Scrub { .. }
+        | StorageRequest::NodeStatus => return Ok((status(node), Bytes::new())),
     };
     match answer {
         Answer::Response(response) => Ok((response, Bytes::new())),
@@ -215,36 +274,25 @@ async fn read(
     node: &Arc<Node>,
     chain: &Arc<Chain>,
     epoch: Epoch,
-    chunk: ChunkId,
-    (first, blocks): (BlockIndex, u32),
+    read: ReadAsk,
     deadline: Duration,
 ) -> Result<(StorageResponse, Bytes)> {
-    if blocks > MAX_READ_BLOCKS {
-        return Err(Error::new(
-            ErrorCode::BadMessage,
-            format!("a read of {blocks} blocks; the limit is {MAX_READ_BLOCKS}"),
-        ));
-    }
+    let ReadAsk {
+        chunk, first, blocks, ..
+    } = read;
+    check_read(blocks)?;
     chain
-        .ask(node, deadline, |waiter| Input::AdmitRead {
-            epoch,
-            waiter,
-            chunk,
-            first,
-            blocks,
-        })
+        .ask(node, deadline, |waiter| Input::AdmitRead { epoch, waiter, read })
         .await?;
     // It may have to wait for the disk.
     let data = blocking(usize::MAX, || node.store.read(chunk, first, blocks))
-        .inspect_err(|error| node.note_damage(chunk, error))?;
+        .inspect_err(|error| node.note_damage(chunk, FoundBy::Read, error))?;
     let version = data.version;
     chain
         .ask(node, deadline, |waiter| Input::ReadDone {
             epoch,
             waiter,
-            chunk,
-            first,
-            blocks,
+            read,
             version,
         })
         .await?;
@@ -254,6 +302,25 @@ async fn read(
             runs: data.runs,
         },
         data.payload,
+    ))
+}
+
+/// For a neighbour whose copy of these blocks is damaged.
+fn copy_blocks(node: &Node, chunk: ChunkId, first: BlockIndex, blocks: u32) -> Result<(StorageResponse, Bytes)> {
+    check_read(blocks)?;
+    let data = blocking(usize::MAX, || node.store.read(chunk, first, blocks))
+        .inspect_err(|error| node.note_damage(chunk, FoundBy::Read, error))?;
+    let (version, runs) = (data.version, data.runs);
+    Ok((StorageResponse::Read { version, runs }, data.payload))
+}
+
+fn check_read(blocks: u32) -> Result<()> {
+    if blocks <= MAX_READ_BLOCKS {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorCode::BadMessage,
+        format!("a read of {blocks} blocks; the limit is {MAX_READ_BLOCKS}"),
     ))
 }
 
@@ -297,6 +364,7 @@ mod tests {
         let forward = StorageRequest::ForwardSync {
             chain: ChainId(1),
             epoch: Epoch(1),
+            level: dfs_common::Level::Quorum,
         };
         let read = StorageRequest::Read {
             chain: ChainId(1),
@@ -305,6 +373,7 @@ mod tests {
             first: BlockIndex(0),
             blocks: 1,
             level: dfs_common::Level::Quorum,
+            not_before: dfs_common::ChunkVersion::NONE,
         };
         for (role, forwards, reads) in [
             (Role::Storage, true, false),

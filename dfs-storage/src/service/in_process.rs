@@ -25,7 +25,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{StorageOptions, StorageServer};
+use super::{Ended, StorageOptions, StorageServer};
 
 const CHAIN: ChainId = ChainId(1);
 
@@ -46,7 +46,7 @@ impl FakeMeta {
             for (&node, &state) in states.iter() {
                 match members.iter_mut().find(|member| member.node == node) {
                     Some(member) => member.state = state,
-                    None => members.push(ChainMember { node, state }),
+                    None => members.push(ChainMember::new(node, state)),
                 }
             }
             members.sort_by_key(|member| match member.state {
@@ -55,12 +55,21 @@ impl FakeMeta {
                 _ => 2,
             });
             table.version = table.version.next();
-            let epoch = table.chain(CHAIN).map_or(Epoch(0), |chain| chain.epoch).next();
+            let before = table.chain(CHAIN);
+            let epoch = before.map_or(Epoch(0), |chain| chain.epoch).next();
+            let complete: Vec<_> = before.map_or_else(Vec::new, |chain| chain.complete().collect());
             table.chains.insert(
                 CHAIN,
                 ChainInfo {
                     id: CHAIN,
                     epoch,
+                    settled: members
+                        .iter()
+                        .filter(|member| member.state == MemberState::Serving)
+                        .nth(1)
+                        .is_none_or(|second| complete.contains(&second.node)),
+                    headed: Epoch(1),
+                    revived: Epoch(1),
                     members,
                 },
             );
@@ -94,7 +103,9 @@ impl Service for FakeMeta {
                             id: beat.node,
                             address: beat.address,
                             incarnation: beat.incarnation,
+                            store: beat.store,
                             alive: true,
+                            duty: dfs_common::Duty::Active,
                         };
                         // The first time it is a founder, later it has to be brought up to date.
                         let state = if table.nodes.insert(beat.node, info).is_none() {
@@ -105,9 +116,20 @@ impl Service for FakeMeta {
                         states.insert(beat.node, state);
                     });
                 }
+                let chain = self.table.borrow().chain(CHAIN).cloned();
+                if chain.is_some_and(|chain| !chain.settled && beat.settled.contains(&(CHAIN, chain.epoch))) {
+                    self.table.send_modify(|table| {
+                        table.version = table.version.next();
+                        if let Some(chain) = table.chains.get_mut(&CHAIN) {
+                            chain.settled = true;
+                        }
+                    });
+                }
                 MetaResponse::Heartbeat(HeartbeatAnswer {
                     lease: true,
+                    stand_aside: false,
                     routing: None,
+                    retire: Vec::new(),
                     full: BTreeSet::new(),
                 })
             }
@@ -139,7 +161,7 @@ struct Cluster {
     meta: Arc<FakeMeta>,
     client: Endpoint,
     peers: Mutex<BTreeMap<StorageId, Peer>>,
-    servers: BTreeMap<u32, (CancellationToken, tokio::task::JoinHandle<Result<()>>)>,
+    servers: BTreeMap<u32, (CancellationToken, tokio::task::JoinHandle<Result<Ended>>)>,
     _meta_endpoint: Endpoint,
 }
 
@@ -207,14 +229,20 @@ impl Cluster {
 
     async fn start_node(&mut self, node: u32) {
         let at = self.directory.path();
-        let server = StorageServer::start(StorageOptions {
-            config: self.config.clone(),
-            credentials: at.join(format!("storage-{node}")),
-            data: at.join(format!("data-{node}")),
-            listen: localhost(),
-            advertise: None,
-            capacity_bytes: Some(1 << 30),
-        })
+        let server = StorageServer::start(
+            StorageOptions {
+                config: self.config.clone(),
+                credentials: at.join(format!("storage-{node}")),
+                data: at.join(format!("data-{node}")),
+                listen: localhost(),
+                advertise: None,
+                capacity_bytes: Some(1 << 30),
+                condemned: None,
+                ends_on_fault: false,
+                scrub_bytes_per_s: None,
+            },
+            &CancellationToken::new(),
+        )
         .await
         .unwrap();
         let stop = CancellationToken::new();
@@ -312,18 +340,76 @@ impl Cluster {
         }
     }
 
-    async fn read(&self, from: StorageId, chunk: ChunkId) -> (ChunkVersion, Bytes) {
+    /// At ONE, once the member has this version.
+    async fn read(&self, from: StorageId, chunk: ChunkId, not_before: ChunkVersion) -> (ChunkVersion, Bytes) {
+        let start = Instant::now();
         let request = StorageRequest::Read {
             chain: CHAIN,
             epoch: self.chain().epoch,
             chunk,
             first: BlockIndex(0),
             blocks: 8,
-            level: Level::Quorum,
+            level: Level::One,
+            not_before,
         };
-        match self.call(from, &request, &[]).await.unwrap() {
-            (StorageResponse::Read { version, .. }, payload) => (version, payload),
-            other => panic!("{other:?}"),
+        loop {
+            match self.call(from, &request, &[]).await {
+                Ok((StorageResponse::Read { version, .. }, payload)) => return (version, payload),
+                Err(error) if error.code == ErrorCode::Behind && start.elapsed() < Duration::from_secs(1) => {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    /// Flips one bit of the `nth` block that is full of `value` in a node's log.
+    fn rot(&self, node: u32, value: u8, nth: usize) {
+        use std::os::unix::fs::FileExt;
+        let at = self
+            .directory
+            .path()
+            .join(format!("data-{node}/chunks/segment-00000000"));
+        let bytes = std::fs::read(&at).unwrap();
+        let mut from = 0;
+        for _ in 0..=nth {
+            let here = (from..bytes.len() - BLOCK_SIZE_BYTES)
+                .find(|&at| bytes[at..at + BLOCK_SIZE_BYTES].iter().all(|&b| b == value));
+            from = here.expect("a block of that value") + BLOCK_SIZE_BYTES;
+        }
+        let file = std::fs::OpenOptions::new().write(true).open(&at).unwrap();
+        file.write_all_at(&[value ^ 4], from as u64 - 100).unwrap();
+    }
+
+    async fn try_read(&self, from: u32, chunk: ChunkId) -> Result<(StorageResponse, Bytes)> {
+        let request = StorageRequest::Read {
+            chain: CHAIN,
+            epoch: self.chain().epoch,
+            chunk,
+            first: BlockIndex(0),
+            blocks: 8,
+            level: Level::One,
+            not_before: ChunkVersion::NONE,
+        };
+        self.call(StorageId(from), &request, &[]).await
+    }
+
+    /// Reads until it works; what must never come is something else than what was written.
+    async fn until_mended(&self, node: u32, chunk: ChunkId, value: u8) {
+        let start = Instant::now();
+        loop {
+            match self.try_read(node, chunk).await {
+                Ok((_, payload)) => {
+                    assert!(payload.iter().all(|&byte| byte == value));
+                    return;
+                }
+                Err(error) => assert_eq!(error.code, ErrorCode::Corrupt, "{error}"),
+            }
+            assert!(
+                start.elapsed() < Duration::from_secs(10),
+                "storage-{node} is not mended"
+            );
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 
@@ -380,7 +466,7 @@ async fn a_chain_loses_a_member_and_gets_it_back() {
         .unwrap_err();
     assert_eq!(error.code, ErrorCode::ConditionFailed);
     for node in 1..=3 {
-        let (version, data) = cluster.read(StorageId(node), chunk(1)).await;
+        let (version, data) = cluster.read(StorageId(node), chunk(1), second).await;
         assert_eq!(version, second);
         assert_eq!(data.len(), 2 * (SEAL_SIZE_BYTES + BLOCK_SIZE_BYTES));
         assert_eq!((data[0], data[data.len() - 1]), (1, 2));
@@ -449,6 +535,61 @@ async fn a_chain_loses_a_member_and_gets_it_back() {
         }
     }
     for node in 1..=3 {
+        cluster.stop_node(node).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn rot_of_any_member_is_mended_from_the_others() {
+    let mut cluster = Cluster::start().await;
+    for inode in 1..=4 {
+        let value = 0x70 + inode as u8;
+        cluster
+            .mutate(inode, chunk(inode), write(0, 4, vec![]), value, true)
+            .await
+            .unwrap();
+    }
+    // Each member alone, with writes going on beside.
+    for node in 1..=3 {
+        let value = 0x70 + node as u8;
+        let of = chunk(u64::from(node));
+        cluster.rot(node, value, 1);
+        let error = cluster.try_read(node, of).await.unwrap_err();
+        assert_eq!(error.code, ErrorCode::Corrupt);
+        cluster.until_mended(node, of, value).await;
+    }
+    // All three, in different blocks of one chunk.
+    for node in 1..=3 {
+        cluster.rot(node, 0x74, node as usize - 1);
+    }
+    for node in 1..=3 {
+        cluster.until_mended(node, chunk(4), 0x74).await;
+    }
+    // The source of a resync: nobody else is left but the one that comes back and has what the source lacks.
+    cluster.stop_node(2).await;
+    cluster.meta.set(2, MemberState::Offline);
+    cluster
+        .mutate(50, chunk(5), write(0, 4, vec![]), 0x75, true)
+        .await
+        .unwrap();
+    cluster.stop_node(3).await;
+    cluster.meta.set(3, MemberState::Offline);
+    cluster.rot(1, 0x71, 2);
+    cluster.rot(1, 0x73, 0);
+    cluster.rot(3, 0x73, 1);
+    for node in [3, 2] {
+        cluster.start_node(node).await;
+        cluster
+            .until(|meta| meta.state(node) == Some(MemberState::Serving))
+            .await;
+    }
+    for (inode, value) in [(1, 0x71), (2, 0x72), (3, 0x73), (4, 0x74), (5, 0x75)] {
+        for node in 1..=3 {
+            cluster.until_mended(node, chunk(inode), value).await;
+        }
+    }
+    for node in 1..=3 {
+        assert!(cluster.chunks(node).await.iter().all(|chunk| chunk.rotten.is_none()));
         cluster.stop_node(node).await;
     }
 }

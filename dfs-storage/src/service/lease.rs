@@ -2,45 +2,83 @@
 //!
 //! Counted from when the acknowledged heartbeat was sent, not from when its answer came: the metadata group counts from
 //! when it received it, which is later, so this node stops first whatever the network did in between.
+//!
+//! A node that is asked to stand aside gives its lease up. Answers to heartbeats that it sent before may still come and
+//! grant it; they are not taken.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
+use dfs_common::planted::{self, Bug};
 use dfs_common::wire::meta::SELF_FENCE_MS;
+use parking_lot::Mutex;
 
 #[derive(Debug)]
-pub(crate) struct Lease {
+pub struct Lease {
     origin: Instant,
     /// Milliseconds since `origin`, plus one; 0: never acknowledged.
     sent: AtomicU64,
+    /// Heartbeats sent before this renew nothing. Held while `sent` changes.
+    not_before: Mutex<u64>,
+    aside: AtomicBool,
+}
+
+impl Default for Lease {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl Lease {
-    pub(crate) fn new() -> Self {
+    #[must_use]
+    pub fn new() -> Self {
         Self {
             origin: Instant::now(),
             sent: AtomicU64::new(0),
+            not_before: Mutex::new(0),
+            aside: AtomicBool::new(false),
         }
     }
 
-    pub(crate) fn now_ms(&self) -> u64 {
+    pub fn now_ms(&self) -> u64 {
         u64::try_from(self.origin.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    pub(crate) fn renew(&self, sent_ms: u64) {
-        self.sent.fetch_max(sent_ms + 1, Ordering::AcqRel);
+    pub fn renew(&self, sent_ms: u64) {
+        let not_before = self.not_before.lock();
+        if sent_ms >= *not_before {
+            self.sent.fetch_max(sent_ms + 1, Ordering::AcqRel);
+            self.aside.store(false, Ordering::Release);
+        }
     }
 
-    pub(crate) fn is_good_at(&self, now_ms: u64) -> bool {
+    pub fn is_good_at(&self, now_ms: u64) -> bool {
         match self.sent.load(Ordering::Acquire) {
             0 => false,
-            sent => now_ms.saturating_sub(sent - 1) <= SELF_FENCE_MS,
+            sent => {
+                let late = if planted::is(Bug::FenceTooLate) { 5_000 } else { 0 };
+                now_ms.saturating_sub(sent - 1) <= SELF_FENCE_MS + late
+            }
         }
     }
 
     /// Gives it up: the metadata group no longer vouches for this process.
-    pub(crate) fn revoke(&self) {
+    pub fn revoke(&self) {
+        let _held = self.not_before.lock();
         self.sent.store(0, Ordering::Release);
+    }
+
+    /// Gives it up until a heartbeat from now on is granted another. Returns whether that is new.
+    pub fn stand_aside(&self, now_ms: u64) -> bool {
+        let mut not_before = self.not_before.lock();
+        // One that was sent in this very millisecond may have been before.
+        *not_before = now_ms + 1;
+        self.sent.store(0, Ordering::Release);
+        !self.aside.swap(true, Ordering::AcqRel)
+    }
+
+    pub fn is_aside(&self) -> bool {
+        self.aside.load(Ordering::Acquire)
     }
 }
 
@@ -58,5 +96,18 @@ mod tests {
         assert!(!lease.is_good_at(101 + SELF_FENCE_MS));
         lease.revoke();
         assert!(!lease.is_good_at(100));
+    }
+
+    #[test]
+    fn who_stands_aside_takes_no_late_grant() {
+        let lease = Lease::new();
+        lease.renew(100);
+        assert!(lease.stand_aside(200) && lease.is_aside());
+        lease.renew(150);
+        lease.renew(200);
+        assert!(!lease.is_good_at(210) && lease.is_aside());
+        assert!(!lease.stand_aside(210), "known");
+        lease.renew(300);
+        assert!(lease.is_good_at(310) && !lease.is_aside());
     }
 }

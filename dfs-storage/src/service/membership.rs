@@ -1,10 +1,14 @@
 //! Staying in touch with the metadata group: heartbeats for the lease, and the routing table as soon as it changes.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use dfs_common::wire::meta::{HEARTBEAT_MS, Heartbeat, MetaRequest, MetaResponse};
+use dfs_common::StorageId;
+use dfs_common::wire::Lane;
+use dfs_common::wire::meta::{HEARD_WITHIN_MS, HEARTBEAT_MS, Heartbeat, MetaRequest, MetaResponse, Signs};
+use dfs_common::wire::storage::StorageRequest;
 
 use super::node::Node;
 
@@ -22,58 +26,147 @@ const RETRY: Duration = Duration::from_millis(50);
 /// Sends heartbeats until the server stops.
 pub(crate) async fn heartbeats(node: Arc<Node>) {
     let under_way = Arc::new(AtomicUsize::new(0));
+    let answered = Arc::new(AtomicU64::new(node.lease.now_ms()));
     let mut ticks = tokio::time::interval(Duration::from_millis(HEARTBEAT_MS));
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
     loop {
         tokio::select! {
             () = node.stopping.cancelled() => return,
             _ = ticks.tick() => {}
+            () = node.beat_now.notified() => {}
         }
         if under_way.load(Ordering::Acquire) >= MAX_HEARTBEATS {
             continue;
         }
         under_way.fetch_add(1, Ordering::AcqRel);
-        let (node, under_way) = (Arc::clone(&node), Arc::clone(&under_way));
+        let (node, under_way, answered) = (Arc::clone(&node), Arc::clone(&under_way), Arc::clone(&answered));
         tokio::spawn(async move {
-            beat(&node).await;
+            beat(&node, &answered).await;
             under_way.fetch_sub(1, Ordering::AcqRel);
         });
     }
 }
 
-async fn beat(node: &Arc<Node>) {
+/// `answered`: when the last heartbeat was sent that a leader answered, else when the first was to be sent.
+async fn beat(node: &Arc<Node>, answered: &AtomicU64) {
     let usage = node.store.usage();
-    let resyncs = {
-        let chains: Vec<_> = node.chains.read().values().cloned().collect();
-        chains.iter().filter_map(|chain| chain.progress()).collect()
+    let table = node.routing();
+    let settled = table
+        .chains
+        .values()
+        .filter(|config| !config.settled)
+        .filter(|config| {
+            node.chain(config.id)
+                .is_some_and(|chain| chain.settled_in() == config.epoch)
+        })
+        .map(|config| (config.id, config.epoch))
+        .collect();
+    let sent_ms = node.lease.now_ms();
+    let chains: Vec<_> = node.chains.read().values().cloned().collect();
+    let resyncs = chains.iter().filter_map(|chain| chain.progress()).collect();
+    let retired = chains
+        .iter()
+        .filter_map(|chain| chain.retired(sent_ms).map(|epoch| (chain.id(), epoch)))
+        .collect();
+    let unanswered_ms = sent_ms.saturating_sub(answered.load(Ordering::Acquire));
+    let signs = Signs {
+        unanswered_ms: u32::try_from(unanswered_ms).unwrap_or(u32::MAX),
+        stands_aside: node.lease.is_aside(),
+        unheard: node.neighbours.lock().unheard(sent_ms),
+        syncs: node.syncs.pace(),
+        writes: node.writes.pace(),
+        damage: node.damage.counts().into(),
     };
     let request = MetaRequest::Heartbeat(Heartbeat {
         node: node.id,
         incarnation: node.incarnation,
+        store: node.store.id(),
         address: node.advertised,
-        routing: node.routing().version,
+        routing: table.version,
         total_bytes: usage.total_bytes,
         used_bytes: usage.used_bytes,
         fault: node.current_fault(),
         resyncs,
+        settled,
+        retired,
+        signs,
     });
-    let sent_ms = node.lease.now_ms();
     match node.network.meta(&request, HEARTBEAT_DEADLINE).await {
         Ok(MetaResponse::Heartbeat(answer)) => {
+            answered.fetch_max(sent_ms, Ordering::AcqRel);
             // The table first: who was cut off for a lease has been replaced meanwhile, and must know that before it
             // serves again. The answer carries the table whenever the heartbeat's is out of date.
             if let Some(table) = answer.routing {
                 node.learn(table);
             }
             *node.full.write() = answer.full;
+            for (chain, epoch) in answer.retire {
+                if let Some(chain) = node.chain(chain).filter(|chain| chain.epoch() == epoch) {
+                    chain.retire(epoch, node.lease.now_ms());
+                }
+            }
             if answer.lease {
                 node.lease.renew(sent_ms);
+            } else if answer.stand_aside {
+                if node.lease.stand_aside(node.lease.now_ms()) {
+                    tracing::warn!("asked to stand aside for a while; `dfs health` says why");
+                    node.beat_now.notify_one();
+                }
+            } else if unanswered_ms > HEARD_WITHIN_MS {
+                // The leader did not know yet that it is heard.
+                node.beat_now.notify_one();
             }
         }
         Ok(MetaResponse::Failed(error)) | Err(error) => {
             tracing::debug!(%error, "a heartbeat was not acknowledged");
         }
         Ok(response) => tracing::warn!(?response, "a heartbeat was answered with something else"),
+    }
+}
+
+/// Asks whoever is in a chain with this node, whether it is heard there. A cut cable between two nodes shows nowhere else, since both
+/// may well hear the metadata group.
+pub(crate) async fn neighbours(node: Arc<Node>) {
+    let mut ticks = tokio::time::interval(Duration::from_millis(HEARTBEAT_MS));
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    let mut under_way: BTreeMap<StorageId, Arc<AtomicUsize>> = BTreeMap::new();
+    loop {
+        tokio::select! {
+            () = node.stopping.cancelled() => return,
+            _ = ticks.tick() => {}
+        }
+        let table = node.routing();
+        let neighbours: BTreeSet<StorageId> = table
+            .chains
+            .values()
+            .filter(|chain| chain.state_of(node.id).is_some())
+            .flat_map(|chain| chain.members.iter().map(|member| member.node))
+            .filter(|&other| other != node.id)
+            .collect();
+        node.neighbours
+            .lock()
+            .ask(node.lease.now_ms(), &neighbours, HEARTBEAT_MS);
+        under_way.retain(|other, _| neighbours.contains(other));
+        for other in neighbours {
+            let asking = Arc::clone(under_way.entry(other).or_default());
+            if asking.load(Ordering::Acquire) >= MAX_HEARTBEATS {
+                continue;
+            }
+            asking.fetch_add(1, Ordering::AcqRel);
+            let (node, table) = (Arc::clone(&node), Arc::clone(&table));
+            tokio::spawn(async move {
+                let asked_ms = node.lease.now_ms();
+                let question = StorageRequest::NodeStatus;
+                let answer = node
+                    .network
+                    .storage(&table, other, Lane::Control, &question, &[], HEARTBEAT_DEADLINE)
+                    .await;
+                if answer.is_ok() {
+                    node.neighbours.lock().answered(other, asked_ms);
+                }
+                asking.fetch_sub(1, Ordering::AcqRel);
+            });
+        }
     }
 }
 

@@ -3,27 +3,35 @@
 //! A node that starts has neither lease nor role. It takes part from the moment when a routing table names this very
 //! start of it (its incarnation), so nothing that an earlier process had in flight is ever taken for granted.
 
+mod budget;
 pub(crate) mod chain;
+mod damage;
 mod directory;
 mod handler;
 #[cfg(test)]
 mod in_process;
 mod lease;
 mod membership;
+mod mender;
 mod network;
 pub(crate) mod node;
 mod quic;
+mod rebuild;
+mod scrub;
+mod signs;
+mod starts;
 mod syncer;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use dfs_common::config::ClusterConfig;
-use dfs_common::{ClusterId, Error, ErrorCode, Incarnation, NodeName, Result, Role, RoutingTable, StorageId};
+use dfs_common::wire::storage::FoundBy;
+use dfs_common::{ClusterId, Error, ErrorCode, Incarnation, NodeName, Result, Role, RoutingTable, StorageId, StoreId};
 use dfs_crypto::certificate::Credentials;
 use dfs_net::Endpoint;
 use parking_lot::{Mutex, RwLock};
@@ -32,17 +40,20 @@ use tokio_util::sync::CancellationToken;
 
 use crate::disk::RealDisk;
 use crate::replica::Input;
-use crate::store::{ChunkStore, RecoveryReport, StoreOptions};
+use crate::store::{ChunkStore, MaintainReport, RecoveryReport, Rot, StoreOptions};
 
+use damage::DamageTable;
 use directory::DataDirectory;
-use lease::Lease;
+pub use lease::Lease;
 use network::{Network, Transport};
 use node::Node;
 use quic::{QuicTransport, StorageService};
+use scrub::Scrub;
+use signs::Meter;
 use syncer::Syncer;
 
 /// How often waiting requests are looked through for those that waited too long.
-const TICK: Duration = Duration::from_millis(50);
+const TICK: Duration = Duration::from_millis(20);
 
 /// Between two steps of upkeep when there is nothing to do, and while there is.
 const UPKEEP_IDLE: Duration = Duration::from_millis(500);
@@ -50,6 +61,9 @@ const UPKEEP_BUSY: Duration = Duration::from_millis(20);
 
 /// How long a stopping node waits for what is in flight.
 const DRAIN: Duration = Duration::from_millis(1_500);
+
+/// A fault is reported with the next heartbeat; then a few more, in case one is lost.
+const FAULT_TOLD: Duration = Duration::from_millis(300);
 
 /// What a storage server needs to start.
 #[derive(Clone, Debug)]
@@ -66,14 +80,29 @@ pub struct StorageOptions {
     pub advertise: Option<SocketAddr>,
     /// Bytes it may use; the whole file system's if absent.
     pub capacity_bytes: Option<u64>,
+    /// Why an earlier process found that its store can not be trusted: it is rebuilt.
+    pub condemned: Option<String>,
+    /// On a fault [`StorageServer::run_until`] ends, so that the caller starts anew.
+    pub ends_on_fault: bool,
+    /// The most that the check of what is stored reads in a second.
+    pub scrub_bytes_per_s: Option<u64>,
+}
+
+/// Why a server has ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// It was told to.
+    Stopped,
+    /// It acknowledges nothing any more. `condemned`: its store can not be trusted and is to be rebuilt; otherwise another start is enough.
+    Faulty { reason: String, condemned: bool },
 }
 
 /// Store and directory of a node, before it has a network.
 struct Opened {
     directory: DataDirectory,
     store: ChunkStore,
-    rotten: BTreeSet<dfs_common::ChunkId>,
     report: RecoveryReport,
+    incarnation: Incarnation,
 }
 
 /// A node with its tasks, over any network.
@@ -86,21 +115,71 @@ struct Running {
     tasks: tokio::task::JoinSet<()>,
 }
 
-fn open_store(options: &StorageOptions, cluster: ClusterId, name: NodeName, id: StorageId) -> Result<Opened> {
-    let directory = DataDirectory::open(&options.data, cluster, name)?;
-    let at = directory.chunks();
-    let disk = RealDisk::open(&at).map_err(|e| {
+/// The data directory, held, and this start's number.
+struct Held {
+    directory: DataDirectory,
+    incarnation: Incarnation,
+}
+
+/// What became of opening the store.
+enum Opening {
+    Done(Box<Opened>),
+    /// It can not be trusted.
+    Condemned(Held, String),
+}
+
+fn open_disk(at: &Path) -> Result<RealDisk> {
+    RealDisk::open(at).map_err(|e| {
         Error::new(
             ErrorCode::Internal,
             format!("{} can not be opened: {e}; check its owner and mode", at.display()),
         )
-    })?;
+    })
+}
+
+fn open_store(options: &StorageOptions, cluster: ClusterId, name: NodeName, id: StorageId) -> Result<Opening> {
+    let directory = DataDirectory::open(&options.data, cluster, name)?;
+    let incarnation = starts::begin(&options.data)?;
+    let held = Held { directory, incarnation };
+    if let Some(reason) = &options.condemned {
+        return Ok(Opening::Condemned(held, reason.clone()));
+    }
+    let disk = open_disk(&held.directory.chunks())?;
+    if let Some(reason) = ChunkStore::poisoned(&disk) {
+        return Ok(Opening::Condemned(held, reason));
+    }
+    open_held(options, held, cluster, id).map(|opened| Opening::Done(Box::new(opened)))
+}
+
+/// Empties the store and makes a new one.
+fn renew(options: &StorageOptions, held: Held, cluster: ClusterId, id: StorageId, reason: &str) -> Result<Opened> {
+    let at = held.directory.chunks();
+    ChunkStore::wipe(&open_disk(&at)?).map_err(|e| Error::from(e).context(at.display()))?;
+    let mut opened = open_held(options, held, cluster, id)?;
+    opened.report.rot.push(Rot {
+        file: "chunks".into(),
+        offset: 0,
+        length_bytes: 0,
+        chunk: None,
+        detail: format!("{reason}: emptied, to be filled by the peers"),
+    });
+    Ok(opened)
+}
+
+fn open_held(options: &StorageOptions, held: Held, cluster: ClusterId, id: StorageId) -> Result<Opened> {
+    let Held { directory, incarnation } = held;
+    let at = directory.chunks();
+    let disk = open_disk(&at)?;
     let capacity = match options.capacity_bytes {
         Some(capacity) => capacity,
         None => directory.capacity_bytes()?,
     };
-    let (store, report) = ChunkStore::open(Arc::new(disk), StoreOptions::new(cluster, id, capacity))
-        .map_err(|e| Error::from(e).context(at.display()))?;
+    let options = StoreOptions {
+        new_store: draw_store_id()?,
+        ..StoreOptions::new(cluster, id, capacity)
+    };
+    let (store, report) =
+        ChunkStore::open(Arc::new(disk), options).map_err(|e| Error::from(e).context(at.display()))?;
     for rot in &report.rot {
         tracing::error!(
             file = rot.file,
@@ -110,27 +189,38 @@ fn open_store(options: &StorageOptions, cluster: ClusterId, name: NodeName, id: 
             "damage on disk"
         );
     }
-    let rotten = report.rot.iter().filter_map(|rot| rot.chunk).collect();
     Ok(Opened {
         directory,
         store,
-        rotten,
         report,
+        incarnation,
     })
+}
+
+fn draw_store_id() -> Result<StoreId> {
+    let mut id = [0; 16];
+    getrandom::fill(&mut id).map_err(|e| {
+        Error::new(
+            ErrorCode::Internal,
+            format!("no randomness from the operating system: {e}"),
+        )
+    })?;
+    Ok(StoreId(id))
 }
 
 impl Running {
     fn start(
         opened: Opened,
         id: StorageId,
-        (incarnation, advertised): (Incarnation, SocketAddr),
+        advertised: SocketAddr,
         transport: Arc<dyn Transport>,
-        config: &ClusterConfig,
+        (config, scrub_bytes_per_s): (&ClusterConfig, Option<u64>),
     ) -> Result<Self> {
-        let (syncer, sync_thread) = Syncer::start(opened.store.clone())?;
+        let syncs = Arc::<Meter>::default();
+        let (syncer, sync_thread) = Syncer::start(opened.store.clone(), Arc::clone(&syncs))?;
         let node = Arc::new(Node {
             id,
-            incarnation,
+            incarnation: opened.incarnation,
             advertised,
             store: opened.store,
             network: Network::new(transport, config.meta_addresses().collect()),
@@ -142,15 +232,26 @@ impl Running {
             refresh: Notify::new(),
             fault: Mutex::new(None),
             full: RwLock::default(),
-            rotten: Mutex::new(opened.rotten),
+            syncs,
+            writes: Meter::default(),
+            neighbours: Mutex::default(),
+            budget: Mutex::default(),
+            beat_now: Notify::new(),
+            damage: DamageTable::default(),
+            scrub: Scrub::new(scrub_bytes_per_s),
+            failed: CancellationToken::new(),
             stopping: CancellationToken::new(),
             configuring: Mutex::new(()),
         });
+        node.note_recovery(&opened.report);
         let mut tasks = tokio::task::JoinSet::new();
         tasks.spawn(membership::heartbeats(Arc::clone(&node)));
         tasks.spawn(membership::routing(Arc::clone(&node)));
+        tasks.spawn(membership::neighbours(Arc::clone(&node)));
         tasks.spawn(ticks(Arc::clone(&node)));
         tasks.spawn(upkeep(Arc::clone(&node)));
+        tasks.spawn(mender::run(Arc::clone(&node)));
+        tasks.spawn(scrub::run(Arc::clone(&node)));
         Ok(Self {
             node,
             _directory: opened.directory,
@@ -192,6 +293,7 @@ async fn ticks(node: Arc<Node>) {
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
+        node.budget.lock().judge(node.lease.now_ms());
         let chains: Vec<_> = node.chains.read().values().cloned().collect();
         for chain in chains {
             if chain.wants_tick() {
@@ -224,7 +326,15 @@ async fn upkeep(node: Arc<Node>) {
             })
         };
         let start = std::time::Instant::now();
-        let pause = match tokio::task::spawn_blocking(step).await {
+        let stepped = tokio::task::spawn_blocking(step).await;
+        if let Ok(Ok(MaintainReport {
+            rotten: Some(chunk), ..
+        })) = stepped
+        {
+            let what = "its data can not be moved: it does not match its checksum";
+            node.note_damage(chunk, FoundBy::Compaction, &Error::new(ErrorCode::Corrupt, what));
+        }
+        let pause = match stepped {
             Ok(Ok(report)) if report.more && report.urgent => UPKEEP_BUSY,
             Ok(Ok(report)) if report.more => upkeep_pause(start.elapsed()),
             Ok(Ok(_)) => UPKEEP_IDLE,
@@ -250,6 +360,7 @@ pub struct StorageServer {
     endpoint: Endpoint,
     closing: CancellationToken,
     serving: tokio::task::JoinHandle<()>,
+    ends_on_fault: bool,
 }
 
 impl std::fmt::Debug for StorageServer {
@@ -264,8 +375,10 @@ impl StorageServer {
     /// Opens the store and the endpoint. The node takes part as soon as the metadata group has taken it up.
     ///
     /// # Errors
+    /// A store that can not be trusted is rebuilt, which may have to wait for the others; `shutdown` ends that wait.
+    ///
     /// One clear line: data directory in use or of another cluster, node or format; port in use; wrong credentials.
-    pub async fn start(options: StorageOptions) -> Result<Self> {
+    pub async fn start(options: StorageOptions, shutdown: &CancellationToken) -> Result<Self> {
         let credentials = Credentials::load(&options.credentials)
             .map_err(|e| Error::new(ErrorCode::Unauthorized, e.to_string()).context(options.credentials.display()))?;
         let cluster = options.config.cluster_id()?;
@@ -283,13 +396,42 @@ impl StorageServer {
         let id = storage_id(name)?;
         // Recovery reads the log: not on an async worker.
         let for_store = options.clone();
-        let opened = tokio::task::spawn_blocking(move || open_store(&for_store, cluster, name, id))
+        let opening = tokio::task::spawn_blocking(move || open_store(&for_store, cluster, name, id))
             .await
             .map_err(|e| Error::new(ErrorCode::Internal, format!("opening the store: {e}")))??;
-        let endpoint = Endpoint::bind(&credentials, options.listen)
+        let incarnation = match &opening {
+            Opening::Done(opened) => opened.incarnation,
+            Opening::Condemned(held, _) => held.incarnation,
+        };
+        let endpoint = Endpoint::bind_as(&credentials, options.listen, incarnation)
             .await
             .map_err(Error::from)?;
         let address = endpoint.local_address();
+        let advertised = options.advertise.unwrap_or(address);
+        let transport: Arc<dyn Transport> = Arc::new(QuicTransport::new(endpoint.clone()));
+        let opened = match opening {
+            Opening::Done(opened) => *opened,
+            Opening::Condemned(held, reason) => {
+                tracing::error!(reason, "the store can not be trusted: it is rebuilt from the peers");
+                let network = Network::new(Arc::clone(&transport), options.config.meta_addresses().collect());
+                let me = rebuild::Me {
+                    node: id,
+                    incarnation,
+                    store: ChunkStore::id_of(&open_disk(&held.directory.chunks())?),
+                    address: advertised,
+                };
+                if !rebuild::wait_until_others_have_it(&network, me, &reason, shutdown).await {
+                    return Err(Error::new(
+                        ErrorCode::Poisoned,
+                        format!("stopped before it could be rebuilt: {reason}"),
+                    ));
+                }
+                let options = options.clone();
+                tokio::task::spawn_blocking(move || renew(&options, held, cluster, id, &reason))
+                    .await
+                    .map_err(|e| Error::new(ErrorCode::Internal, format!("emptying the store: {e}")))??
+            }
+        };
         // Only now: a start that fails says one line.
         tracing::info!(
             chunks = opened.report.chunks,
@@ -298,14 +440,12 @@ impl StorageServer {
             damaged = opened.report.rot.len(),
             "store opened"
         );
-        let transport = Arc::new(QuicTransport::new(endpoint.clone()));
-        let advertised = options.advertise.unwrap_or(address);
         let running = Running::start(
             opened,
             id,
-            (endpoint.incarnation(), advertised),
+            advertised,
             transport,
-            &options.config,
+            (&options.config, options.scrub_bytes_per_s),
         )?;
         let service = Arc::new(StorageService {
             node: Arc::clone(&running.node),
@@ -322,6 +462,7 @@ impl StorageServer {
             endpoint,
             closing,
             serving,
+            ends_on_fault: options.ends_on_fault,
         })
     }
 
@@ -331,18 +472,30 @@ impl StorageServer {
         self.address
     }
 
-    /// Serves until `shutdown`, then drains and closes the store.
+    /// Serves until `shutdown`, then drains and closes the store; or until a fault, if the options say so.
     ///
     /// # Errors
     /// When the store can not be closed cleanly.
-    pub async fn run_until(self, shutdown: CancellationToken) -> Result<()> {
-        shutdown.cancelled().await;
+    pub async fn run_until(self, shutdown: CancellationToken) -> Result<Ended> {
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = self.running.node.failed.cancelled(), if self.ends_on_fault => {
+                // The metadata group hears of it first, so that the chains go on at once.
+                tokio::time::sleep(FAULT_TOLD).await;
+                let condemned = self.running.node.store.fault();
+                let reason = condemned.clone().or_else(|| self.running.node.current_fault());
+                return Ok(Ended::Faulty {
+                    reason: reason.unwrap_or_default(),
+                    condemned: condemned.is_some(),
+                });
+            }
+        }
         self.running.node.stopping.cancel();
         let stopped = self.running.stop().await;
         self.closing.cancel();
         self.endpoint.close().await;
         let _ = self.serving.await;
-        stopped
+        stopped.map(|()| Ended::Stopped)
     }
 }
 

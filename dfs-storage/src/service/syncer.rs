@@ -1,10 +1,11 @@
 //! The thread that makes the store durable: everybody who asked while one sync ran shares the next.
 
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 
 use dfs_common::{Error, ErrorCode, Result};
 
+use super::signs::Meter;
 use crate::store::ChunkStore;
 
 /// Called on the sync thread with the outcome.
@@ -17,7 +18,7 @@ pub(crate) struct Syncer {
 }
 
 impl Syncer {
-    pub(crate) fn start(store: ChunkStore) -> Result<(Self, JoinHandle<()>)> {
+    pub(crate) fn start(store: ChunkStore, meter: Arc<Meter>) -> Result<(Self, JoinHandle<()>)> {
         let (asked, requests) = mpsc::channel::<Done>();
         let thread = std::thread::Builder::new()
             .name("dfs-sync".into())
@@ -25,7 +26,7 @@ impl Syncer {
                 while let Ok(first) = requests.recv() {
                     let mut waiting = vec![first];
                     waiting.extend(requests.try_iter());
-                    let outcome = store.sync().map_err(Error::from);
+                    let outcome = meter.measure(|| store.sync()).map_err(Error::from);
                     for done in waiting {
                         done(outcome.clone());
                     }

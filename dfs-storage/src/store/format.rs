@@ -12,12 +12,12 @@
 
 use dfs_common::units::{BLOCK_SIZE_BYTES, SEAL_SIZE_BYTES};
 use dfs_common::{
-    BlockIndex, ChainId, ChunkId, ChunkIndex, ChunkVersion, ClusterId, Epoch, InodeId, RequestId, SequenceNumber,
-    SessionId, StorageId,
+    BlockIndex, ChainId, ChunkId, ChunkIndex, ChunkVersion, ClusterId, Epoch, HybridClock, InodeId, Level, RequestId,
+    SequenceNumber, SessionId, StorageId, StoreId, Timestamp,
 };
 
 /// Version of everything in the store's directory. A newer one is refused.
-pub(super) const FORMAT_VERSION: u32 = 1;
+pub(super) const FORMAT_VERSION: u32 = 3;
 
 /// First record of a segment: a page, so that rewriting the header never shares a sector with data.
 pub(super) const DATA_START: u32 = 4096;
@@ -72,6 +72,10 @@ impl Writer {
         self.u64(chunk.inode.0);
         self.u32(chunk.index.0);
     }
+    pub(super) fn stamp(&mut self, stamp: HybridClock) {
+        self.bytes(&stamp.wall.nanos.to_le_bytes());
+        self.u32(stamp.logical);
+    }
     pub(super) fn request(&mut self, id: RequestId) {
         self.u64(id.session.0);
         self.u32(id.channel);
@@ -107,6 +111,12 @@ impl Reader<'_> {
     pub(super) fn chunk(&mut self) -> Option<ChunkId> {
         Some(ChunkId::new(InodeId(self.u64()?), ChunkIndex(self.u32()?)))
     }
+    pub(super) fn stamp(&mut self) -> Option<HybridClock> {
+        Some(HybridClock {
+            wall: Timestamp::from_nanos(self.array().map(i64::from_le_bytes)?),
+            logical: self.u32()?,
+        })
+    }
     pub(super) fn request(&mut self) -> Option<RequestId> {
         Some(RequestId {
             session: SessionId(self.u64()?),
@@ -122,6 +132,8 @@ pub(super) struct Superblock {
     pub(super) cluster: ClusterId,
     pub(super) node: StorageId,
     pub(super) segment_size_bytes: u32,
+    /// Drawn when it was made. An emptied disk has another one, which is how the metadata group knows that nothing is on it.
+    pub(super) store: StoreId,
 }
 
 /// Why a superblock is not one.
@@ -138,6 +150,7 @@ impl Superblock {
         body.bytes(&self.cluster.0);
         body.u32(self.node.0);
         body.u32(self.segment_size_bytes);
+        body.bytes(&self.store.0);
         let mut out = Writer::default();
         out.bytes(&SUPERBLOCK_MAGIC);
         out.u32(FORMAT_VERSION);
@@ -166,6 +179,7 @@ impl Superblock {
                 cluster: ClusterId(reader.array()?),
                 node: StorageId(reader.u32()?),
                 segment_size_bytes: reader.u32()?,
+                store: StoreId(reader.array()?),
             })
         };
         parse().ok_or(SuperblockFault::Checksum)
@@ -307,6 +321,23 @@ impl Kind {
     }
 }
 
+pub(super) const fn level_code(level: Level) -> u16 {
+    match level {
+        Level::One => 0,
+        Level::Quorum => 1,
+        Level::All => 2,
+    }
+}
+
+pub(super) const fn level_from(code: u16) -> Option<Level> {
+    Some(match code {
+        0 => Level::One,
+        1 => Level::Quorum,
+        2 => Level::All,
+        _ => return None,
+    })
+}
+
 /// A record without its meta and payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct RecordHeader {
@@ -321,6 +352,9 @@ pub(super) struct RecordHeader {
     /// so whatever an older record may say of it does not count.
     pub(super) before: Option<ChunkVersion>,
     pub(super) id: RequestId,
+    /// At which it was to be acknowledged.
+    pub(super) level: Level,
+    pub(super) stamp: HybridClock,
     /// Write, Data: first block. Truncate: blocks that stay.
     pub(super) first: BlockIndex,
     pub(super) blocks: u32,
@@ -341,7 +375,7 @@ impl RecordHeader {
         body.bytes(&RECORD_MAGIC);
         body.u32(0);
         body.u16(self.kind.code());
-        body.u16(u16::from(self.before.is_some()));
+        body.u16(u16::from(self.before.is_some()) | level_code(self.level) << 1);
         body.u32(self.chain.0);
         body.u64(self.lsn.0);
         body.u64(self.durable.0);
@@ -354,6 +388,7 @@ impl RecordHeader {
         body.u32(self.last_length_bytes);
         body.u32(self.meta_length_bytes);
         body.u32(self.payload_length_bytes);
+        body.stamp(self.stamp);
         let mut out = [0; RECORD_HEADER_BYTES];
         out[..body.0.len()].copy_from_slice(&body.0);
         let sum = header_checksum(sequence, offset, &out[8..], meta);
@@ -370,7 +405,8 @@ impl RecordHeader {
         }
         let sum = reader.u32()?;
         let kind = Kind::from_code(reader.u16()?)?;
-        let existed = reader.u16()? != 0;
+        let flags = reader.u16()?;
+        let (existed, level) = (flags & 1 != 0, level_from(flags >> 1)?);
         let chain = ChainId(reader.u32()?);
         let (lsn, durable) = (Lsn(reader.u64()?), Lsn(reader.u64()?));
         let header = Self {
@@ -382,11 +418,13 @@ impl RecordHeader {
             version: reader.version()?,
             before: reader.version().map(|before| existed.then_some(before))?,
             id: reader.request()?,
+            level,
             first: BlockIndex(reader.u32()?),
             blocks: reader.u32()?,
             last_length_bytes: reader.u32()?,
             meta_length_bytes: reader.u32()?,
             payload_length_bytes: reader.u32()?,
+            stamp: reader.stamp()?,
         };
         if header.length_bytes() > bytes.len() {
             return None;

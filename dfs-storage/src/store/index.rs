@@ -7,9 +7,13 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Bound;
 use std::sync::Arc;
 
-use dfs_common::{BlockIndex, ChainId, ChunkId, ChunkVersion, RequestId};
+use dfs_common::version::MAX_EARLIER_EPOCHS;
+use dfs_common::wire::storage::{BlockRun, ChunkMemory, Origin, Remembered};
+use dfs_common::{BlockIndex, ChainId, ChunkId, ChunkVector, ChunkVersion, HybridClock};
 
-use super::format::{Lsn, RECORD_HEADER_BYTES, Reader, Sequence, Writer, data_bytes, record_length_bytes};
+use super::format::{
+    Lsn, RECORD_HEADER_BYTES, Reader, Sequence, Writer, data_bytes, level_code, level_from, record_length_bytes,
+};
 use super::types::REMEMBERED_REQUESTS;
 use crate::disk::DiskFile;
 
@@ -30,6 +34,15 @@ pub(super) struct Extent {
 }
 
 impl Extent {
+    pub(super) fn run(&self) -> BlockRun {
+        BlockRun {
+            first: self.first,
+            blocks: u32::from(self.blocks),
+            last_length_bytes: u32::from(self.last_length_bytes),
+            version: self.version,
+        }
+    }
+
     pub(super) const fn end(&self) -> u32 {
         self.first.0 + self.blocks as u32
     }
@@ -106,20 +119,63 @@ pub(super) struct Entry {
     /// Sorted, disjoint.
     pub(super) extents: Vec<Extent>,
     /// Oldest first, at most [`REMEMBERED_REQUESTS`].
-    pub(super) remembered: VecDeque<(RequestId, ChunkVersion)>,
+    pub(super) remembered: VecDeque<Remembered>,
+    /// See [`ChunkVector::advance`].
+    pub(super) earlier: Vec<ChunkVersion>,
+    /// The last truncation or removal.
+    pub(super) trimmed: ChunkVersion,
+    /// Of the newest version.
+    pub(super) stamp: HybridClock,
     pub(super) removed: bool,
     pub(super) health: Health,
 }
 
 impl Entry {
-    fn remember(&mut self, id: RequestId, version: ChunkVersion) {
-        if id.is_system() {
+    /// A mutation begins to take effect.
+    fn advance(&mut self, origin: Origin, version: ChunkVersion) {
+        ChunkVector::advance(&mut self.earlier, self.version, version);
+        self.version = version;
+        self.stamp = origin.stamp;
+        if origin.id.is_system() {
             return;
         }
         if self.remembered.len() >= REMEMBERED_REQUESTS {
             self.remembered.pop_front();
         }
-        self.remembered.push_back((id, version));
+        self.remembered.push_back(Remembered {
+            id: origin.id,
+            version,
+            level: origin.level,
+        });
+    }
+
+    pub(super) fn memory(&self) -> ChunkMemory {
+        ChunkMemory {
+            earlier: self.earlier.clone(),
+            trimmed: self.trimmed,
+            stamp: self.stamp,
+            requests: self.remembered.iter().copied().collect(),
+        }
+    }
+
+    /// As a copy of the chunk brings it.
+    pub(super) fn set_memory(&mut self, memory: &ChunkMemory) {
+        let newest = |count: usize, most: usize| count.saturating_sub(most);
+        let earlier = newest(memory.earlier.len(), MAX_EARLIER_EPOCHS);
+        let requests = newest(memory.requests.len(), REMEMBERED_REQUESTS);
+        self.earlier = memory.earlier[earlier..].to_vec();
+        self.trimmed = memory.trimmed;
+        self.stamp = memory.stamp;
+        self.remembered = memory.requests[requests..].iter().copied().collect();
+    }
+
+    pub(super) fn runs(&self) -> Vec<BlockRun> {
+        self.extents.iter().map(Extent::run).collect()
+    }
+
+    /// Log bytes that its blocks take.
+    pub(super) fn size_bytes(&self) -> u64 {
+        self.extents.iter().map(Extent::cost_bytes).sum()
     }
 
     /// Index of the first extent that ends after `block`.
@@ -135,7 +191,7 @@ impl Entry {
     }
 
     /// Makes `from .. to` a hole, or `new`; gives back what was taken out and what was put in.
-    fn replace(&mut self, from: u32, to: u32, new: Option<Extent>) -> (Vec<Extent>, Vec<Extent>) {
+    pub(super) fn replace(&mut self, from: u32, to: u32, new: Option<Extent>) -> (Vec<Extent>, Vec<Extent>) {
         let start = self.position(from);
         let end = start + self.extents[start..].partition_point(|extent| extent.first.0 < to);
         let mut put = Vec::with_capacity(3);
@@ -169,10 +225,17 @@ impl Entry {
             Health::Rotten => 1,
             Health::Incomplete => 2,
         });
-        out.u32(self.remembered.len() as u32);
-        for &(id, version) in &self.remembered {
-            out.request(id);
+        out.version(self.trimmed);
+        out.stamp(self.stamp);
+        out.u32(self.earlier.len() as u32);
+        for &version in &self.earlier {
             out.version(version);
+        }
+        out.u32(self.remembered.len() as u32);
+        for remembered in &self.remembered {
+            out.request(remembered.id);
+            out.version(remembered.version);
+            out.u16(level_code(remembered.level));
         }
         out.u32(self.extents.len() as u32);
         for extent in &self.extents {
@@ -189,12 +252,24 @@ impl Entry {
             1 => Health::Rotten,
             _ => Health::Incomplete,
         };
+        let (trimmed, stamp) = (reader.version()?, reader.stamp()?);
+        let earlier = reader.u32()?;
+        if earlier as usize > MAX_EARLIER_EPOCHS {
+            return None;
+        }
+        let earlier = (0..earlier).map(|_| reader.version()).collect::<Option<_>>()?;
         let remembered = reader.u32()?;
         if remembered as usize > REMEMBERED_REQUESTS {
             return None;
         }
         let remembered = (0..remembered)
-            .map(|_| Some((reader.request()?, reader.version()?)))
+            .map(|_| {
+                Some(Remembered {
+                    id: reader.request()?,
+                    version: reader.version()?,
+                    level: level_from(reader.u16()?)?,
+                })
+            })
             .collect::<Option<VecDeque<_>>>()?;
         let extents = reader.u32()?;
         let extents = (0..extents)
@@ -204,6 +279,9 @@ impl Entry {
             base_bytes: record_length_bytes(length - reader.0.len(), 0) as u32,
             extents,
             remembered,
+            earlier,
+            trimmed,
+            stamp,
             removed,
             health,
             ..Self::default()
@@ -258,7 +336,7 @@ pub(super) struct Publication {
     pub(super) lsn: Lsn,
     pub(super) sequence: Sequence,
     pub(super) version: ChunkVersion,
-    pub(super) id: RequestId,
+    pub(super) origin: Origin,
     pub(super) effect: Effect,
 }
 
@@ -387,7 +465,7 @@ impl Index {
             lsn,
             sequence,
             version,
-            id,
+            origin,
             effect,
         } = publication;
         match effect {
@@ -416,9 +494,11 @@ impl Index {
                     }
                 });
                 let was_live = !is_new && !entry.removed;
-                entry.version = version;
                 entry.lsn = lsn;
-                entry.remember(id, version);
+                entry.advance(origin, version);
+                if !matches!(effect, Effect::Write(_)) {
+                    entry.trimmed = version;
+                }
                 let (taken, put) = match effect {
                     Effect::Write(extent) => {
                         entry.removed = false;

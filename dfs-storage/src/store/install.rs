@@ -3,18 +3,27 @@
 //! Parts are `Data` records that nothing points to until the final `State` record does. A crash before that leaves the
 //! old chunk as it was and the parts dead.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use dfs_common::units::BLOCK_SIZE_BYTES;
-use dfs_common::wire::storage::BlockRun;
-use dfs_common::{BlockIndex, ChainId, ChunkId, ChunkVersion, RequestId};
+use dfs_common::wire::storage::{BlockRun, ChunkMemory, Origin};
+use dfs_common::{BlockIndex, ChainId, ChunkId, ChunkVersion, HybridClock, Level, RequestId, Timestamp};
 
 use super::error::StoreError;
 use super::format::{Kind, checksums, payload_bytes};
 use super::index::{Effect, Entry, Extent};
 use super::log::{Draft, Log, Staged, Urgency};
-use super::types::REMEMBERED_REQUESTS;
+
+/// Of records that are the store's own.
+const SYSTEM: Origin = Origin {
+    id: RequestId::SYSTEM,
+    level: Level::Quorum,
+    stamp: HybridClock {
+        wall: Timestamp::from_nanos(0),
+        logical: 0,
+    },
+};
 
 fn not_begun(chunk: ChunkId) -> StoreError {
     StoreError::Invalid {
@@ -98,7 +107,7 @@ impl Log {
             chain,
             chunk,
             version: run.version,
-            id: RequestId::SYSTEM,
+            origin: SYSTEM,
             first: run.first,
             blocks: run.blocks,
             last_length_bytes: run.last_length_bytes,
@@ -127,19 +136,17 @@ impl Log {
         chain: ChainId,
         chunk: ChunkId,
         version: ChunkVersion,
-        remembered: &[(RequestId, ChunkVersion)],
+        memory: &ChunkMemory,
     ) -> Result<(), StoreError> {
-        let skip = remembered.len().saturating_sub(REMEMBERED_REQUESTS);
-        let remembered: VecDeque<_> = remembered[skip..].iter().copied().collect();
         let mut staged = None;
         let appended = self.append_state(Draft::state(chain, chunk, version), |_, state, _| {
             let copy = state.staged.remove(&chunk).filter(|copy| copy.chain == chain)?;
             let mut entry = Entry {
                 extents: copy.extents.values().copied().collect(),
                 removed: copy.extents.is_empty(),
-                remembered,
                 ..Entry::default()
             };
+            entry.set_memory(memory);
             staged = Some(copy);
             Some((entry.seal_state(), Effect::State(entry)))
         });
@@ -156,7 +163,7 @@ impl Draft {
             chain,
             chunk,
             version,
-            id: RequestId::SYSTEM,
+            origin: SYSTEM,
             first: BlockIndex(0),
             blocks: 0,
             last_length_bytes: 0,

@@ -9,7 +9,9 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
 use std::sync::Arc;
 
-use dfs_common::{BlockIndex, ChainId, ChunkId, ChunkVersion, ClusterId, RequestId, StorageId};
+use dfs_common::planted::{self, Bug};
+use dfs_common::wire::storage::Origin;
+use dfs_common::{BlockIndex, ChainId, ChunkId, ChunkVersion, ClusterId, StorageId, StoreId};
 use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 
 use super::error::StoreError;
@@ -41,7 +43,7 @@ pub(super) struct Draft {
     pub(super) chain: ChainId,
     pub(super) chunk: ChunkId,
     pub(super) version: ChunkVersion,
-    pub(super) id: RequestId,
+    pub(super) origin: Origin,
     pub(super) first: BlockIndex,
     pub(super) blocks: u32,
     pub(super) last_length_bytes: u32,
@@ -121,6 +123,7 @@ pub(super) struct Start {
 pub(super) struct Geometry {
     pub(super) cluster: ClusterId,
     pub(super) node: StorageId,
+    pub(super) store: StoreId,
     pub(super) segment_size_bytes: u32,
     pub(super) max_slots: u32,
 }
@@ -285,7 +288,13 @@ impl Log {
 
     /// The next start must know too: pages that never reached the medium may look fine from memory.
     fn mark_poisoned(&self, reason: &str) {
-        if let Err(error) = self.disk.replace(POISON_FILE, &[reason.as_bytes()]) {
+        let marked = self
+            .disk
+            .replace(POISON_FILE, &[reason.as_bytes()])
+            // A disk whose syncs fail is what this is for. Not durable is good enough: pages that lie live as long as the memory that
+            // holds this file, and after a power cut there is only what the medium has.
+            .or_else(|_| self.disk.leave(POISON_FILE, reason.as_bytes()));
+        if let Err(error) = marked {
             tracing::error!(%error, "the store's fault can not be recorded on its own disk");
         }
     }
@@ -425,6 +434,7 @@ impl Log {
         };
         if let Err(error) = segment.file.write_at(0, &[&header.encode()]) {
             let reason = self.poison_locked(state, "beginning a log segment", &error);
+            self.mark_poisoned(&reason);
             return Err(StoreError::Poisoned { reason });
         }
         let file = Arc::new(SegmentFile {
@@ -477,6 +487,7 @@ impl Log {
             }
             Err(error) => {
                 let reason = self.poison_locked(state, "making a log segment", &error);
+                self.mark_poisoned(&reason);
                 Err(StoreError::Poisoned { reason })
             }
         }
@@ -498,7 +509,9 @@ impl Log {
             durable: place.durable,
             version: draft.version,
             before: place.before,
-            id: draft.id,
+            id: draft.origin.id,
+            level: draft.origin.level,
+            stamp: draft.origin.stamp,
             first: draft.first,
             blocks: draft.blocks,
             last_length_bytes: draft.last_length_bytes,
@@ -519,7 +532,7 @@ impl Log {
             lsn: place.lsn,
             sequence: place.file.sequence,
             version: draft.version,
-            id: draft.id,
+            origin: draft.origin,
             effect,
         };
         self.complete(place.lsn, publication)
@@ -575,7 +588,18 @@ impl Log {
         let files: Vec<_> = state.dirty.iter().map(|dirty| Arc::clone(&dirty.file)).collect();
         drop(state);
         // Oldest first, so that what a crash in between leaves is a prefix as far as the disk allows.
-        let result = files.iter().try_for_each(|file| file.file.sync_data());
+        let result = if planted::is(Bug::SkipFsync) {
+            Ok(())
+        } else {
+            files.iter().try_for_each(|file| file.file.sync_data())
+        };
+        let result = result.or_else(|error| {
+            if planted::is(Bug::FsyncRetried) {
+                Ok(())
+            } else {
+                Err(error)
+            }
+        });
         let mut state = self.lock();
         state.syncing = false;
         match result {
@@ -611,6 +635,7 @@ impl State {
     pub(super) fn check(&self) -> Result<(), StoreError> {
         match &self.fault {
             None => Ok(()),
+            Some(_) if planted::is(Bug::PoisonIgnored) => Ok(()),
             Some(reason) => Err(StoreError::Poisoned { reason: reason.clone() }),
         }
     }

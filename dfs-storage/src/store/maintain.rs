@@ -86,7 +86,7 @@ impl Log {
         } else if let Some(victim) = self.victim()? {
             let sequence = victim.file.sequence;
             report.moved_bytes = victim.live_bytes;
-            if self.compact(victim, pace)? {
+            if self.compact(victim, pace, &mut report.rotten)? {
                 report.compacted = Some(sequence.0);
             }
             report.reclaimed_bytes += self.retire()?;
@@ -222,7 +222,7 @@ impl Log {
     }
 
     /// Empties a segment; `false` if it must be left as it is.
-    fn compact(&self, victim: Victim, pace: Pace<'_>) -> Result<bool, StoreError> {
+    fn compact(&self, victim: Victim, pace: Pace<'_>, rotten: &mut Option<ChunkId>) -> Result<bool, StoreError> {
         let sequence = victim.file.sequence;
         let Some(chunks) = Self::chunks_in(&victim)? else {
             tracing::warn!(
@@ -239,6 +239,7 @@ impl Log {
                 Err(StoreError::Corrupt { chunk, block }) => {
                     tracing::warn!(%chunk, %block, segment = victim.file.slot, "rot found while compacting");
                     self.mark_rotten(sequence);
+                    *rotten = Some(chunk);
                     return Ok(false);
                 }
                 Err(error) => return Err(error),
@@ -338,6 +339,16 @@ impl Log {
             self.lock().free.push_front(segment);
         }
         Ok(ready.len() as u64 * u64::from(self.geometry.segment_size_bytes))
+    }
+
+    /// Whether the checkpoint on disk could be used. None yet is as good.
+    pub(super) fn checkpoint_is_sound(&self) -> Result<bool, StoreError> {
+        let _one = self.maintenance.lock();
+        match self.disk().read_file(CHECKPOINT_FILE) {
+            Ok(bytes) => Ok(checkpoint::decode(&bytes).is_some()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(true),
+            Err(error) => Err(StoreError::io("reading the checkpoint", error)),
+        }
     }
 
     /// Checkpoint now.

@@ -13,6 +13,7 @@ mod index;
 mod install;
 mod log;
 mod maintain;
+mod mend;
 mod read;
 mod recovery;
 mod scan;
@@ -25,10 +26,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use dfs_common::planted::{self, Bug};
 use dfs_common::units::BLOCK_SIZE_BYTES;
-use dfs_common::wire::storage::{BlockRun, ChunkSummary, Mutation};
-use dfs_common::{BlockIndex, ChainId, ChunkId, ChunkIndex, ChunkVersion, InodeId, RequestId};
+use dfs_common::wire::storage::{BlockRun, ChunkMemory, ChunkState, ChunkSummary, Mutation, Origin};
+use dfs_common::{
+    BlockIndex, ChainId, ChunkId, ChunkIndex, ChunkVector, ChunkVersion, HybridClock, InodeId, RequestId, StoreId,
+};
 
+use self::checkpoint::CHECKPOINT_FILE;
 use self::format::{DATA_START, FORMAT_VERSION, Kind, Superblock, SuperblockFault, checksums, payload_bytes};
 use self::index::{Effect, Entry, Extent, Health, Index};
 use self::install::check_blocks;
@@ -59,6 +64,9 @@ fn of_inode(
 
 const SUPERBLOCK_FILE: &str = "superblock";
 
+/// The same bytes: without a superblock a whole disk would be lost to one flipped bit.
+const SUPERBLOCK_COPY_FILE: &str = "superblock.copy";
+
 /// Smallest segment that a real capacity leads to: it holds the largest message.
 const MIN_SEGMENT_SIZE_BYTES: u64 = 8 << 20;
 
@@ -82,6 +90,34 @@ impl std::fmt::Debug for ChunkStore {
     }
 }
 
+/// Makes the one of the two superblocks that is missing or damaged from the other. Returns what was damaged.
+fn heal_superblock(disk: &dyn Disk) -> Result<Vec<String>, StoreError> {
+    let read = |name: &str| match disk.read_file(name) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(StoreError::io("reading the store's superblock", error)),
+    };
+    let files = [SUPERBLOCK_FILE, SUPERBLOCK_COPY_FILE];
+    let found = [read(files[0])?, read(files[1])?];
+    let is_sound = |bytes: &&Vec<u8>| Superblock::decode(bytes).is_ok();
+    // The first one decides while it is sound: a start that makes both may have been cut short.
+    let Some(sound) = found.iter().flatten().find(is_sound) else {
+        return Ok(Vec::new());
+    };
+    let mut healed = Vec::new();
+    for (name, bytes) in files.iter().zip(&found) {
+        if bytes.as_ref() == Some(sound) {
+            continue;
+        }
+        disk.replace(name, &[sound])
+            .map_err(|error| StoreError::io("writing the store's superblock", error))?;
+        if bytes.is_some() {
+            healed.push(format!("{name} was damaged: made anew from its copy"));
+        }
+    }
+    Ok(healed)
+}
+
 /// Reads the superblock, or makes one in an empty directory.
 fn superblock(disk: &dyn Disk, options: &StoreOptions) -> Result<Superblock, StoreError> {
     let reading = |error| StoreError::io("reading the store's superblock", error);
@@ -102,6 +138,7 @@ fn superblock(disk: &dyn Disk, options: &StoreOptions) -> Result<Superblock, Sto
                 cluster: options.cluster,
                 node: options.node,
                 segment_size_bytes: (size as u32).next_multiple_of(DATA_START),
+                store: options.new_store,
             };
             disk.replace(SUPERBLOCK_FILE, &[&made.encode()])
                 .map_err(|error| StoreError::io("writing the store's superblock", error))?;
@@ -115,7 +152,12 @@ fn superblock(disk: &dyn Disk, options: &StoreOptions) -> Result<Superblock, Sto
                 "the directory's superblock is not one of a dfs store: name another directory".into()
             }
             SuperblockFault::Version(version) => {
-                format!("the store has format {version}, this program knows {FORMAT_VERSION}: use the newer program")
+                let remedy = if version > FORMAT_VERSION {
+                    "use the newer program"
+                } else {
+                    "empty the directory to rebuild from the peers, one node at a time"
+                };
+                format!("the store has format {version}, this program knows {FORMAT_VERSION}: {remedy}")
             }
             SuperblockFault::Checksum => {
                 "the store's superblock is damaged: empty the directory to rebuild from the peers".into()
@@ -132,17 +174,54 @@ fn superblock(disk: &dyn Disk, options: &StoreOptions) -> Result<Superblock, Sto
 }
 
 impl ChunkStore {
+    /// Which store stands in a directory, without opening it; a name that nobody has if that can not be read.
+    pub fn id_of(disk: &dyn Disk) -> StoreId {
+        [SUPERBLOCK_FILE, SUPERBLOCK_COPY_FILE]
+            .iter()
+            .filter_map(|name| disk.read_file(name).ok())
+            .find_map(|bytes| Superblock::decode(&bytes).ok())
+            .map_or_else(StoreId::default, |superblock| superblock.store)
+    }
+
+    /// Why a store that is not open can not be trusted, if an earlier run found so.
+    pub fn poisoned(disk: &dyn Disk) -> Option<String> {
+        let reason = disk.read_file(POISON_FILE).ok()?;
+        Some(String::from_utf8_lossy(&reason).into_owned())
+    }
+
+    /// Removes everything from a store that is not open, so that the next [`Self::open`] makes a new one. The marker of its fault goes
+    /// last: a store that is half emptied is never opened.
+    pub fn wipe(disk: &dyn Disk) -> Result<(), StoreError> {
+        let io = |error| StoreError::io("emptying the store", error);
+        let names = disk.list().map_err(io)?;
+        let ours = |name: &&String| {
+            segment_slot(name).is_some()
+                || [SUPERBLOCK_FILE, SUPERBLOCK_COPY_FILE, CHECKPOINT_FILE].contains(&name.as_str())
+        };
+        for name in names.iter().filter(ours) {
+            disk.remove(name).map_err(io)?;
+        }
+        disk.sync_directory().map_err(io)?;
+        if names.iter().any(|name| name == POISON_FILE) {
+            disk.remove(POISON_FILE).map_err(io)?;
+            disk.sync_directory().map_err(io)?;
+        }
+        Ok(())
+    }
+
     #[allow(clippy::needless_pass_by_value)] // options are the caller's to give away, as everywhere
     /// Opens (or makes) the store in `disk`'s directory and rebuilds its index.
     pub fn open(disk: Arc<dyn Disk>, options: StoreOptions) -> Result<(Self, RecoveryReport), StoreError> {
-        if let Ok(reason) = disk.read_file(POISON_FILE) {
-            let reason = String::from_utf8_lossy(&reason).into_owned();
+        if let Some(reason) = Self::poisoned(&*disk) {
             return Err(StoreError::Poisoned { reason });
         }
+        let mut rebuilt = heal_superblock(&*disk)?;
         let superblock = superblock(&*disk, &options)?;
-        let geometry = Geometry {
+        rebuilt.extend(heal_superblock(&*disk)?);
+        let mut geometry = Geometry {
             cluster: superblock.cluster,
             node: superblock.node,
+            store: superblock.store,
             segment_size_bytes: superblock.segment_size_bytes,
             max_slots: (options.capacity_bytes / u64::from(superblock.segment_size_bytes)) as u32,
         };
@@ -153,7 +232,26 @@ impl ChunkStore {
                 u64::from(RESERVE_SEGMENTS + 2) * u64::from(superblock.segment_size_bytes)
             )));
         }
-        let recovered = recovery::recover(&*disk, &geometry)?;
+        // A store that lost something is not the one that the metadata group knows: were it to bring a chain back alone, what it lost
+        // would be lost everywhere. Under a new name it only ever catches up with the others.
+        let mut renamed = false;
+        let mut give_up = || {
+            let block = Superblock {
+                store: options.new_store,
+                ..superblock
+            };
+            renamed = true;
+            [SUPERBLOCK_FILE, SUPERBLOCK_COPY_FILE]
+                .iter()
+                .try_for_each(|name| disk.replace(name, &[&block.encode()]))
+                .map_err(|error| StoreError::io("writing the store's superblock", error))
+        };
+        let mut recovered = recovery::recover(&*disk, &geometry, &mut give_up)?;
+        if renamed {
+            geometry.store = options.new_store;
+            tracing::error!(store = %geometry.store, "something in the store is lost: it takes a new name and catches up with its peers");
+        }
+        recovered.report.rebuilt.splice(0..0, rebuilt);
         let log = Log::new(
             disk,
             geometry,
@@ -174,14 +272,14 @@ impl ChunkStore {
         chain: ChainId,
         chunk: ChunkId,
         version: ChunkVersion,
-        id: RequestId,
+        origin: Origin,
         mutation: &Mutation,
         payload: &Bytes,
     ) -> Result<(), StoreError> {
         self.check_chain(chain, chunk)?;
         let mut draft = Draft {
             kind: Kind::Remove,
-            id,
+            origin,
             ..Draft::state(chain, chunk, version)
         };
         match *mutation {
@@ -284,17 +382,48 @@ impl ChunkStore {
 
     /// Version that request `id` produced, if the chunk still remembers it.
     pub fn remembered(&self, chunk: ChunkId, id: RequestId) -> Option<ChunkVersion> {
+        if planted::is(Bug::ChunkDedupeForgets) {
+            return None;
+        }
         let index = self.log.index.read();
         let mut all = index.get(chunk)?.remembered.iter().rev();
-        all.find(|entry| entry.0 == id).map(|entry| entry.1)
+        all.find(|entry| entry.id == id).map(|entry| entry.version)
     }
 
-    /// All remembered requests, oldest first.
-    pub fn remembered_all(&self, chunk: ChunkId) -> Vec<(RequestId, ChunkVersion)> {
+    /// What a copy of the chunk takes along.
+    pub fn memory(&self, chunk: ChunkId) -> ChunkMemory {
+        if planted::is(Bug::CopyWithoutMemory) {
+            return ChunkMemory::default();
+        }
         let index = self.log.index.read();
-        index
-            .get(chunk)
-            .map_or_else(Vec::new, |entry| entry.remembered.iter().copied().collect())
+        index.get(chunk).map_or_else(ChunkMemory::default, Entry::memory)
+    }
+
+    /// When the chunk's newest version was given out.
+    pub fn stamp(&self, chunk: ChunkId) -> HybridClock {
+        let index = self.log.index.read();
+        index.get(chunk).map_or_else(HybridClock::default, |entry| entry.stamp)
+    }
+
+    /// All about a chunk but its data; of one that is unknown or damaged, that there is nothing.
+    pub fn state(&self, chunk: ChunkId) -> ChunkState {
+        let index = self.log.index.read();
+        let entry = index.get(chunk).filter(|entry| entry.health == Health::Sound);
+        ChunkState {
+            chunk,
+            version: entry.map_or(ChunkVersion::NONE, |entry| entry.version),
+            memory: entry.map_or_else(ChunkMemory::default, Entry::memory),
+            runs: entry.map_or_else(Vec::new, Entry::runs),
+        }
+    }
+
+    /// Whether a version is part of the chunk's history.
+    pub fn has_version(&self, chunk: ChunkId, version: ChunkVersion) -> bool {
+        let index = self.log.index.read();
+        let entry = index.get(chunk);
+        let earlier = entry.map_or(&[][..], |entry| &entry.earlier);
+        let last = entry.map_or(ChunkVersion::NONE, |entry| entry.version);
+        version == last || ChunkVector::new(earlier, last).has(version)
     }
 
     /// Chunks of a chain after `after` in order, tombstones included. One that recovery found damaged is listed with
@@ -335,6 +464,45 @@ impl ChunkStore {
         read::summarize(&self.log.index, chunk, deep)
     }
 
+    /// Blocks of a chunk that do not match their checksums, with the version that each should have. `Corrupt`: a mutation of
+    /// the chunk was lost, and only a whole copy helps.
+    pub fn bad_blocks(&self, chunk: ChunkId) -> Result<Vec<BlockRun>, StoreError> {
+        self.log.bad_blocks(chunk)
+    }
+
+    /// Puts a neighbour's copy in the place of blocks of the same version; payload as in [`ChunkRead`]. Returns how many took it:
+    /// what was changed meanwhile stays as it is.
+    pub fn mend(&self, chunk: ChunkId, runs: &[BlockRun], payload: &Bytes) -> Result<u64, StoreError> {
+        self.log.mend(chunk, runs, payload)
+    }
+
+    /// Checks the store's own files and makes anew what is damaged. Returns what that was.
+    pub fn check_files(&self) -> Result<Vec<String>, StoreError> {
+        let mut rebuilt = heal_superblock(self.log.disk())?;
+        if !self.log.checkpoint_is_sound()? {
+            self.log.checkpoint()?;
+            rebuilt.push("the checkpoint was unreadable: written anew".into());
+        }
+        Ok(rebuilt)
+    }
+
+    /// Chunks of all chains after `after`, tombstones left out.
+    pub fn chunks_after(&self, after: Option<(ChainId, ChunkId)>, limit: usize) -> Vec<(ChainId, ChunkId)> {
+        let index = self.log.index.read();
+        let all = index.after(after).filter(|(_, _, entry)| !entry.removed);
+        all.take(limit).map(|(chain, chunk, _)| (chain, chunk)).collect()
+    }
+
+    /// About what a chunk takes on the disk.
+    pub fn size_bytes(&self, chunk: ChunkId) -> u64 {
+        self.log.index.read().get(chunk).map_or(0, Entry::size_bytes)
+    }
+
+    /// Chain of a chunk that is here.
+    pub fn chain_of(&self, chunk: ChunkId) -> Option<ChainId> {
+        self.log.index.read().chain_of(chunk)
+    }
+
     /// Starts a staged copy of a chunk; one that was begun and not finished is dropped. The chunk itself stays as it is.
     pub fn install_begin(&self, chain: ChainId, chunk: ChunkId) -> Result<(), StoreError> {
         self.check_chain(chain, chunk)?;
@@ -352,9 +520,9 @@ impl ChunkStore {
         chain: ChainId,
         chunk: ChunkId,
         version: ChunkVersion,
-        remembered: &[(RequestId, ChunkVersion)],
+        memory: &ChunkMemory,
     ) -> Result<(), StoreError> {
-        self.log.install_finish(chain, chunk, version, remembered)
+        self.log.install_finish(chain, chunk, version, memory)
     }
 
     /// Forgets a chunk with its version: the predecessor does not know it.
@@ -393,6 +561,11 @@ impl ChunkStore {
             })?);
         }
         Ok(forgotten)
+    }
+
+    /// Which store this is, since it was made.
+    pub fn id(&self) -> StoreId {
+        self.log.geometry.store
     }
 
     pub fn usage(&self) -> Usage {

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use dfs_common::wire::storage::BlockRun;
-use dfs_common::{ChunkId, ChunkVersion, ClusterId, StorageId};
+use dfs_common::{ChunkId, ChunkVersion, ClusterId, StorageId, StoreId};
 
 /// Size of a log segment: large enough that headers, syncs of metadata and file handles do not count, small enough
 /// that compaction of one is a short step.
@@ -15,6 +15,8 @@ pub const REMEMBERED_REQUESTS: usize = 64;
 pub struct StoreOptions {
     pub cluster: ClusterId,
     pub node: StorageId,
+    /// Name of the store if it has to be made: to be drawn at random, since an old disk is told from an empty one by it.
+    pub new_store: StoreId,
     /// Bytes of segments that the store may have on its disk.
     pub capacity_bytes: u64,
     /// [`SEGMENT_SIZE_BYTES`] but in tests.
@@ -29,6 +31,7 @@ impl StoreOptions {
         Self {
             cluster,
             node,
+            new_store: StoreId([0; 16]),
             capacity_bytes,
             segment_size_bytes: SEGMENT_SIZE_BYTES,
             checkpoint_interval_bytes: 1 << 30,
@@ -47,6 +50,8 @@ pub struct RecoveryReport {
     pub chunks: u64,
     /// Bytes after the last whole record that were never acknowledged as durable.
     pub torn_tail_bytes: u64,
+    /// Damaged files of the store itself that were made anew, with nothing lost.
+    pub rebuilt: Vec<String>,
     /// Damage in what had been durable. The node lost something and needs a resync.
     pub rot: Vec<Rot>,
 }
@@ -69,6 +74,15 @@ pub struct Rot {
     /// Whose data it is, where that can still be read.
     pub chunk: Option<ChunkId>,
     pub detail: String,
+}
+
+impl std::fmt::Display for Rot {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.file.is_empty() {
+            return f.write_str(&self.detail);
+        }
+        write!(f, "{} at {}: {}", self.file, self.offset, self.detail)
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -99,6 +113,8 @@ pub struct MaintainReport {
     pub compacted: Option<u64>,
     pub moved_bytes: u64,
     pub reclaimed_bytes: u64,
+    /// A chunk that could not be moved because it is damaged.
+    pub rotten: Option<ChunkId>,
     /// Another step would do something.
     pub more: bool,
     /// It should not wait: space is short.

@@ -1,7 +1,7 @@
 //! Mode, owner, times, policy.
 
 use dfs_common::wire::namespace::{NamespaceChange, SetAttributes, SetTime, WriteCommit};
-use dfs_common::{InodeId, Policy};
+use dfs_common::{InodeId, PolicyChange};
 
 use super::super::OpResult;
 use super::super::transaction::Transaction;
@@ -49,10 +49,10 @@ pub(crate) fn set_attributes<S: Rows + ?Sized>(
 pub(crate) fn set_policy<S: Rows + ?Sized>(
     tx: &mut Transaction<'_, '_, S>,
     inode: InodeId,
-    policy: Policy,
+    change: PolicyChange,
 ) -> OpResult<NamespaceChange> {
     let mut row = tx.inode(inode)?;
-    row.policy = policy;
+    row.policy = row.policy.with(change);
     row.touch_ctime(tx.now());
     let attributes = tx.put_and_show(inode, &row)?;
     Ok(NamespaceChange::Entry {

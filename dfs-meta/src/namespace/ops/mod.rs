@@ -71,6 +71,6 @@ pub(crate) fn apply<S: Rows + ?Sized>(tx: &mut Transaction<'_, '_, S>, op: &Name
             mode,
         } => xattr::set(tx, *inode, name, value, *mode),
         NamespaceOp::RemoveXattr { inode, name } => xattr::remove(tx, *inode, name),
-        NamespaceOp::SetPolicy { inode, policy } => attributes::set_policy(tx, *inode, *policy),
+        NamespaceOp::SetPolicy { inode, change } => attributes::set_policy(tx, *inode, *change),
     }
 }

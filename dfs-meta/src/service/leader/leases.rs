@@ -5,45 +5,56 @@
 //! does not know what its predecessor acknowledged, so it waits a whole lease before it removes anybody; a leader that
 //! was itself held up cannot tell a silent node from its own deafness, so it adds that time to every lease.
 //!
+//! A node that is heard but does not hear (a cable cut in one direction) is no use either, so its lease counts from the last
+//! heartbeat of which it has an answer. A node that is to stand aside (see `suspects`) is only taken out of its chains when
+//! it has given its lease up, or that is over.
+//!
+//! Processes of one node are numbered in order (`Incarnation`). Whoever comes with a lower number than one that is known, is
+//! replaced: its words come late, and this leader may never have heard of it.
+//!
 //! What should change in the routing table is computed from what is known now (`events`), never remembered: a proposal
 //! that got lost is simply made again.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use dfs_common::units::is_full;
-use dfs_common::wire::meta::{Heartbeat, NODE_LEASE_MS, ResyncProgress};
-use dfs_common::{Incarnation, RoutingTable, RoutingVersion, StorageId};
+use dfs_common::wire::meta::{DamageCount, HEARD_WITHIN_MS, Heartbeat, NODE_LEASE_MS, ResyncProgress};
+use dfs_common::{ChainId, Incarnation, RoutingTable, RoutingVersion, StorageId, StoreId};
 
 use super::super::clock::Moment;
+use super::suspects::Suspects;
+use crate::chains;
 use crate::command::ClusterEvent;
 
 /// A pause of the leader's own ticker beyond this counts as deafness.
 const STARVED_MS: u64 = 300;
-
-/// Earlier processes of one node that are remembered, so that a late heartbeat of one is not taken for a restart.
-const REPLACED_MAX: usize = 16;
 
 /// Dead processes that are remembered.
 const DEAD_MAX: usize = 1_024;
 
 /// What a node said about itself last.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::service) struct NodeReport {
-    pub(in crate::service) total_bytes: u64,
-    pub(in crate::service) used_bytes: u64,
-    pub(in crate::service) fault: Option<String>,
-    pub(in crate::service) resyncs: Vec<ResyncProgress>,
+pub struct NodeReport {
+    pub total_bytes: u64,
+    pub used_bytes: u64,
+    pub fault: Option<String>,
+    pub resyncs: Vec<ResyncProgress>,
+    pub damage: DamageCount,
 }
 
 #[derive(Debug)]
 struct Node {
     incarnation: Incarnation,
+    store: StoreId,
     address: SocketAddr,
     /// The node is taken for gone from here on.
     until: Moment,
+    /// When it was last granted a lease by this leader.
+    granted: Option<Moment>,
+    /// It says that it has given its lease up.
+    stands_aside: bool,
     report: NodeReport,
-    replaced: VecDeque<Incarnation>,
 }
 
 /// How the routing table showed a node last.
@@ -56,7 +67,7 @@ struct Shown {
 }
 
 #[derive(Debug)]
-pub(in crate::service) struct Leases {
+pub struct Leases {
     /// When this leadership began, moved on by deafness.
     since: Moment,
     ticked: Moment,
@@ -64,20 +75,26 @@ pub(in crate::service) struct Leases {
     nodes: BTreeMap<StorageId, Node>,
     /// Processes whose kernel said that they are dead, and until when their late heartbeats are not believed.
     dead: BTreeMap<(StorageId, Incarnation), Moment>,
+    suspects: Suspects,
     shown: BTreeMap<StorageId, Shown>,
+    /// Processes whose end is on its way through consensus. They get no lease, whatever they say meanwhile: the chains go on
+    /// without them as soon as it is decided, which they hear of later.
+    leaving: BTreeSet<(StorageId, Incarnation)>,
     /// Version of the table that `shown` is of.
     version: Option<RoutingVersion>,
 }
 
 impl Leases {
-    pub(in crate::service) fn new(now: Moment, routing: &RoutingTable) -> Self {
+    pub fn new(now: Moment, routing: &RoutingTable) -> Self {
         let mut leases = Self {
             since: now,
             ticked: now,
             settled: false,
             nodes: BTreeMap::new(),
             dead: BTreeMap::new(),
+            suspects: Suspects::default(),
             shown: BTreeMap::new(),
+            leaving: BTreeSet::new(),
             version: None,
         };
         leases.routing_changed(routing);
@@ -91,6 +108,10 @@ impl Leases {
             return;
         }
         self.version = Some(routing.version);
+        self.leaving.retain(|&(id, incarnation)| {
+            let info = routing.nodes.get(&id);
+            info.is_some_and(|info| info.alive && info.incarnation == incarnation)
+        });
         for info in routing.nodes.values() {
             let same = self
                 .shown
@@ -113,15 +134,14 @@ impl Leases {
     ///
     /// No lease for a process that the table does not show as alive, nor for one that has not seen the table in which it
     /// (re)appeared: it would serve by a configuration in which it still was in sync.
-    pub(in crate::service) fn heartbeat(
-        &mut self,
-        now: Moment,
-        heartbeat: &Heartbeat,
-        confirmed: bool,
-        routing: &RoutingTable,
-    ) -> bool {
+    pub fn heartbeat(&mut self, now: Moment, heartbeat: &Heartbeat, confirmed: bool, routing: &RoutingTable) -> bool {
         self.routing_changed(routing);
         let process = (heartbeat.node, heartbeat.incarnation);
+        let in_table = routing.nodes.get(&heartbeat.node).map(|info| info.incarnation);
+        let heard = self.nodes.get(&heartbeat.node).map(|node| node.incarnation);
+        if in_table.max(heard) > Some(heartbeat.incarnation) {
+            return false;
+        }
         match self.dead.get(&process) {
             Some(&until) if now < until => return false,
             Some(_) => {
@@ -134,28 +154,33 @@ impl Leases {
             used_bytes: heartbeat.used_bytes,
             fault: heartbeat.fault.clone(),
             resyncs: heartbeat.resyncs.clone(),
+            damage: heartbeat.signs.damage,
         };
-        let until = now.after_ms(NODE_LEASE_MS);
+        let unanswered_ms = u64::from(heartbeat.signs.unanswered_ms);
+        // Before this leader led it was for another to answer.
+        let until = now.before_ms(unanswered_ms).max(self.since).after_ms(NODE_LEASE_MS);
         let node = self.nodes.entry(heartbeat.node).or_insert_with(|| Node {
             incarnation: heartbeat.incarnation,
+            store: heartbeat.store,
             address: heartbeat.address,
             until,
+            granted: None,
+            stands_aside: false,
             report: report.clone(),
-            replaced: VecDeque::new(),
         });
-        if node.replaced.contains(&heartbeat.incarnation) {
-            return false;
-        }
         if node.incarnation != heartbeat.incarnation {
-            node.replaced.push_back(node.incarnation);
-            if node.replaced.len() > REPLACED_MAX {
-                node.replaced.pop_front();
-            }
             node.incarnation = heartbeat.incarnation;
+            node.until = until;
+            node.granted = None;
         }
+        node.store = heartbeat.store;
         node.address = heartbeat.address;
         node.report = report;
-        node.until = until;
+        // Never less than before: heartbeats overtake each other, and may have waited at a deaf leader.
+        node.until = until.max(node.until);
+        node.stands_aside = heartbeat.signs.stands_aside;
+        self.suspects.heartbeat(now, heartbeat);
+        let hears = unanswered_ms <= HEARD_WITHIN_MS;
         let registered = routing.nodes.get(&heartbeat.node).is_some_and(|info| {
             info.alive && info.incarnation == heartbeat.incarnation && info.address == heartbeat.address
         });
@@ -163,11 +188,30 @@ impl Leases {
             .shown
             .get(&heartbeat.node)
             .is_some_and(|shown| heartbeat.routing >= shown.since);
-        registered && informed && confirmed && node.report.fault.is_none()
+        let wanted = self.suspects.reason(heartbeat.node).is_none();
+        let stays = !self.leaving.contains(&process);
+        let lease = stays && registered && informed && confirmed && hears && wanted && node.report.fault.is_none();
+        if lease {
+            node.granted = Some(now);
+        }
+        lease
+    }
+
+    /// Chains because of which a node that came with another disk is not taken in.
+    pub(in crate::service) fn refused(&self, now: Moment, routing: &RoutingTable, id: StorageId) -> Vec<ChainId> {
+        match self.nodes.get(&id) {
+            Some(node) if now < node.until => chains::refused(routing, id, node.store),
+            _ => Vec::new(),
+        }
+    }
+
+    /// Why a node is to stand aside, if it is.
+    pub fn aside(&self, node: StorageId) -> Option<&str> {
+        self.suspects.reason(node)
     }
 
     /// The kernel says that this process is dead: there is no lease to wait for.
-    pub(in crate::service) fn died(&mut self, now: Moment, node: StorageId, incarnation: Incarnation) {
+    pub fn died(&mut self, now: Moment, node: StorageId, incarnation: Incarnation) {
         while self.dead.len() >= DEAD_MAX {
             self.dead.pop_first();
         }
@@ -180,7 +224,7 @@ impl Leases {
     }
 
     /// Nodes that should get no more data.
-    pub(in crate::service) fn full(&self) -> BTreeSet<StorageId> {
+    pub fn full(&self) -> BTreeSet<StorageId> {
         self.reports()
             .filter(|(_, report)| is_full(report.total_bytes, report.used_bytes))
             .map(|(node, _)| node)
@@ -188,7 +232,7 @@ impl Leases {
     }
 
     /// Called regularly, after whatever waits has been taken in.
-    pub(in crate::service) fn tick(&mut self, now: Moment) {
+    pub fn tick(&mut self, now: Moment, routing: &RoutingTable) {
         let deaf_ms = now.since(self.ticked);
         if deaf_ms > STARVED_MS {
             self.since = self.since.after_ms(deaf_ms);
@@ -197,10 +241,20 @@ impl Leases {
             }
         }
         self.ticked = now;
+        self.suspects.tick(now, routing);
+    }
+
+    /// Whether a node that is to stand aside serves no more for certain.
+    fn stands_aside(&self, now: Moment, id: StorageId, node: &Node) -> bool {
+        let Some(since) = self.suspects.aside_since(id) else {
+            return false;
+        };
+        let lease = node.granted.unwrap_or(self.since).max(self.since);
+        (node.stands_aside && now > since) || now >= lease.after_ms(NODE_LEASE_MS)
     }
 
     /// What the routing table should learn, all in one batch.
-    pub(in crate::service) fn events(&mut self, now: Moment, routing: &RoutingTable) -> Vec<ClusterEvent> {
+    pub fn events(&mut self, now: Moment, routing: &RoutingTable) -> Vec<ClusterEvent> {
         self.routing_changed(routing);
         // After a stop of everything, nodes come back one after the other. Were each judged alone, the first ones would
         // count as stale beside others that are not there any more; so a new leader first hears everybody out.
@@ -213,12 +267,17 @@ impl Leases {
         for info in routing.nodes.values().filter(|info| info.alive) {
             // Deaths too: a new leader may be the last to hear of a stop of everything.
             let dead = self.settled && self.dead.contains_key(&(info.id, info.incarnation));
+            // Once said, it may be decided at any time, so it is said until it is.
             let gone = dead
+                || self.leaving.contains(&(info.id, info.incarnation))
                 || match self.nodes.get(&info.id) {
                     None => now >= self.since.after_ms(NODE_LEASE_MS),
-                    Some(node) => node.until <= now || node.report.fault.is_some(),
+                    Some(node) => {
+                        node.until <= now || node.report.fault.is_some() || self.stands_aside(now, info.id, node)
+                    }
                 };
             if gone {
+                self.leaving.insert((info.id, info.incarnation));
                 events.push(ClusterEvent::NodeDown {
                     node: info.id,
                     incarnation: info.incarnation,
@@ -226,7 +285,7 @@ impl Leases {
             }
         }
         for (&id, node) in &self.nodes {
-            if node.until <= now || node.report.fault.is_some() {
+            if node.until <= now || node.report.fault.is_some() || self.suspects.reason(id).is_some() {
                 continue;
             }
             let (same, restarted) = routing.nodes.get(&id).map_or((false, false), |info| {
@@ -236,9 +295,22 @@ impl Leases {
                 )
             });
             if !same && (self.settled || !restarted) {
+                if !chains::refused(routing, id, node.store).is_empty() {
+                    // It stays away, but so does the process that the table knows.
+                    if let Some(info) = routing.nodes.get(&id).filter(|info| info.alive)
+                        && self.leaving.insert((id, info.incarnation))
+                    {
+                        events.push(ClusterEvent::NodeDown {
+                            node: id,
+                            incarnation: info.incarnation,
+                        });
+                    }
+                    continue;
+                }
                 events.push(ClusterEvent::NodeUp {
                     node: id,
                     incarnation: node.incarnation,
+                    store: node.store,
                     address: node.address,
                 });
             }
@@ -246,17 +318,16 @@ impl Leases {
         events
     }
 
-    pub(in crate::service) fn reports(&self) -> impl Iterator<Item = (StorageId, &NodeReport)> {
+    pub fn reports(&self) -> impl Iterator<Item = (StorageId, &NodeReport)> {
         self.nodes.iter().map(|(&id, node)| (id, &node.report))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use dfs_common::wire::meta::HEARTBEAT_MS;
+    use dfs_common::wire::meta::{HEARTBEAT_MS, Signs, Unheard};
 
     use super::*;
-    use crate::chains;
 
     struct World {
         now: Moment,
@@ -294,7 +365,7 @@ mod tests {
         fn pass(&mut self, ms: u64) {
             for _ in 0..ms / 25 {
                 self.now = self.now.after_ms(25);
-                self.leases.tick(self.now);
+                self.leases.tick(self.now, &self.routing);
             }
         }
     }
@@ -303,12 +374,16 @@ mod tests {
         Heartbeat {
             node: StorageId(node),
             incarnation: Incarnation(incarnation),
+            store: StoreId([node as u8; 16]),
             address: SocketAddr::from(([127, 0, 0, 1], 7000 + node as u16)),
             routing,
             total_bytes: 100,
             used_bytes: 10,
             fault: None,
             resyncs: Vec::new(),
+            retired: Vec::new(),
+            signs: Signs::default(),
+            settled: Vec::new(),
         }
     }
 
@@ -317,6 +392,48 @@ mod tests {
             node: StorageId(node),
             incarnation: Incarnation(incarnation),
         }
+    }
+
+    #[test]
+    fn a_node_whose_end_is_being_decided_gets_no_lease_by_a_heartbeat_that_comes_meanwhile() {
+        let mut world = World::running();
+        assert!(world.beat(1, 1) && world.beat(2, 1) && world.beat(3, 1));
+        for _ in 0..NODE_LEASE_MS / HEARTBEAT_MS {
+            world.pass(HEARTBEAT_MS);
+            assert!(world.beat(1, 1) && world.beat(2, 1));
+        }
+        let proposed = world.leases.events(world.now, &world.routing);
+        assert_eq!(proposed, [down(3, 1)]);
+        assert!(!world.beat(3, 1), "its chains may be going on without it by now");
+        // A proposal that got lost is made again, though the node is back.
+        assert_eq!(world.leases.events(world.now, &world.routing), [down(3, 1)]);
+        chains::apply(&mut world.routing, &proposed);
+        assert!(!world.beat(3, 1));
+        assert_eq!(world.fold().len(), 1, "it is there again");
+        assert!(world.beat(3, 1));
+    }
+
+    #[test]
+    fn a_late_heartbeat_of_an_earlier_process_is_no_restart_to_a_new_leader() {
+        let mut world = World::running();
+        world.pass(100);
+        world.beat(3, 2);
+        assert_eq!(world.fold().len(), 1, "storage-3 was restarted");
+        assert!(world.beat(1, 1) && world.beat(2, 1) && world.beat(3, 2));
+        world.leases = Leases::new(world.now, &world.routing);
+        assert!(!world.beat(3, 1));
+        assert_eq!(world.fold(), [], "the living process keeps its place");
+        assert!(world.beat(1, 1) && world.beat(2, 1) && world.beat(3, 2));
+        assert!(!world.beat(3, 1));
+        assert_eq!(world.fold(), []);
+        // What an earlier leader had said of it changes nothing either.
+        let up = ClusterEvent::NodeUp {
+            node: StorageId(3),
+            incarnation: Incarnation(1),
+            store: StoreId([3; 16]),
+            address: SocketAddr::from(([127, 0, 0, 1], 7003)),
+        };
+        assert!(!chains::apply(&mut world.routing, &[up]));
     }
 
     #[test]
@@ -334,6 +451,95 @@ mod tests {
         assert!(!world.beat(3, 1), "no lease before the table shows it again");
         assert_eq!(world.fold().len(), 1);
         assert!(world.beat(3, 1));
+    }
+
+    #[test]
+    fn a_node_that_hears_nothing_goes_like_a_silent_one() {
+        let mut world = World::running();
+        let start = world.now;
+        // Up to here it heard every answer.
+        assert!(world.beat(3, 1));
+        let mut gone_after = None;
+        for _ in 0..12 {
+            world.pass(HEARTBEAT_MS);
+            assert!(world.beat(1, 1) && world.beat(2, 1));
+            let mut deaf = heartbeat(3, 1, world.routing.version);
+            deaf.signs.unanswered_ms = world.now.since(start) as u32;
+            let lease = world.leases.heartbeat(world.now, &deaf, true, &world.routing);
+            assert_eq!(lease, gone_after.is_none() && world.now.since(start) <= HEARD_WITHIN_MS);
+            if world.fold() == [down(3, 1)] {
+                gone_after = Some(world.now.since(start));
+            }
+        }
+        assert_eq!(
+            gone_after,
+            Some(NODE_LEASE_MS),
+            "and it does not come back while it is deaf"
+        );
+        assert!(!world.beat(3, 1));
+        assert_eq!(world.fold().len(), 1, "now it hears again");
+        assert!(world.beat(3, 1));
+    }
+
+    #[test]
+    fn silence_under_another_leader_is_not_held_against_a_node() {
+        let mut world = World::running();
+        world.pass(600);
+        world.leases = Leases::new(world.now, &world.routing);
+        for node in 1..=3 {
+            let mut searching = heartbeat(node, 1, world.routing.version);
+            searching.signs.unanswered_ms = 2_000;
+            let lease = world.leases.heartbeat(world.now, &searching, true, &world.routing);
+            assert!(!lease, "not before it is known that it hears this one");
+        }
+        assert_eq!(world.fold(), []);
+        world.pass(HEARTBEAT_MS);
+        assert!(world.beat(1, 1) && world.beat(2, 1) && world.beat(3, 1));
+        assert_eq!(world.fold(), []);
+    }
+
+    #[test]
+    fn who_stands_aside_leaves_when_it_serves_no_more() {
+        for obeys in [true, false] {
+            let mut world = World::running();
+            let mut left = None;
+            let mut asked = None;
+            for _ in 0..20 {
+                world.pass(HEARTBEAT_MS);
+                let mut lonely = heartbeat(3, 1, world.routing.version);
+                lonely.signs.unheard = [1, 2]
+                    .map(|node| Unheard {
+                        node: StorageId(node),
+                        ms: 900,
+                    })
+                    .into();
+                lonely.signs.stands_aside = obeys && asked.is_some();
+                let lease = world.leases.heartbeat(world.now, &lonely, true, &world.routing);
+                assert!(world.beat(1, 1) && world.beat(2, 1));
+                if world.leases.aside(StorageId(3)).is_some() {
+                    assert!(!lease);
+                    asked.get_or_insert(world.now);
+                }
+                match world.fold()[..] {
+                    [] => {}
+                    [ref event] => {
+                        assert_eq!(*event, down(3, 1));
+                        assert!(left.is_none(), "once");
+                        left = Some(world.now.since(asked.unwrap()));
+                    }
+                    ref more => panic!("{more:?}"),
+                }
+            }
+            let left = left.unwrap();
+            if obeys {
+                assert!(left <= HEARTBEAT_MS, "{left}");
+            } else {
+                assert!(
+                    (NODE_LEASE_MS - 2 * HEARTBEAT_MS..=NODE_LEASE_MS).contains(&left),
+                    "{left}"
+                );
+            }
+        }
     }
 
     #[test]
@@ -406,10 +612,37 @@ mod tests {
     }
 
     #[test]
+    fn an_empty_disk_is_not_taken_for_the_last_copy() {
+        let mut world = World::running();
+        for node in [1, 2] {
+            world.leases.died(world.now, StorageId(node), Incarnation(1));
+            assert_eq!(world.fold(), [down(node, 1)]);
+            chains::settle_all(&mut world.routing);
+        }
+        let mut empty = heartbeat(3, 2, world.routing.version);
+        empty.store = StoreId([93; 16]);
+        assert!(!world.leases.heartbeat(world.now, &empty, true, &world.routing));
+        assert_eq!(world.fold(), [down(3, 1)], "the process with the old disk is gone");
+        assert!(!world.leases.heartbeat(world.now, &empty, true, &world.routing));
+        assert_eq!(world.fold(), [], "and this one does not count");
+        assert_eq!(world.leases.refused(world.now, &world.routing, StorageId(3)).len(), 6);
+        world.beat(1, 2);
+        assert_eq!(world.fold().len(), 1, "others are taken in");
+        // The old disk.
+        assert!(!world.beat(3, 3));
+        assert_eq!(world.leases.refused(world.now, &world.routing, StorageId(3)), []);
+        assert_eq!(world.fold().len(), 1);
+        assert!(world.beat(3, 3));
+        for chain in world.routing.chains.values() {
+            assert_eq!(chain.head(), Some(StorageId(3)));
+        }
+    }
+
+    #[test]
     fn a_deaf_leader_blames_nobody() {
         let mut world = World::running();
         world.now = world.now.after_ms(10 * NODE_LEASE_MS);
-        world.leases.tick(world.now);
+        world.leases.tick(world.now, &world.routing);
         assert_eq!(world.fold(), []);
         world.pass(NODE_LEASE_MS);
         assert_eq!(world.fold().len(), 3, "but does not wait for ever");

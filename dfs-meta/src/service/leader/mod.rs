@@ -2,16 +2,19 @@
 //! argument, and what must become of it goes out as commands to propose.
 
 mod leases;
+mod moves;
 mod sessions;
+mod suspects;
 mod usage;
 
-pub(super) use leases::Leases;
+pub use leases::Leases;
+pub(super) use moves::Moves;
 pub(super) use sessions::Sessions;
 pub(super) use usage::stat_fs;
 
 use std::collections::BTreeMap;
 
-use dfs_common::wire::meta::{ResyncProgress, StorageStatus};
+use dfs_common::wire::meta::{DamageCount, ResyncProgress, StorageStatus};
 use dfs_common::{RoutingTable, StorageId};
 
 use super::clock::Moment;
@@ -21,6 +24,7 @@ use super::clock::Moment;
 pub(super) struct Leader {
     pub(super) term: u64,
     pub(super) leases: Leases,
+    pub(super) moves: Moves,
     pub(super) sessions: Sessions,
 }
 
@@ -33,12 +37,12 @@ pub(super) struct SoftStatus {
 }
 
 impl Leader {
-    pub(super) fn tick(&mut self, now: Moment) {
-        self.leases.tick(now);
+    pub(super) fn tick(&mut self, now: Moment, routing: &RoutingTable) {
+        self.leases.tick(now, routing);
         self.sessions.tick(now);
     }
 
-    pub(super) fn status(&self, routing: &RoutingTable) -> SoftStatus {
+    pub(super) fn status(&self, now: Moment, routing: &RoutingTable) -> SoftStatus {
         let mut status = SoftStatus {
             storage: routing
                 .nodes
@@ -50,6 +54,9 @@ impl Leader {
                         total_bytes: 0,
                         used_bytes: 0,
                         fault: None,
+                        aside: self.leases.aside(info.id).map(str::to_owned),
+                        damage: DamageCount::default(),
+                        replaced: self.leases.refused(now, routing, info.id),
                     };
                     (info.id, status)
                 })
@@ -62,6 +69,7 @@ impl Leader {
                 row.total_bytes = report.total_bytes;
                 row.used_bytes = report.used_bytes;
                 row.fault.clone_from(&report.fault);
+                row.damage = report.damage;
             }
             // Progress of an epoch that is over is no progress.
             let current = |resync: &&ResyncProgress| {

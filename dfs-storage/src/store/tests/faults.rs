@@ -3,7 +3,7 @@
 use std::io::ErrorKind;
 
 use super::*;
-use crate::disk::sim::{Image, Operation};
+use crate::disk::sim::{Image, Mishap, Operation};
 
 fn fill(store: &ChunkStore, model: &mut Model) -> u64 {
     for n in 0.. {
@@ -115,6 +115,36 @@ fn a_failed_write_or_sync_poisons_for_good() {
     }
 }
 
+/// The disk fails altogether: the marker can not be made durable, and is there all the same.
+#[test]
+fn a_poisoned_store_stays_so_when_its_marker_can_not_be_synced() {
+    let disk = SimDisk::new();
+    let (store, _) = open(&disk, 24);
+    let mut model = Model::new();
+    let write = Op::Write {
+        chunk: 0,
+        first: 0,
+        blocks: 2,
+        last: 4096,
+    };
+    step(&store, &mut model, &write, 0).unwrap();
+    // The sync fails, and so does the next thing that needs the medium.
+    disk.spoil(Mishap::FailsOnce(Operation::Sync, ErrorKind::Other), 0);
+    disk.fail(Operation::Replace, 0, ErrorKind::Other);
+    assert!(matches!(store.sync(), Err(StoreError::Poisoned { .. })));
+    drop(store);
+    disk.heal();
+    let reopened = ChunkStore::open(Arc::new(disk.image(Image::Kill)), options(24));
+    assert!(
+        matches!(reopened, Err(StoreError::Poisoned { .. })),
+        "pages may lie while the machine runs"
+    );
+    // Emptied, it is a new store.
+    ChunkStore::wipe(&disk).unwrap();
+    let (store, report) = open(&disk, 24);
+    assert_eq!((report.chunks, store.usage().chunks), (0, 0));
+}
+
 #[test]
 fn a_failed_read_is_an_error_and_no_more() {
     let disk = SimDisk::new();
@@ -158,8 +188,12 @@ fn foreign_and_newer_stores_are_refused_with_a_reason() {
     };
     assert!(refusal(&disk, other).contains("not to node 4"));
     assert!(refusal(&disk, options(3)).contains("too small"));
-    disk.rot("superblock", 8, 2);
+    disk.rot("superblock", 8, 4);
+    disk.rot("superblock.copy", 8, 4);
     assert!(refusal(&disk, options(24)).contains("newer program"));
+    disk.rot("superblock", 8, 6);
+    disk.rot("superblock.copy", 8, 6);
+    assert!(refusal(&disk, options(24)).contains("one node at a time"));
 }
 
 #[test]
@@ -189,7 +223,7 @@ fn mistakes_of_a_caller_change_nothing() {
             chain,
             chunk(0),
             version(9),
-            request(9),
+            origin(9),
             mutation,
             &Bytes::from_static(payload),
         )
@@ -214,7 +248,7 @@ fn mistakes_of_a_caller_change_nothing() {
         apply(ChainId(77), &Mutation::Remove, b""),
         Err(StoreError::WrongChain { .. })
     ));
-    let finish = store.install_finish(chain(0), chunk(0), version(9), &[]);
+    let finish = store.install_finish(chain(0), chunk(0), version(9), &ChunkMemory::default());
     assert!(matches!(finish, Err(StoreError::Invalid { .. })));
     assert_eq!(contents(&store), model);
 }

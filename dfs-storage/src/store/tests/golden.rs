@@ -18,11 +18,12 @@ fn superblock() {
         cluster: ClusterId([0xab; 16]),
         node: StorageId(3),
         segment_size_bytes: 64 << 20,
+        store: StoreId([0xcd; 16]),
     };
     let bytes = superblock.encode();
     assert_eq!(
         hex(&bytes),
-        "44465353544f5245010000002332a7d1abababababababababababababababab0300000000000004"
+        "44465353544f524503000000e423888eabababababababababababababababab0300000000000004cdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcd"
     );
     assert_eq!(Superblock::decode(&bytes), Ok(superblock));
 }
@@ -43,7 +44,7 @@ fn segment_header() {
     assert_eq!(
         hex(&bytes[..80]),
         concat!(
-            "4446535345474d5401000000df159166abababababababababababababababab03000000070000000100000000000000",
+            "4446535345474d5403000000df159166abababababababababababababababab03000000070000000100000000000000",
             "0900000000000000e903000000000000e803000000000000de03000000000000"
         )
     );
@@ -63,6 +64,8 @@ fn record_header() {
         version: version(60),
         before: Some(version(59)),
         id: request(8),
+        level: Level::All,
+        stamp: origin(8).stamp,
         first: BlockIndex(6),
         blocks: 1,
         last_length_bytes: 100,
@@ -73,9 +76,9 @@ fn record_header() {
     assert_eq!(
         hex(&bytes),
         concat!(
-            "6466735274f0172f01000100050000004d00000000000000460000000000000065000000000000000100000002000000",
+            "646673524b6eb51c01000500050000004d00000000000000460000000000000065000000000000000100000002000000",
             "000000003c0000000000000002000000000000003b000000000000000900000000000000010000000800000000000000",
-            "0600000001000000640000000400000080000000000000000000000000000000"
+            "0600000001000000640000000400000080000000f00300000000000001000000"
         )
     );
     bytes.extend(meta);
@@ -107,7 +110,7 @@ fn checkpoint_header() {
     assert_eq!(
         hex(&bytes),
         concat!(
-            "444653434b504e5401000000000000004000000000000000f62859fa0e0fc814b4695a29af3a70356c3298a6596d1290",
+            "444653434b504e5403000000000000004000000000000000f62859fa0e0fc814b4695a29af3a70356c3298a6596d1290",
             "21a9dc5158762711abababababababababababababababab030000004d000000000000004e0000000000000009000000",
             "000000000a00000000000000000000000000000000000000"
         )

@@ -6,15 +6,15 @@ mod golden;
 mod oracle;
 mod rot;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use dfs_common::units::{BLOCK_SIZE_BYTES, SEAL_SIZE_BYTES};
-use dfs_common::wire::storage::{BlockRun, Mutation};
+use dfs_common::wire::storage::{BlockRun, ChunkMemory, Mutation, Origin, Remembered};
 use dfs_common::{
-    BlockIndex, ChainId, ChunkId, ChunkIndex, ChunkVersion, ClusterId, Epoch, InodeId, RequestId, SequenceNumber,
-    SessionId, StorageId,
+    BlockIndex, ChainId, ChunkId, ChunkIndex, ChunkVersion, ClusterId, Epoch, HybridClock, InodeId, Level, RequestId,
+    SequenceNumber, SessionId, StorageId, StoreId, Timestamp,
 };
 
 use super::{ChunkRead, ChunkStore, REMEMBERED_REQUESTS, RecoveryReport, StoreError, StoreOptions};
@@ -55,6 +55,29 @@ fn request(n: u64) -> RequestId {
         session: SessionId(9),
         channel: 1,
         sequence: SequenceNumber(n),
+    }
+}
+
+fn level(n: u64) -> Level {
+    [Level::One, Level::Quorum, Level::All][n as usize % 3]
+}
+
+fn origin(n: u64) -> Origin {
+    Origin {
+        id: request(n),
+        level: level(n),
+        stamp: HybridClock {
+            wall: Timestamp::from_nanos(1_000 + n.cast_signed()),
+            logical: n as u32 % 7,
+        },
+    }
+}
+
+fn remembered(n: u64, version: ChunkVersion) -> Remembered {
+    Remembered {
+        id: request(n),
+        version,
+        level: level(n),
     }
 }
 
@@ -99,7 +122,7 @@ struct Chunk {
     version: ChunkVersion,
     /// Version and length of each block.
     blocks: BTreeMap<u32, (ChunkVersion, u32)>,
-    remembered: VecDeque<(RequestId, ChunkVersion)>,
+    memory: ChunkMemory,
     removed: bool,
 }
 
@@ -138,15 +161,22 @@ enum Op {
 
 /// Carries out one operation on both; `n` makes versions and ids.
 fn step(store: &ChunkStore, model: &mut Model, op: &Op, n: u64) -> Result<(), StoreError> {
-    let (v, id) = (version(n + 1), request(n));
+    let v = version(n + 1);
     let mut mutate = |which: u8, mutation: &Mutation, payload: Bytes| {
-        store.apply(chain(which), chunk(which), v, id, mutation, &payload)?;
+        store.apply(chain(which), chunk(which), v, origin(n), mutation, &payload)?;
         let entry = model.entry(which).or_default();
-        entry.version = v;
-        if entry.remembered.len() == REMEMBERED_REQUESTS {
-            entry.remembered.pop_front();
+        let before = std::mem::replace(&mut entry.version, v);
+        if before.epoch != v.epoch && !before.is_none() {
+            entry.memory.earlier.push(before);
         }
-        entry.remembered.push_back((id, v));
+        if !matches!(mutation, Mutation::Write { .. }) {
+            entry.memory.trimmed = v;
+        }
+        entry.memory.stamp = origin(n).stamp;
+        if entry.memory.requests.len() == REMEMBERED_REQUESTS {
+            entry.memory.requests.remove(0);
+        }
+        entry.memory.requests.push(remembered(n, v));
         match *mutation {
             Mutation::Write {
                 first,
@@ -210,9 +240,13 @@ fn step(store: &ChunkStore, model: &mut Model, op: &Op, n: u64) -> Result<(), St
                 store.install_part(chunk(*which), &[run], &payload(chunk(*which), &run))?;
             }
             entry.removed = entry.blocks.is_empty();
-            entry.remembered = VecDeque::from([(request(1), version(1)), (id, v)]);
-            let remembered: Vec<_> = entry.remembered.iter().copied().collect();
-            store.install_finish(chain(*which), chunk(*which), v, &remembered)?;
+            entry.memory = ChunkMemory {
+                earlier: vec![version(1), version(51)],
+                trimmed: version(n / 2),
+                stamp: origin(n + 1).stamp,
+                requests: vec![remembered(1, version(1)), remembered(n, v)],
+            };
+            store.install_finish(chain(*which), chunk(*which), v, &entry.memory)?;
             model.insert(*which, entry);
             Ok(())
         }
@@ -274,7 +308,7 @@ fn contents(store: &ChunkStore) -> Model {
         let entry = Chunk {
             version: listed,
             blocks: blocks_of(id, &read),
-            remembered: store.remembered_all(id).into(),
+            memory: store.memory(id),
             removed: !store.chunks_of(chain(which), id.inode, id.index).contains(&id),
         };
         out.insert(which, entry);

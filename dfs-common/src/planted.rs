@@ -1,0 +1,102 @@
+//! Known bugs that can be planted in the cores, to see that the simulator finds them.
+//!
+//! Without the feature `planted` (which only `cargo xtask sim --planted` turns on, for the simulator alone) [`is`] is a constant
+//! `false`, so the compiler removes every plant: no shipped program holds one.
+
+macro_rules! bugs {
+    ($($(#[$doc:meta])* $bug:ident = $name:literal;)*) => {
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        #[repr(u8)]
+        pub enum Bug {
+            $($(#[$doc])* $bug,)*
+        }
+
+        impl Bug {
+            pub const EVERY: &'static [Self] = &[$(Self::$bug),*];
+
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$bug => $name,)*
+                }
+            }
+        }
+    };
+}
+
+bugs! {
+    SkipFsync = "skip an fsync";
+    FsyncRetried = "fsync again after EIO, and believe it";
+    PoisonIgnored = "a poisoned store goes on";
+    TornTailAccepted = "records are not checked when the log is read back";
+    ChecksumIgnored = "blocks are not checked when they are read";
+    StaleEpochServed = "an old epoch's request is served";
+    EpochNotRaised = "a death does not raise the epoch";
+    EarlyAck = "acknowledged before it is on every member";
+    QuorumOffByOne = "quorum is one less";
+    StaleTailServes = "a read is answered without a look at the lease";
+    ReadUncommitted = "a read does not wait for the commit";
+    AnswerWithoutLease = "the lease is not checked at the answer";
+    FenceTooLate = "a node believes in its lease for too long";
+    ConditionIgnored = "the condition of a write is not checked";
+    ChunkDedupeForgets = "a chunk does not look up what it remembers";
+    CopyWithoutMemory = "a copy leaves out the remembered requests";
+    ResyncMissesTruncate = "a truncate during a resync is not forwarded";
+    ResyncMissesRemove = "a remove during a resync is not forwarded";
+    ResyncSkipsChunk = "the list of a resync skips a chunk";
+    CopyNotHeld = "a chunk changes while it is copied";
+    OlderCopyAccepted = "a late older copy replaces a newer chunk";
+    StaleServerServes = "any returning member may bring a chain back";
+    StaleResyncAccepted = "the end of a resync of an older epoch is believed";
+    UnsettledServes = "a second member counts as complete before it is";
+    SettledUnheard = "a chain is called settled before its second member has caught up";
+    SettledUnflushed = "a chain is called settled before its second member's disk has caught up";
+    VouchIgnored = "a sync does not ask whether what it means was lost";
+    BehindServed = "a read at ONE may be older than what its client saw";
+    PendingAllShown = "a read at ONE shows a write at ALL before it is everywhere";
+    StableEarly = "a member forgets what those after the next one do not have";
+    SyncAlone = "a sync at QUORUM reaches one disk";
+    NameDedupeForgets = "the answer of a change is not remembered";
+    SnapshotWithoutDedupe = "a snapshot leaves out the remembered answers";
+}
+
+#[cfg(feature = "planted")]
+mod active {
+    use std::sync::atomic::{AtomicU8, Ordering};
+
+    use super::Bug;
+
+    const NONE: u8 = u8::MAX;
+    static PLANTED: AtomicU8 = AtomicU8::new(NONE);
+
+    /// Plants a bug (or none) for the whole process.
+    pub fn plant(bug: Option<Bug>) {
+        PLANTED.store(bug.map_or(NONE, |bug| bug as u8), Ordering::SeqCst);
+    }
+
+    /// Whether this bug is planted.
+    pub fn is(bug: Bug) -> bool {
+        PLANTED.load(Ordering::Relaxed) == bug as u8
+    }
+}
+
+#[cfg(feature = "planted")]
+pub use active::{is, plant};
+
+/// Whether this bug is planted: never, in this build.
+#[cfg(not(feature = "planted"))]
+#[must_use]
+pub const fn is(_: Bug) -> bool {
+    false
+}
+
+#[cfg(all(test, not(feature = "planted")))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_planted_in_a_shipped_build() {
+        const { assert!(!is(Bug::SkipFsync)) };
+        assert!(Bug::EVERY.iter().all(|&bug| !is(bug)));
+    }
+}

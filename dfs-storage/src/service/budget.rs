@@ -1,0 +1,193 @@
+//! How fast this node copies to others: as fast as its clients do not feel it.
+//!
+//! A bucket of bytes, refilled at a rate that is raised by a step while nine of ten requests of clients are answered nearly as quickly as
+//! when nothing is copied, and halved when they are not (the rule of TCP, which finds its share among others without knowing them).
+//! It is asked before a chunk is begun and never while one is copied, since the chunk's mutations wait for that. Pure; times come from
+//! outside.
+
+use std::collections::VecDeque;
+
+const MIB: u64 = 1 << 20;
+
+/// Bytes a second: never less, or a repair would never end; where it begins; what is added; and what no disk exceeds.
+const RATE_MIN: u64 = 4 * MIB;
+const RATE_START: u64 = 64 * MIB;
+const RATE_STEP: u64 = 8 * MIB;
+const RATE_MAX: u64 = 1 << 30;
+
+/// How often the rate is judged.
+const JUDGE_MS: u64 = 250;
+
+/// Requests that make a judgement; with fewer there is nobody to yield to.
+const SAMPLES_MIN: usize = 8;
+const SAMPLES_MAX: usize = 1_024;
+
+/// Clients may wait this many times as long as without a repair, and always this long.
+const SLOWER_MAX: u32 = 2;
+const PATIENCE_US: u32 = 3_000;
+
+/// Unless it is known how quick requests are while nothing is copied.
+const QUIET_UNKNOWN_US: u32 = 5_000;
+
+/// After the last copy nothing counts as quiet for so long.
+const QUIET_AFTER_MS: u64 = 1_000;
+
+#[derive(Debug)]
+pub(crate) struct Budget {
+    paused: bool,
+    rate: u64,
+    /// Negative after a chunk that was larger than what was left.
+    tokens: i64,
+    refilled_ms: u64,
+    judged_ms: u64,
+    copied_ms: Option<u64>,
+    /// Of clients' requests since the last judgement.
+    took_us: VecDeque<u32>,
+    /// Nine of ten requests took less, while nothing was copied.
+    quiet_us: Option<u32>,
+}
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self {
+            paused: false,
+            rate: RATE_START,
+            tokens: (RATE_START / 4).cast_signed(),
+            refilled_ms: 0,
+            judged_ms: 0,
+            copied_ms: None,
+            took_us: VecDeque::new(),
+            quiet_us: None,
+        }
+    }
+}
+
+impl Budget {
+    pub(crate) const fn pause(&mut self, paused: bool) {
+        self.paused = paused;
+    }
+
+    /// A client's request was answered.
+    pub(crate) fn answered(&mut self, took_us: u32) {
+        if self.took_us.len() >= SAMPLES_MAX {
+            self.took_us.pop_front();
+        }
+        self.took_us.push_back(took_us);
+    }
+
+    /// So much was copied.
+    pub(crate) fn copied(&mut self, now_ms: u64, bytes: u64) {
+        self.copied_ms = Some(now_ms);
+        self.tokens = self.tokens.saturating_sub_unsigned(bytes);
+    }
+
+    /// Whether another chunk may be begun now.
+    pub(crate) fn may_copy(&mut self, now_ms: u64) -> bool {
+        self.judge(now_ms);
+        let passed_ms = now_ms.saturating_sub(self.refilled_ms).min(1_000);
+        self.refilled_ms = now_ms;
+        let refill = self.rate * passed_ms / 1_000;
+        self.tokens = self
+            .tokens
+            .saturating_add_unsigned(refill)
+            .min((self.rate / 4).cast_signed());
+        !self.paused && self.tokens > 0
+    }
+
+    /// Called also while nothing is copied, so that it is known how quick requests are then.
+    pub(crate) fn judge(&mut self, now_ms: u64) {
+        if now_ms.saturating_sub(self.judged_ms) < JUDGE_MS {
+            return;
+        }
+        self.judged_ms = now_ms;
+        let p90 = self.p90();
+        self.took_us.clear();
+        let quiet = self
+            .copied_ms
+            .is_none_or(|at| now_ms.saturating_sub(at) > QUIET_AFTER_MS);
+        match p90 {
+            Some(p90) if quiet => {
+                self.quiet_us = Some(self.quiet_us.map_or(p90, |known| known / 4 * 3 + p90 / 4));
+            }
+            Some(p90) if p90 > self.limit_us() => self.rate = (self.rate / 2).max(RATE_MIN),
+            Some(_) => self.rate = (self.rate + RATE_STEP).min(RATE_MAX),
+            None => self.rate = (self.rate * 2).min(RATE_MAX),
+        }
+    }
+
+    fn limit_us(&self) -> u32 {
+        let quiet = self.quiet_us.unwrap_or(QUIET_UNKNOWN_US);
+        quiet.saturating_mul(SLOWER_MAX).max(PATIENCE_US)
+    }
+
+    fn p90(&self) -> Option<u32> {
+        if self.took_us.len() < SAMPLES_MIN {
+            return None;
+        }
+        let mut sorted: Vec<u32> = self.took_us.iter().copied().collect();
+        sorted.sort_unstable();
+        Some(sorted[sorted.len() * 9 / 10])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Copies 1 MiB chunks for a second while clients' requests take `took_us`; returns the bytes.
+    fn second(budget: &mut Budget, now_ms: &mut u64, took_us: Option<u32>) -> u64 {
+        let mut bytes = 0;
+        for _ in 0..1_000 {
+            *now_ms += 1;
+            if let Some(took_us) = took_us {
+                budget.answered(took_us);
+            }
+            while budget.may_copy(*now_ms) {
+                budget.copied(*now_ms, MIB);
+                bytes += MIB;
+            }
+        }
+        bytes
+    }
+
+    #[test]
+    fn it_yields_to_clients_and_takes_what_they_leave() {
+        let (mut budget, mut now) = (Budget::default(), 0);
+        // Nothing is copied: a request takes a millisecond.
+        for _ in 0..1_000 {
+            now += 1;
+            budget.answered(1_000);
+            budget.judge(now);
+        }
+        assert_eq!(budget.quiet_us, Some(1_000));
+        let first = second(&mut budget, &mut now, Some(1_500));
+        let second_ = second(&mut budget, &mut now, Some(1_500));
+        assert!(second_ > first, "{first} {second_}: nobody minds");
+        for _ in 0..5 {
+            second(&mut budget, &mut now, Some(9_000));
+        }
+        assert_eq!(budget.rate, RATE_MIN, "everybody minds");
+        let least = second(&mut budget, &mut now, Some(9_000));
+        assert!(
+            (RATE_MIN / 2..=2 * RATE_MIN).contains(&least),
+            "but it goes on: {least}"
+        );
+        assert_eq!(budget.quiet_us, Some(1_000), "what is felt while copying is not quiet");
+        for _ in 0..5 {
+            second(&mut budget, &mut now, None);
+        }
+        assert_eq!(budget.rate, RATE_MAX, "nobody is there");
+    }
+
+    #[test]
+    fn a_pause_is_a_pause_and_does_not_save_up() {
+        let (mut budget, mut now) = (Budget::default(), 0);
+        budget.pause(true);
+        assert_eq!(second(&mut budget, &mut now, None), 0);
+        budget.rate = RATE_MIN;
+        budget.pause(false);
+        budget.judged_ms = now + 10_000;
+        let bytes = second(&mut budget, &mut now, Some(100));
+        assert!(bytes <= 2 * RATE_MIN, "{bytes}");
+    }
+}

@@ -1,0 +1,79 @@
+//! Schedules by hand, for what seeds rarely meet.
+
+use dfs_common::Level;
+use dfs_sim::run;
+use dfs_sim::schedule::{Character, Fault, NODES, Op, Schedule, Step, What};
+
+fn at(at_ms: u64, what: What) -> Step {
+    Step { at_ms, what }
+}
+
+fn write(client: usize, level: Level) -> What {
+    let op = Op::Write {
+        chunk: 0,
+        first: 0,
+        blocks: 1,
+        conditional: false,
+        sync: false,
+        small: true,
+        level,
+    };
+    What::Client { client, op }
+}
+
+fn read(client: usize, pick: u64, level: Level) -> What {
+    let op = Op::Read { chunk: 0, pick, level };
+    What::Client { client, op }
+}
+
+/// What somebody read at this level stays, though everybody is killed before the head had it in its store.
+#[test]
+fn what_was_read_outlives_everybody_being_killed() {
+    for (write_level, read_level) in [
+        (Level::Quorum, Level::Quorum),
+        (Level::One, Level::Quorum),
+        (Level::All, Level::One),
+    ] {
+        for slow in 0..NODES {
+            for pick in 0..3 {
+                let steps = vec![
+                    at(500, write(0, write_level)),
+                    at(
+                        1_000,
+                        What::Fault(Fault::Slow {
+                            node: slow,
+                            ms: 400,
+                            until_ms: 2_000,
+                        }),
+                    ),
+                    at(1_100, write(0, write_level)),
+                    at(1_150, read(1, pick, read_level)),
+                    at(
+                        1_300,
+                        What::Fault(Fault::AllKilled {
+                            first: slow,
+                            apart_ms: 401,
+                        }),
+                    ),
+                    at(1_900, read(2, 0, read_level)),
+                    at(3_500, read(3, 0, read_level)),
+                ];
+                let schedule = Schedule {
+                    seed: 1,
+                    character: Character::default(),
+                    steps,
+                };
+                let outcome = run(&schedule, true);
+                if let Some(violation) = outcome.violation {
+                    panic!(
+                        "{write_level}/{read_level}, storage-{} slow, pick {pick}: {}\n{}\n{}",
+                        slow + 1,
+                        violation.invariant,
+                        violation.detail,
+                        outcome.log.join("\n")
+                    );
+                }
+            }
+        }
+    }
+}
