@@ -183,6 +183,7 @@ impl Chunks {
                 id,
                 level,
                 sync,
+                uncut_since: None,
                 mutation: mutation.clone(),
             })
         };

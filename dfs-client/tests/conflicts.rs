@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use dfs_client::conflicts::{Choice, Existing, Version};
+use dfs_client::conflicts::{Choice, Version};
 use dfs_client::{Client, OpenMode};
 use dfs_common::conflict::ConflictEntry;
 use dfs_common::wire::namespace::{Caller, SetAttributes};
@@ -134,8 +134,8 @@ impl Setup {
         }
     }
 
-    async fn resolve(&self, choice: Choice, existing: Existing) -> Result<Option<Vec<u8>>> {
-        self.client.resolve(&self.entry(), choice, existing, "a test").await
+    async fn resolve(&self, choice: Choice) -> Result<Option<Vec<u8>>> {
+        self.client.resolve(&self.entry(), choice, "a test").await
     }
 
     async fn sibling(&self) -> InodeId {
@@ -156,10 +156,10 @@ async fn the_current_version_stays() {
     };
     assert_eq!(listed, [nameless]);
     assert_eq!(setup.client.conflict(setup.inode, ID).await, Ok(setup.entry()));
-    assert_eq!(setup.resolve(Choice::Current, Existing::Leave).await, Ok(None));
+    assert_eq!(setup.resolve(Choice::Current).await, Ok(None));
     assert_eq!(setup.how(), Some(Settlement::Current));
     assert!(whole(&setup.client, setup.inode).await == setup.current);
-    let again = setup.resolve(Choice::Other, Existing::Leave).await.unwrap_err();
+    let again = setup.resolve(Choice::Other).await.unwrap_err();
     assert!(
         again
             .detail
@@ -179,7 +179,7 @@ async fn the_other_version_takes_its_place() {
         .unwrap();
     let bytes: usize = pieces.iter().map(|(_, piece)| piece.len()).sum();
     assert_eq!(bytes, 2 * BLOCK + 7, "as they were written");
-    setup.resolve(Choice::Other, Existing::Leave).await.unwrap();
+    setup.resolve(Choice::Other).await.unwrap();
     assert_eq!(setup.how(), Some(Settlement::Other));
     let elsewhere = setup.cluster.client(&setup.root).await;
     assert!(whole(&elsewhere, setup.inode).await == setup.other);
@@ -188,7 +188,7 @@ async fn the_other_version_takes_its_place() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn both_are_kept() {
     let setup = setup(ConflictPolicy::KeepBoth).await;
-    let path = setup.resolve(Choice::Both, Existing::Leave).await.unwrap();
+    let path = setup.resolve(Choice::Both).await.unwrap();
     assert_eq!(path.as_deref(), Some(&b"/report.conflict-900"[..]));
     assert_eq!(setup.how(), Some(Settlement::Both));
     assert!(whole(&setup.client, setup.sibling().await).await == setup.other);
@@ -196,29 +196,14 @@ async fn both_are_kept() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_somebody_left_half_done_is_finished_and_what_is_whole_stays() {
+async fn what_its_maker_made_before_it_died_stays() {
     let setup = setup(ConflictPolicy::KeepBoth).await;
-    let sibling = name("report.conflict-900");
-    let (_, handle) = setup
-        .client
-        .create(ROOT, InodeId::ROOT, &sibling, 0, true)
-        .await
-        .unwrap();
-    setup
-        .client
-        .write(handle, 0, Bytes::from(vec![b'x'; 200_000]))
-        .await
-        .unwrap();
-    setup.client.flush(handle).await.unwrap();
-    setup.client.release(handle).unwrap();
-    let error = setup.resolve(Choice::Both, Existing::Leave).await.unwrap_err();
-    assert_eq!(error.code, ErrorCode::Exists);
     let keeper = ChunkId::new(ID.keeper(), ChunkIndex(1));
     let kept = setup.cluster.world.lock().chunks[&keeper].clone();
-    setup.resolve(Choice::Both, Existing::Finish).await.unwrap();
-    assert!(whole(&setup.client, setup.sibling().await).await == setup.other);
+    setup.resolve(Choice::Both).await.unwrap();
+    let made = setup.sibling().await;
 
-    // Its maker died just before it settled the conflict.
+    // Just before it settled the conflict.
     let mut entry = setup.entry();
     entry.conflict.state = ConflictState::Open;
     {
@@ -226,11 +211,10 @@ async fn what_somebody_left_half_done_is_finished_and_what_is_whole_stays() {
         world.conflicts.insert((setup.inode, ID), entry.clone());
         world.chunks.insert(keeper, kept);
     }
-    let error = setup.resolve(Choice::Both, Existing::Leave).await.unwrap_err();
-    assert_eq!(error.code, ErrorCode::Exists);
-    setup.resolve(Choice::Both, Existing::Finish).await.unwrap();
+    setup.resolve(Choice::Both).await.unwrap();
     assert_eq!(setup.how(), Some(Settlement::Both));
-    assert!(whole(&setup.client, setup.sibling().await).await == setup.other);
+    assert_eq!(setup.sibling().await, made);
+    assert!(whole(&setup.client, made).await == setup.other);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -243,7 +227,7 @@ async fn a_file_of_that_name_that_is_something_else_is_not_touched() {
         .await
         .unwrap();
     setup.client.release(handle).unwrap();
-    let error = setup.resolve(Choice::Both, Existing::Finish).await.unwrap_err();
+    let error = setup.resolve(Choice::Both).await.unwrap_err();
     assert!(
         error.detail.contains("report.conflict-900") && error.detail.contains("rename it"),
         "{error}"
@@ -295,15 +279,11 @@ async fn without_its_file_a_conflict_is_over() {
     let setup = setup(ConflictPolicy::Application).await;
     let mut entry = setup.entry();
     setup.cluster.world.lock().inodes.remove(&setup.inode);
-    let unlinked = setup
-        .client
-        .resolve(&entry, Choice::Both, Existing::Leave, "a test")
-        .await
-        .unwrap_err();
+    let unlinked = setup.client.resolve(&entry, Choice::Both, "a test").await.unwrap_err();
     entry.path = None;
     let nameless = setup
         .client
-        .resolve(&entry, Choice::Current, Existing::Leave, "a test")
+        .resolve(&entry, Choice::Current, "a test")
         .await
         .unwrap_err();
     for error in [unlinked, nameless] {
@@ -320,10 +300,10 @@ async fn an_other_version_of_which_nothing_is_left_is_not_kept_without_a_word() 
         .lock()
         .chunks
         .retain(|chunk, _| chunk.inode != ID.keeper());
-    let error = setup.resolve(Choice::Both, Existing::Finish).await.unwrap_err();
+    let error = setup.resolve(Choice::Both).await.unwrap_err();
     assert!(error.detail.contains("--keep current"), "{error}");
     assert_eq!(setup.how(), None);
-    assert_eq!(setup.resolve(Choice::Current, Existing::Finish).await, Ok(None));
+    assert_eq!(setup.resolve(Choice::Current).await, Ok(None));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

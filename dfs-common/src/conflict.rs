@@ -131,7 +131,7 @@ pub enum Verdict {
     Keep(ConflictId),
 }
 
-/// Settled conflicts that are remembered of a file.
+/// Settled conflicts that are remembered of a file, beside those of the last hour.
 pub const MAX_SETTLED: usize = 16;
 
 /// A conflict with the path of its file, when it has one.

@@ -34,4 +34,4 @@ pub use level::Level;
 pub use name::ValidName;
 pub use policy::{ConflictPolicy, Policy, PolicyChange, Profile};
 pub use time::Timestamp;
-pub use version::{Causality, ChunkVector, ChunkVersion, HybridClock, VersionVector};
+pub use version::{Causality, ChunkVector, ChunkVersion, HybridClock, MAX_EARLIER_EPOCHS, VersionVector};

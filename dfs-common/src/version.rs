@@ -94,6 +94,17 @@ impl ChunkVector {
                 .is_ok_and(|at| version.counter <= self.0[at].counter)
     }
 
+    /// How many epochs it names.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// The newest version.
     #[must_use]
     pub fn last(&self) -> ChunkVersion {

@@ -81,6 +81,7 @@ fn messages_encode_to_their_golden_bytes() {
         id,
         level: Level::Quorum,
         sync: true,
+        uncut_since: None,
         mutation: Mutation::Write {
             first: BlockIndex(4),
             blocks: 2,

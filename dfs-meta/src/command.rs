@@ -7,7 +7,7 @@ use dfs_common::conflict::{ConflictId, Divergence, Settlement, Verdict};
 use dfs_common::wire::meta::{ChangeRequest, NodeAction, Reservation};
 use dfs_common::wire::namespace::NamespaceChange;
 use dfs_common::{
-    ChainId, Epoch, Error, Hold, HoldEpoch, Incarnation, InodeId, SessionId, StorageId, StoreId, Timestamp,
+    ChainId, ChunkId, Epoch, Error, Hold, HoldEpoch, Incarnation, InodeId, SessionId, StorageId, StoreId, Timestamp,
 };
 
 use crate::namespace::{Growing, Obstacle};
@@ -44,11 +44,12 @@ pub enum CommandKind {
     Purged { inodes: Vec<InodeId> },
     /// A member of a chain came back with what the chain has not.
     Diverged(Divergence),
-    /// What it had is in the chain, or safe beside it. `node`: who brought it in.
+    /// What it had is in the chain up to `end_bytes` of the chunk, or safe beside it.
     Reconciled {
-        inode: InodeId,
-        conflict: Option<ConflictId>,
+        chunk: ChunkId,
         node: StorageId,
+        conflict: Option<ConflictId>,
+        end_bytes: u32,
     },
     /// What became of a conflict, and by whose word.
     SettleConflict {

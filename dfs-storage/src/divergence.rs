@@ -39,19 +39,23 @@ pub fn compare(member: &ChunkState, chain: &ChunkState) -> Findings {
         if chains.has(run.version) || !was_acknowledged(member, chain, run.version) {
             continue;
         }
-        for block in run.first.0..run.first.0.saturating_add(run.blocks) {
+        for one in run.each_block() {
+            let block = one.first.0;
             let there = version_at(&chain.runs, block);
+            if there == run.version {
+                // Of an epoch that the chain's vector does not name any more.
+                continue;
+            }
             // A hole that was cut: what was cut is known by the last mutation that cut anything.
             let last = if there.is_none() { chain.memory.trimmed } else { there };
-            let one = part(run, block);
             if its.has(last) {
                 let condition = BlockCondition {
                     block: BlockIndex(block),
                     version: there,
                 };
                 match findings.ahead.last_mut() {
-                    Some(piece) if piece.run.blocks < MAX_BLOCKS && joins(&piece.run, &one) => {
-                        extend(&mut piece.run, &one);
+                    Some(piece) if piece.run.blocks < MAX_BLOCKS && piece.run.joins(&one) => {
+                        piece.run.extend(&one);
                         piece.conditions.push(condition);
                     }
                     _ => findings.ahead.push(Piece {
@@ -61,7 +65,7 @@ pub fn compare(member: &ChunkState, chain: &ChunkState) -> Findings {
                 }
             } else {
                 match findings.both.last_mut() {
-                    Some(run) if run.blocks < MAX_BLOCKS && joins(run, &one) => extend(run, &one),
+                    Some(run) if run.blocks < MAX_BLOCKS && run.joins(&one) => run.extend(&one),
                     _ => findings.both.push(one),
                 }
             }
@@ -84,30 +88,6 @@ fn version_at(runs: &[BlockRun], block: u32) -> ChunkVersion {
         .last()
         .filter(|run| block - run.first.0 < run.blocks)
         .map_or(ChunkVersion::NONE, |run| run.version)
-}
-
-/// One block of a run.
-fn part(run: &BlockRun, block: u32) -> BlockRun {
-    let last = block - run.first.0 + 1 == run.blocks;
-    BlockRun {
-        first: BlockIndex(block),
-        blocks: 1,
-        last_length_bytes: if last {
-            run.last_length_bytes
-        } else {
-            dfs_common::units::BLOCK_SIZE_BYTES as u32
-        },
-        version: run.version,
-    }
-}
-
-fn joins(run: &BlockRun, next: &BlockRun) -> bool {
-    run.version == next.version && run.first.0 + run.blocks == next.first.0
-}
-
-fn extend(run: &mut BlockRun, next: &BlockRun) {
-    run.blocks += next.blocks;
-    run.last_length_bytes = next.last_length_bytes;
 }
 
 #[cfg(test)]

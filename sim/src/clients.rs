@@ -321,6 +321,7 @@ impl World {
                     id: pending.id,
                     level: pending.op.level(),
                     sync: pending.sync,
+                    uncut_since: None,
                     mutation: mutation.clone(),
                 },
                 payload.clone(),

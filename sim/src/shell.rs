@@ -34,6 +34,9 @@ impl StoreView for View<'_> {
         self.store()
             .map_or_else(HybridClock::default, |store| store.stamp(chunk))
     }
+    fn trimmed(&self, chunk: ChunkId) -> ChunkVersion {
+        self.store().map_or(ChunkVersion::NONE, |store| store.trimmed(chunk))
+    }
     fn block_version(&self, chunk: ChunkId, block: BlockIndex) -> ChunkVersion {
         self.store()
             .map_or(ChunkVersion::NONE, |store| store.block_version(chunk, block))

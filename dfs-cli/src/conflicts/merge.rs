@@ -2,7 +2,9 @@
 //! however it ends.
 
 use std::ffi::OsStr;
+use std::fs::Permissions;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 
@@ -30,7 +32,8 @@ pub(super) async fn run(
     let versions = client.versions(entry).await.map_err(plain)?;
     let mut builder = tempfile::Builder::new();
     builder.prefix("dfs-conflict-");
-    // Such a directory is its owner's alone.
+    // What is in it is somebody's plaintext, perhaps of a file that others may not read.
+    builder.permissions(Permissions::from_mode(0o700));
     let directory = builder.tempdir().context("a temporary directory can not be made")?;
     let outcome = async {
         let work = merge(client, &versions, command, directory.path());

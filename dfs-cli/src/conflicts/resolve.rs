@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use dfs_client::Client;
-use dfs_client::conflicts::{Choice, Existing};
+use dfs_client::conflicts::Choice;
 use dfs_common::conflict::ConflictEntry;
 use dfs_common::{ConflictId, ConflictPolicy, ConflictState, ErrorCode};
 use tokio_util::sync::CancellationToken;
@@ -104,7 +104,7 @@ impl Resolver {
         match wanted {
             Wanted::Keep(id, choice) => {
                 let entry = self.entry(*id).await?;
-                output::line(&self.keep(&entry, *choice, Existing::Finish).await?);
+                output::line(&self.keep(&entry, *choice).await?);
                 Ok(Code::Ok)
             }
             Wanted::Run(id, command) => {
@@ -185,7 +185,7 @@ impl Resolver {
     async fn by_policy(&self, entry: &ConflictEntry, run: Option<&str>) -> Outcome<String> {
         let id = entry.conflict.id;
         match (entry.conflict.policy, run) {
-            (ConflictPolicy::KeepBoth, _) => self.keep(entry, Choice::Both, Existing::Finish).await,
+            (ConflictPolicy::KeepBoth, _) => self.keep(entry, Choice::Both).await,
             (ConflictPolicy::Application, Some(command)) => self.merge(entry, command).await,
             (ConflictPolicy::Application, None) => Err(Failure::new(format!(
                 "conflict {id}: {} is merged by a program: give it with --run COMMAND",
@@ -198,11 +198,11 @@ impl Resolver {
         }
     }
 
-    async fn keep(&self, entry: &ConflictEntry, choice: Choice, existing: Existing) -> Outcome<String> {
+    async fn keep(&self, entry: &ConflictEntry, choice: Choice) -> Outcome<String> {
         let id = entry.conflict.id;
         let sibling = tokio::select! {
             () = self.stop.cancelled() => Err(interrupted(id)),
-            done = self.client.resolve(entry, choice, existing, &self.by) => done.map_err(plain),
+            done = self.client.resolve(entry, choice, &self.by) => done.map_err(plain),
         }?;
         let file = file(entry);
         Ok(match (choice, sibling) {

@@ -14,7 +14,7 @@ pub(crate) mod watch;
 
 pub(crate) use listing::every;
 pub use other::OtherVersion;
-pub use resolve::{Choice, Existing};
+pub use resolve::Choice;
 pub use versions::{Version, Versions};
 
 use dfs_common::conflict::ConflictEntry;

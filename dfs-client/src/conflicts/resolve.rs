@@ -23,31 +23,20 @@ pub enum Choice {
     Both,
 }
 
-/// What is done about a sibling that is there already.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Existing {
-    /// Somebody may be making it.
-    Leave,
-    /// Whoever made it has had the time: it is made whole. One that is whole stays as it is.
-    Finish,
-}
-
 impl Client {
-    /// Does what was chosen, makes it durable, and settles the conflict. For [`Choice::Both`] the path of the sibling.
+    /// Does what was chosen, makes it durable, and settles the conflict. For [`Choice::Both`] the path of the sibling; none if
+    /// the two versions are the same, which needs no other file.
     ///
     /// # Errors
-    /// `NotFound`: the file is gone. `Exists`: the sibling is there already. Whatever the error, the conflict can be resolved again.
-    pub async fn resolve(
-        &self,
-        entry: &ConflictEntry,
-        choice: Choice,
-        existing: Existing,
-        by: &str,
-    ) -> Result<Option<Vec<u8>>> {
+    /// `NotFound`: the file is gone. `Exists`: another file has the sibling's name. Whatever the error, the conflict can be resolved again.
+    pub async fn resolve(&self, entry: &ConflictEntry, choice: Choice, by: &str) -> Result<Option<Vec<u8>>> {
         let (inode, id) = (entry.conflict.divergence.chunk.inode, entry.conflict.id);
         let (sibling, how) = match choice {
             Choice::Current => {
-                check_open(entry)?;
+                // Also while the other version is still being brought in: who did that may never come back.
+                if entry.conflict.state.is_settled() {
+                    check_open(entry)?;
+                }
                 entry.path.as_ref().ok_or_else(|| gone(id))?;
                 (None, Settlement::Current)
             }
@@ -58,8 +47,17 @@ impl Client {
             }
             Choice::Both => {
                 let versions = self.versions(entry).await?;
-                let sibling = self.make_sibling(&versions, existing).await.map_err(or_gone(id))?;
-                (Some(sibling), Settlement::Both)
+                // A mount that found its write lost has written it again, and the old one came back beside it.
+                if self
+                    .has_other(&versions, versions.attributes())
+                    .await
+                    .map_err(or_gone(id))?
+                {
+                    (None, Settlement::Current)
+                } else {
+                    let sibling = self.make_sibling(&versions).await.map_err(or_gone(id))?;
+                    (Some(sibling), Settlement::Both)
+                }
             }
         };
         self.settle(inode, id, how, by).await?;

@@ -1,17 +1,16 @@
 //! The other version as a file of its own, beside the file: `NAME.conflict-ID`.
 //!
-//! It is made under its final name by whoever creates it first, and its mode tells whether it is whole: until then nobody may open it.
-//! Who finishes what another has left writes the same bytes over it and never cuts first, so two who do it at once do no harm.
+//! It is made under a name by lot that nobody else knows, and gets its own name when it is whole and durable. So what stands under that name
+//! is either the other version or somebody else's, and neither is ever written to: two who make it at once do no harm, and nothing
+//! that was put there before is taken for it. Who dies half way leaves an empty-handed `.conflict-ID-*` without any permission.
 
 use dfs_common::units::NAME_MAX_BYTES;
-use dfs_common::wire::namespace::{Attributes, FileKind, SetAttributes};
+use dfs_common::wire::namespace::{Attributes, FileKind, RenameMode, SetAttributes};
 use dfs_common::{ConflictId, Error, ErrorCode, FileHandleId, InodeId, Result, ValidName};
 
-use super::resolve::Existing;
 use super::versions::{MIB, READ, Versions, write_all};
 use super::{SYSTEM, gone};
 use crate::client::Client;
-use crate::options::OpenMode;
 
 /// Of a sibling that is not whole.
 const UNFINISHED_MODE: u32 = 0;
@@ -32,6 +31,18 @@ fn sibling_name(name: &[u8], id: ConflictId) -> Result<ValidName> {
     ValidName::new([&name[..keep], suffix.as_bytes()].concat())
 }
 
+/// Known to its maker alone.
+fn unfinished_name(id: ConflictId) -> Result<ValidName> {
+    let mut lot = [0; 8];
+    getrandom::fill(&mut lot).map_err(|error| {
+        Error::new(
+            ErrorCode::Internal,
+            format!("the system has no random numbers: {error}"),
+        )
+    })?;
+    ValidName::new(format!(".conflict-{id}-{:016x}", u64::from_le_bytes(lot)).into_bytes())
+}
+
 /// A directory and the name in it.
 struct Place {
     parent: InodeId,
@@ -42,46 +53,55 @@ struct Place {
 
 impl Client {
     /// The other version as a durable file beside the file; its path.
-    pub(super) async fn make_sibling(&self, versions: &Versions, existing: Existing) -> Result<Vec<u8>> {
+    pub(super) async fn make_sibling(&self, versions: &Versions) -> Result<Vec<u8>> {
         let place = self.place_of(versions).await?;
         let sibling = sibling_name(place.name.as_bytes(), versions.id())?;
         let path = [&place.directory[..], b"/", sibling.as_bytes()].concat();
         let shown = String::from_utf8_lossy(&path).into_owned();
-        let created = self.create(SYSTEM, place.parent, &sibling, UNFINISHED_MODE, true).await;
-        match created {
-            Ok((attributes, handle)) => self.fill_and_close(versions, (attributes.inode, handle), true).await,
-            Err(error) if error.code == ErrorCode::Exists && existing == Existing::Finish => {
-                let found = self.lookup(place.parent, &sibling).await?;
-                self.finish(versions, &found).await
+        let made = async {
+            if self.is_there(versions, place.parent, &sibling).await? {
+                return Ok(());
             }
-            Err(error) if error.code == ErrorCode::Exists => Err(Error::new(
-                ErrorCode::Exists,
-                "it exists already: somebody is making it, or was; try again in a minute",
-            )),
-            Err(error) => Err(error),
-        }
-        .map_err(|error| error.context(&shown))?;
-        // Whoever removed it meanwhile did not know that the other version would be lost with it.
-        let made = self.lookup(place.parent, &sibling).await;
-        made.map_err(|error| {
-            Error::new(
-                ErrorCode::Busy,
-                format!("{shown} was removed while it was made: {error}"),
-            )
-        })?;
+            let unfinished = unfinished_name(versions.id())?;
+            let (attributes, handle) = self
+                .create(SYSTEM, place.parent, &unfinished, UNFINISHED_MODE, true)
+                .await?;
+            let filled = self.fill(versions, (attributes.inode, handle)).await;
+            let filled = filled.and(self.release(handle));
+            let named = match filled {
+                Ok(()) => {
+                    let (from, mode) = (&unfinished, RenameMode::NoReplace);
+                    self.rename(SYSTEM, place.parent, from, place.parent, &sibling, mode)
+                        .await
+                }
+                Err(error) => Err(error),
+            };
+            let Err(error) = named else {
+                return self.fsync_directory().await;
+            };
+            let _ = self.unlink(SYSTEM, place.parent, &unfinished).await;
+            // Another was quicker.
+            if error.code == ErrorCode::Exists && self.is_there(versions, place.parent, &sibling).await? {
+                return Ok(());
+            }
+            Err(error)
+        };
+        made.await.map_err(|error: Error| error.context(&shown))?;
         Ok(path)
     }
 
-    /// Makes what is there whole, or sees that it is.
-    async fn finish(&self, versions: &Versions, found: &Attributes) -> Result<()> {
-        let is_whole = found.mode & 0o7777 != UNFINISHED_MODE;
-        if found.kind == FileKind::Regular && !is_whole {
-            let mode = OpenMode { write: true, ..READ };
-            let (_, handle, _) = self.open(found.inode, mode).await?;
-            return self.fill_and_close(versions, (found.inode, handle), false).await;
-        }
-        if found.kind == FileKind::Regular && self.has_other(versions, found).await? {
-            return Ok(());
+    /// Whether the sibling stands there, with the other version's bytes.
+    ///
+    /// # Errors
+    /// `Exists`: something else does.
+    async fn is_there(&self, versions: &Versions, parent: InodeId, sibling: &ValidName) -> Result<bool> {
+        let found = match self.lookup(parent, sibling).await {
+            Ok(found) => found,
+            Err(error) if error.code == ErrorCode::NotFound => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        if found.kind == FileKind::Regular && self.has_other(versions, &found).await? {
+            return Ok(true);
         }
         Err(Error::new(
             ErrorCode::Exists,
@@ -89,8 +109,11 @@ impl Client {
         ))
     }
 
-    /// Whether a whole sibling still has the other version's blocks.
-    async fn has_other(&self, versions: &Versions, found: &Attributes) -> Result<bool> {
+    /// Whether a file has the other version's bytes where that was written.
+    pub(super) async fn has_other(&self, versions: &Versions, found: &Attributes) -> Result<bool> {
+        if found.length_bytes != versions.other_length() {
+            return Ok(false);
+        }
         let (_, handle, _) = self.open(found.inode, READ).await?;
         let compared = async {
             for (offset, piece) in versions.other().filled(versions.other_length()) {
@@ -105,20 +128,8 @@ impl Client {
         compared
     }
 
-    async fn fill_and_close(
-        &self,
-        versions: &Versions,
-        (inode, handle): (InodeId, FileHandleId),
-        is_new: bool,
-    ) -> Result<()> {
-        let filled = self.fill(versions, (inode, handle), is_new).await;
-        let released = self.release(handle);
-        filled.and(released)?;
-        self.fsync_directory().await
-    }
-
     /// The current content with the other version over it; then, when it is durable, the file's owner and mode.
-    async fn fill(&self, versions: &Versions, (inode, handle): (InodeId, FileHandleId), is_new: bool) -> Result<()> {
+    async fn fill(&self, versions: &Versions, (inode, handle): (InodeId, FileHandleId)) -> Result<()> {
         let (_, source, _) = self.open(versions.inode(), READ).await?;
         let length = versions.other_length();
         let copied = async {
@@ -126,8 +137,8 @@ impl Client {
             while at < length {
                 let content = self.piece(versions, source, at).await?;
                 let size = content.len() as u64;
-                // What is never written is a hole, which reads as zeros. What somebody left half done may be something else.
-                if !is_new || content.iter().any(|&byte| byte != 0) {
+                // What is never written is a hole, which reads as zeros.
+                if content.iter().any(|&byte| byte != 0) {
                     write_all(self, handle, at, content.into()).await?;
                 }
                 at += size;

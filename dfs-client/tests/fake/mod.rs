@@ -586,6 +586,21 @@ impl World {
                 let inode = self.names.remove(&(parent, name)).ok_or(ErrorCode::NotFound)?;
                 Ok(NamespaceChange::Removed { inode, nlink: 0 })
             }
+            // As far as it is used here: to a name that must not be there.
+            NamespaceOp::Rename {
+                parent,
+                name,
+                new_parent,
+                new_name,
+                mode: RenameMode::NoReplace,
+            } => {
+                if self.names.contains_key(&(new_parent, new_name.clone())) {
+                    return Err(ErrorCode::Exists.into());
+                }
+                let inode = self.names.remove(&(parent, name)).ok_or(ErrorCode::NotFound)?;
+                self.names.insert((new_parent, new_name), inode);
+                Ok(NamespaceChange::Renamed { replaced: None })
+            }
             NamespaceOp::CommitWrite { inode, commit } => {
                 self.counts.commits += 1;
                 self.edit(inode, |attributes| apply_commit(attributes, commit))

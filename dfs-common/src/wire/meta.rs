@@ -10,7 +10,7 @@ use crate::chain::RoutingTable;
 use crate::conflict::{ConflictEntry, ConflictId, Divergence, Settlement, Verdict};
 use crate::error::Error;
 use crate::id::{
-    ChainId, Epoch, Hold, HoldEpoch, Incarnation, InodeId, MetaId, RoutingVersion, SequenceNumber, SessionId,
+    ChainId, ChunkId, Epoch, Hold, HoldEpoch, Incarnation, InodeId, MetaId, RoutingVersion, SequenceNumber, SessionId,
     StorageId, StoreId,
 };
 use crate::time::Timestamp;
@@ -74,8 +74,13 @@ pub enum MetaRequest {
     Diverged(Divergence),
     /// What a [`Verdict`] asked for is done: the file has changed, or the conflict's other version is safe.
     Reconciled {
-        inode: InodeId,
+        chain: ChainId,
+        /// The member that had it.
+        node: StorageId,
+        chunk: ChunkId,
         conflict: Option<ConflictId>,
+        /// In the chunk: where what was brought in ends. The file is at least so long.
+        end_bytes: u32,
     },
 
     // Clients and administrators.

@@ -41,6 +41,9 @@ pub struct MutateRequest {
     pub level: Level,
     /// Durable (fdatasync on every in-sync replica) before it is acknowledged.
     pub sync: bool,
+    /// Only if the last truncation or removal of the chunk was this one (NONE: there was none). A condition on a block can not
+    /// tell a hole that was never written from one that was cut.
+    pub uncut_since: Option<ChunkVersion>,
     pub mutation: Mutation,
 }
 
@@ -233,6 +236,42 @@ pub struct BlockRun {
 }
 
 impl BlockRun {
+    /// Runs of one block each.
+    pub fn each_block(self) -> impl Iterator<Item = Self> {
+        (0..self.blocks).map(move |number| Self {
+            first: BlockIndex(self.first.0 + number),
+            blocks: 1,
+            last_length_bytes: if number + 1 == self.blocks {
+                self.last_length_bytes
+            } else {
+                crate::units::BLOCK_SIZE_BYTES as u32
+            },
+            version: self.version,
+        })
+    }
+
+    /// Whether `next` goes on where this one ends, in the same mutation.
+    #[must_use]
+    pub fn joins(&self, next: &Self) -> bool {
+        self.version == next.version
+            && self.first.0 + self.blocks == next.first.0
+            && self.last_length_bytes as usize == crate::units::BLOCK_SIZE_BYTES
+    }
+
+    /// Takes in one that it [`Self::joins`].
+    pub const fn extend(&mut self, next: &Self) {
+        self.blocks += next.blocks;
+        self.last_length_bytes = next.last_length_bytes;
+    }
+
+    /// From the chunk's start to the end of its last block.
+    #[must_use]
+    pub const fn end_bytes(&self) -> u32 {
+        let last = self.first.0 + self.blocks.saturating_sub(1);
+        last.saturating_mul(crate::units::BLOCK_SIZE_BYTES as u32)
+            .saturating_add(self.last_length_bytes)
+    }
+
     /// Bytes of ciphertext of this run.
     #[must_use]
     pub const fn data_size_bytes(&self) -> usize {
@@ -273,7 +312,8 @@ pub enum StorageResponse {
     },
     Installed,
     Dropped,
-    ChunkState(Box<ChunkState>),
+    /// `None`: a mutation of it is lost there.
+    ChunkState(Option<Box<ChunkState>>),
     Chunks {
         chunks: Vec<ChunkSummary>,
         end: bool,

@@ -5,15 +5,18 @@
 
 use dfs_common::conflict::{Conflict, ConflictId, ConflictState, Divergence, MAX_SETTLED, Settlement, Verdict};
 use dfs_common::policy::ConflictPolicy;
-use dfs_common::{ActorId, Error, ErrorCode, InodeId, SessionId, StorageId, Timestamp};
+use dfs_common::{ActorId, ChunkId, Error, ErrorCode, InodeId, SessionId, StorageId, Timestamp};
 
 use super::rows::{Body, Counters, InodeRow, OrphanRow};
-use super::transaction::get_inode;
+use super::transaction::get_listed;
 use super::{OpError, OpResult};
 use crate::store::{self, Overlay, Rows, StoreError, keys};
 
 /// Whose word it is when the policy decides alone.
 const BY_POLICY: &str = "policy lww";
+
+/// While a member is brought up to date it may be asked about the same again: an hour is more than that takes or is tried.
+const ASKED_AGAIN_NS: i64 = 3_600_000_000_000;
 
 /// Storage nodes count as writers of what they bring in; their numbers must not be taken for a session's.
 fn actor(node: StorageId) -> ActorId {
@@ -51,7 +54,7 @@ pub(crate) fn diverged<S: Rows + ?Sized>(
         conflict.divergence = divergence.clone();
     }
     put(rows, &conflict)?;
-    prune(rows, inode)?;
+    prune(rows, inode, now)?;
     Ok(verdict)
 }
 
@@ -77,15 +80,18 @@ fn begin(counters: &mut Counters, policy: ConflictPolicy, divergence: &Divergenc
     }
 }
 
-/// What a verdict asked for is done. The file has other content than before, for whoever has it cached.
+/// What a verdict asked for is done. The file has other content than before, for whoever has it cached; and it is as long as what was
+/// brought into the chunk says, since its writer may have gone without a word.
 pub(crate) fn reconciled<S: Rows + ?Sized>(
     rows: &mut Overlay<'_, S>,
-    inode: InodeId,
+    (chunk, end_bytes): (ChunkId, u32),
     conflict: Option<ConflictId>,
     node: StorageId,
     now: Timestamp,
 ) -> OpResult<()> {
-    let Some(mut row) = get_inode(rows, SessionId::SYSTEM, inode)? else {
+    let inode = chunk.inode;
+    // One that was left growing need not have its length found for this: other chains may not be there to say it.
+    let Some((mut row, _)) = get_listed(rows, SessionId::SYSTEM, inode)? else {
         return Ok(());
     };
     if let Some(id) = conflict
@@ -95,8 +101,18 @@ pub(crate) fn reconciled<S: Rows + ?Sized>(
         conflict.state = ConflictState::Open;
         put(rows, &conflict)?;
     }
-    if let Body::Regular { versions, .. } = &mut row.body {
+    if let Body::Regular {
+        versions,
+        length_bytes,
+        layout,
+        ..
+    } = &mut row.body
+    {
         versions.bump(actor(node));
+        if end_bytes > 0 {
+            let end = layout.chunk_start(chunk.index) + u64::from(end_bytes.min(layout.chunk_size_bytes));
+            *length_bytes = end.max(*length_bytes);
+        }
         row.touch_mtime(now);
         rows.put(keys::inode(inode), store::encode(&row)?);
     }
@@ -121,6 +137,8 @@ pub(crate) fn settle<S: Rows + ?Sized>(
     };
     match &conflict.state {
         ConflictState::Open => {}
+        // Whoever brings it in may never come back. What is there is all there is to keep.
+        ConflictState::Found if how == Settlement::Current => {}
         ConflictState::Found => {
             return Err(refused(
                 ErrorCode::Overloaded,
@@ -144,7 +162,7 @@ pub(crate) fn settle<S: Rows + ?Sized>(
     if let Some(row) = row {
         orphan_keeper(rows, counters, &row, id, now)?;
     }
-    prune(rows, inode)?;
+    prune(rows, inode, now)?;
     Ok(())
 }
 
@@ -203,11 +221,12 @@ fn put<S: Rows + ?Sized>(rows: &mut Overlay<'_, S>, conflict: &Conflict) -> Resu
     Ok(())
 }
 
-/// Forgets the oldest of what is settled.
-fn prune<S: Rows + ?Sized>(rows: &mut Overlay<'_, S>, inode: InodeId) -> Result<(), StoreError> {
+/// Forgets the oldest of what is settled, but nothing that may be asked for again.
+fn prune<S: Rows + ?Sized>(rows: &mut Overlay<'_, S>, inode: InodeId, now: Timestamp) -> Result<(), StoreError> {
     let settled: Vec<ConflictId> = of_inode(rows, inode)?
         .iter()
         .filter(|conflict| conflict.state.is_settled())
+        .filter(|conflict| now.nanos.saturating_sub(conflict.found_at.nanos) > ASKED_AGAIN_NS)
         .map(|conflict| conflict.id)
         .collect();
     for &id in settled.iter().take(settled.len().saturating_sub(MAX_SETTLED)) {

@@ -3,13 +3,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use dfs_common::conflict::ConflictId;
+use dfs_common::conflict::{ConflictId, Divergence};
+use dfs_common::units::{BLOCK_SIZE_BYTES, MAX_CHUNK_SIZE_BYTES};
 use dfs_common::wire::meta::{
     ChangeAnswer, ChangeRequest, ClusterStatus, MAX_CHANGES_TOGETHER, MetaRequest, MetaResponse, MetaStatus,
     RESERVED_INODES, SESSION_LEASE_MS,
 };
 use dfs_common::wire::namespace::{NamespaceAnswer, NamespaceRead, StatFs};
-use dfs_common::{Error, ErrorCode, InodeId, MetaId, NodeName, Result, RoutingVersion, SessionId, StorageId};
+use dfs_common::{
+    ChainId, Error, ErrorCode, InodeId, MAX_EARLIER_EPOCHS, MemberState, MetaId, NodeName, Result, RoutingVersion,
+    SessionId, StorageId,
+};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
@@ -23,6 +27,9 @@ const READS_MAX: usize = 64;
 
 /// Entries in one directory page, so that a page of the longest names fits a message.
 const DIRECTORY_PAGE_MAX: u32 = 1000;
+
+/// Runs of blocks that a chunk can have.
+const MAX_RUNS: usize = MAX_CHUNK_SIZE_BYTES as usize / BLOCK_SIZE_BYTES;
 
 /// Conflicts in one page.
 const CONFLICT_PAGE_MAX: u32 = 256;
@@ -141,6 +148,8 @@ async fn lead(shared: &Arc<Shared>, peer: NodeName, request: MetaRequest, time: 
         MetaRequest::Diverged(divergence) => {
             let (chunk, node) = (divergence.chunk, divergence.node);
             let blocks = divergence.blocks.len();
+            check_predecessor(shared, peer, divergence.chain, node)?;
+            check_divergence(&divergence)?;
             match shared.propose(CommandKind::Diverged(divergence), time).await? {
                 Outcome::Verdict(verdict) => {
                     warn!(%chunk, %node, runs_in_conflict = blocks, ?verdict,
@@ -150,9 +159,20 @@ async fn lead(shared: &Arc<Shared>, peer: NodeName, request: MetaRequest, time: 
                 other => Err(unexpected(&other)),
             }
         }
-        MetaRequest::Reconciled { inode, conflict } => {
-            let node = StorageId(u32::try_from(peer.number).unwrap_or(u32::MAX));
-            let command = CommandKind::Reconciled { inode, conflict, node };
+        MetaRequest::Reconciled {
+            chain,
+            node,
+            chunk,
+            conflict,
+            end_bytes,
+        } => {
+            check_predecessor(shared, peer, chain, node)?;
+            let command = CommandKind::Reconciled {
+                chunk,
+                node,
+                conflict,
+                end_bytes,
+            };
             match shared.propose_past_obstacles(command, time).await? {
                 Outcome::Administered(done) => done.map(|()| MetaResponse::Reconciled),
                 other => Err(unexpected(&other)),
@@ -333,6 +353,36 @@ async fn read(
             Err(obstacle) => shared.clear(obstacle, until).await?,
         }
     }
+}
+
+/// Whether this peer brings that member of the chain up to date, by the table as it is now.
+fn check_predecessor(shared: &Shared, peer: NodeName, chain: ChainId, member: StorageId) -> Result<()> {
+    let routing = shared.routing.borrow();
+    let brings = routing.chain(chain).is_some_and(|info| {
+        let syncs = info.state_of(member) == Some(MemberState::Syncing);
+        syncs && info.serving().last().is_some_and(|last| NodeName::from(last) == peer)
+    });
+    if brings {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorCode::StaleEpoch,
+        format!("{peer} does not bring storage-{member} up to date in chain {chain} now"),
+    ))
+}
+
+fn check_divergence(divergence: &Divergence) -> Result<()> {
+    let vectors = [&divergence.theirs, &divergence.chains];
+    if vectors.iter().all(|vector| vector.len() <= MAX_EARLIER_EPOCHS + 1) && divergence.blocks.len() <= MAX_RUNS {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorCode::BadMessage,
+        format!(
+            "what is said of chunk {} has more parts than a chunk can have",
+            divergence.chunk
+        ),
+    ))
 }
 
 async fn conflicts(

@@ -122,8 +122,14 @@ impl<S: Store> Applier<'_, S> {
                 divergence,
                 command.time,
             )?),
-            CommandKind::Reconciled { inode, conflict, node } => {
-                let done = namespace::reconciled(&mut self.rows, *inode, *conflict, *node, command.time);
+            CommandKind::Reconciled {
+                chunk,
+                node,
+                conflict,
+                end_bytes,
+            } => {
+                let end = (*chunk, *end_bytes);
+                let done = namespace::reconciled(&mut self.rows, end, *conflict, *node, command.time);
                 self.administered(done)?
             }
             CommandKind::SettleConflict {

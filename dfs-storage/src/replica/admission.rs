@@ -153,8 +153,22 @@ impl ReplicaCore {
                     ));
                 }
             }
+            let cut = queue.trimmed(request.chunk, store);
+            if let Some(expected) = request.uncut_since.filter(|&expected| expected != cut) {
+                return Err(Error::new(
+                    ErrorCode::ConditionFailed,
+                    format!(
+                        "chunk {} was last cut at {cut}, not at {expected}: compare again",
+                        request.chunk
+                    ),
+                ));
+            }
             if let Some(error) = queue.blocked() {
                 return Err(error);
+            }
+            // What a member brought back is little, and a second copy of all the rest waits for it: it may use the reserve.
+            if request.id.is_system() {
+                return self.check_bounds(request, payload, queue);
             }
             let full = self.config.as_ref().and_then(|config| {
                 config
@@ -180,6 +194,10 @@ impl ReplicaCore {
                 ));
             }
         }
+        self.check_bounds(request, payload, queue)
+    }
+
+    fn check_bounds(&self, request: &MutateRequest, payload: &Bytes, queue: &ChunkQueue) -> Result<(), Error> {
         if queue.entries.len() >= MAX_PENDING_PER_CHUNK
             || self.pending_count >= MAX_PENDING
             || self.pending_bytes + payload.len() > MAX_PENDING_BYTES

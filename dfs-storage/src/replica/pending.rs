@@ -146,6 +146,13 @@ impl ChunkQueue {
             .unwrap_or_else(|| store.block_version(chunk, block))
     }
 
+    /// The last truncation or removal, staged ones included.
+    pub(super) fn trimmed(&self, chunk: ChunkId, store: &dyn StoreView) -> ChunkVersion {
+        let cuts = |entry: &&Entry| matches!(entry.request.mutation, Mutation::Truncate { .. } | Mutation::Remove);
+        let staged = self.entries.iter().rev().find(cuts);
+        staged.map_or_else(|| store.trimmed(chunk), |entry| entry.version)
+    }
+
     pub(super) fn by_request(&mut self, id: RequestId) -> Option<&mut Entry> {
         if id.is_system() {
             return None;

@@ -105,6 +105,7 @@ impl ReplicaCore {
                 id: RequestId::SYSTEM,
                 level: Level::One,
                 sync: false,
+                uncut_since: None,
                 mutation: Mutation::Remove,
             };
             self.stage_at_head(now, request, Bytes::new(), Waiter::Range(job), store);

@@ -29,6 +29,7 @@ pub struct Now {
 /// What a replica reads of its store. Index lookups only, no data.
 pub trait StoreView {
     fn version(&self, chunk: ChunkId) -> ChunkVersion;
+    fn trimmed(&self, chunk: ChunkId) -> ChunkVersion;
     fn stamp(&self, chunk: ChunkId) -> HybridClock;
     fn block_version(&self, chunk: ChunkId, block: BlockIndex) -> ChunkVersion;
     fn remembered(&self, chunk: ChunkId, id: RequestId) -> Option<ChunkVersion>;

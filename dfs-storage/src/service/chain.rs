@@ -473,6 +473,10 @@ impl StoreView for View<'_> {
         self.0.store.stamp(chunk)
     }
 
+    fn trimmed(&self, chunk: ChunkId) -> ChunkVersion {
+        self.0.store.trimmed(chunk)
+    }
+
     fn block_version(&self, chunk: ChunkId, block: BlockIndex) -> ChunkVersion {
         self.0.store.block_version(chunk, block)
     }

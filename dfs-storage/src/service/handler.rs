@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use dfs_common::units::{BLOCK_SIZE_BYTES, MAX_IO_SIZE_BYTES};
-use dfs_common::wire::storage::{FoundBy, NodeStatus, StorageRequest, StorageResponse};
-use dfs_common::{BlockIndex, ChainId, ChunkId, Epoch, Error, ErrorCode, NodeName, Result, Role, StorageId};
+use dfs_common::wire::storage::{FoundBy, Mutation, NodeStatus, StorageRequest, StorageResponse};
+use dfs_common::{
+    BlockIndex, ChainId, ChunkId, Epoch, Error, ErrorCode, MemberState, NodeName, Result, Role, StorageId,
+};
 
 use super::chain::{Chain, blocking};
 use super::node::Node;
@@ -29,8 +31,10 @@ const MAX_READ_BLOCKS: u32 = (MAX_IO_SIZE_BYTES / BLOCK_SIZE_BYTES) as u32 + 1;
 /// Which of a peer's roles a request needs.
 fn authorize(peer: NodeName, request: &StorageRequest) -> Result<()> {
     let allowed = match request {
-        // What a member brought back is written by its predecessor, in nobody's name.
-        StorageRequest::Mutate(request) if peer.role == Role::Storage => request.id.is_system(),
+        // What a member brought back is written by its predecessor, in nobody's name; see `check_predecessor`.
+        StorageRequest::Mutate(request) if peer.role == Role::Storage => {
+            request.id.is_system() && matches!(request.mutation, Mutation::Write { .. })
+        }
         StorageRequest::Mutate(_) | StorageRequest::Read { .. } | StorageRequest::Sync { .. } => {
             matches!(peer.role, Role::Client | Role::Admin)
         }
@@ -82,6 +86,22 @@ async fn chain_at(node: &Arc<Node>, id: ChainId, epoch: Epoch) -> Result<Arc<Cha
     })
 }
 
+/// Whether it is bringing a member of the chain up to date: only then a storage node writes by itself.
+fn check_predecessor(node: &Node, from: StorageId, chain: ChainId) -> Result<()> {
+    let table = node.routing();
+    let copies = table.chain(chain).is_some_and(|info| {
+        let syncs = info.members.iter().any(|member| member.state == MemberState::Syncing);
+        syncs && info.serving().last() == Some(from)
+    });
+    if copies {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorCode::StaleEpoch,
+        format!("storage-{from} does not bring a member of chain {chain} up to date now"),
+    ))
+}
+
 fn neighbour(peer: NodeName) -> StorageId {
     StorageId(u32::try_from(peer.number).unwrap_or(u32::MAX))
 }
@@ -103,6 +123,11 @@ pub(crate) async fn handle(
     }
     let deadline = deadline.min(MAX_DEADLINE);
     let from = neighbour(peer);
+    if let StorageRequest::Mutate(request) = &request
+        && peer.role == Role::Storage
+    {
+        check_predecessor(node, from, request.chain)?;
+    }
     let (chain, epoch) = match &request {
         StorageRequest::Mutate(request) => (request.chain, request.epoch),
         StorageRequest::Forward(forward) => (forward.request.chain, forward.request.epoch),
@@ -125,7 +150,7 @@ pub(crate) async fn handle(
             chunk, first, blocks, ..
         } => return copy_blocks(node, *chunk, *first, *blocks),
         StorageRequest::ChunkState { chunk, .. } => {
-            let state = Box::new(node.store.state(*chunk));
+            let state = node.store.state(*chunk).map(Box::new);
             return Ok((StorageResponse::ChunkState(state), Bytes::new()));
         }
         StorageRequest::Scrub { start } => {

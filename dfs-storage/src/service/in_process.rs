@@ -325,6 +325,7 @@ impl Cluster {
                 },
                 level: Level::Quorum,
                 sync,
+                uncut_since: None,
                 mutation: mutation.clone(),
             });
             match self
@@ -537,6 +538,46 @@ async fn a_chain_loses_a_member_and_gets_it_back() {
     for node in 1..=3 {
         cluster.stop_node(node).await;
     }
+}
+
+/// A hole has no version, so a condition on it can not tell whether it was cut meanwhile; the chunk's last cut does.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_write_may_depend_on_nothing_having_been_cut() {
+    let cluster = Cluster::start().await;
+    cluster.mutate(1, chunk(1), write(0, 1, vec![]), 1, true).await.unwrap();
+    let conditional = async |uncut_since, sequence| {
+        let request = StorageRequest::Mutate(MutateRequest {
+            chain: CHAIN,
+            epoch: cluster.chain().epoch,
+            chunk: chunk(1),
+            id: RequestId {
+                session: SessionId(2),
+                channel: 0,
+                sequence: SequenceNumber(sequence),
+            },
+            level: Level::Quorum,
+            sync: false,
+            uncut_since: Some(uncut_since),
+            mutation: write(
+                5,
+                1,
+                vec![BlockCondition {
+                    block: BlockIndex(5),
+                    version: ChunkVersion::NONE,
+                }],
+            ),
+        });
+        let payload = Bytes::from(vec![7; SEAL_SIZE_BYTES + BLOCK_SIZE_BYTES]);
+        let head = cluster.chain().head().unwrap();
+        cluster.call(head, &request, std::slice::from_ref(&payload)).await
+    };
+    let cut = cluster
+        .mutate(2, chunk(1), Mutation::Truncate { blocks: 1 }, 0, false)
+        .await
+        .unwrap();
+    let refused = conditional(ChunkVersion::NONE, 1).await.unwrap_err();
+    assert_eq!(refused.code, ErrorCode::ConditionFailed);
+    let _ = conditional(cut, 2).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

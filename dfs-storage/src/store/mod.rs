@@ -405,16 +405,25 @@ impl ChunkStore {
         index.get(chunk).map_or_else(HybridClock::default, |entry| entry.stamp)
     }
 
-    /// All about a chunk but its data; of one that is unknown or damaged, that there is nothing.
-    pub fn state(&self, chunk: ChunkId) -> ChunkState {
+    /// The last mutation that cut blocks off the chunk.
+    pub fn trimmed(&self, chunk: ChunkId) -> ChunkVersion {
         let index = self.log.index.read();
-        let entry = index.get(chunk).filter(|entry| entry.health == Health::Sound);
-        ChunkState {
+        index.get(chunk).map_or(ChunkVersion::NONE, |entry| entry.trimmed)
+    }
+
+    /// All about a chunk but its data, of which some may be damaged. `None`: a mutation of it is lost, so nobody knows.
+    pub fn state(&self, chunk: ChunkId) -> Option<ChunkState> {
+        let index = self.log.index.read();
+        let entry = index.get(chunk);
+        if entry.is_some_and(|entry| entry.health == Health::Incomplete) {
+            return None;
+        }
+        Some(ChunkState {
             chunk,
             version: entry.map_or(ChunkVersion::NONE, |entry| entry.version),
             memory: entry.map_or_else(ChunkMemory::default, Entry::memory),
             runs: entry.map_or_else(Vec::new, Entry::runs),
-        }
+        })
     }
 
     /// Whether a version is part of the chunk's history.

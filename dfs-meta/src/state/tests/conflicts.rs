@@ -44,8 +44,12 @@ impl Bench {
     }
 
     fn reconciled(&mut self, inode: InodeId, conflict: Option<ConflictId>) {
-        let node = StorageId(3);
-        let done = self.submit(CommandKind::Reconciled { inode, conflict, node });
+        let done = self.submit(CommandKind::Reconciled {
+            chunk: ChunkId::new(inode, ChunkIndex(0)),
+            node: StorageId(3),
+            conflict,
+            end_bytes: 5_000,
+        });
         assert_eq!(done, Outcome::Administered(Ok(())));
     }
 
@@ -91,6 +95,7 @@ fn the_policy_decides_and_the_same_question_has_the_same_answer() {
         after.change > before.change && after.mtime > before.mtime,
         "caches are told"
     );
+    assert_eq!(after.length_bytes, 5_000, "as long as what was brought in says");
 
     for _ in 0..2 {
         assert_eq!(bench.diverged(divergence(lww, 5, &[(0, 1)])), Verdict::Adopt);
@@ -179,6 +184,11 @@ fn the_other_versions_blocks_go_when_it_is_settled_and_when_the_file_goes() {
     assert_eq!((orphans(&bench), bench.state.counts().orphans), (vec![], 0));
     assert_eq!(bench.conflicts().len(), 1, "what became of it is known still");
 
+    let dropped = keep(&mut bench, 8);
+    bench.settle(file, dropped, Settlement::Current).unwrap();
+    bench.submit(CommandKind::Purged {
+        inodes: vec![dropped.keeper()],
+    });
     let second = keep(&mut bench, 6);
     let parent = TOP;
     bench
@@ -187,7 +197,7 @@ fn the_other_versions_blocks_go_when_it_is_settled_and_when_the_file_goes() {
             name: name("file"),
         })
         .unwrap();
-    assert_eq!(bench.conflicts()[1].path, None, "it has no name any more");
+    assert_eq!(bench.conflicts()[2].path, None, "it has no name any more");
     assert_eq!(
         bench.diverged(divergence(file, 7, &[(0, 1)])),
         Verdict::Adopt,
@@ -207,6 +217,9 @@ fn settled_ones_are_bounded_and_paths_are_found() {
     for counter in 1..40 {
         bench.diverged(divergence(file, counter, &[(0, 1)]));
     }
+    assert_eq!(bench.conflicts().len(), 39, "they may be asked for again");
+    bench.clock += 2 * 3_600_000_000_000;
+    bench.diverged(divergence(file, 39, &[(0, 1)]));
     let all = bench.conflicts();
     assert_eq!(all.len(), MAX_SETTLED);
     assert!(
