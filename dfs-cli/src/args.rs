@@ -67,6 +67,9 @@ pub(crate) enum Verb {
     /// Where the chunks of a file live
     #[command(display_order = 23)]
     Where(WhereArgs),
+    /// Read every block of a file on every replica, and open it
+    #[command(display_order = 24)]
+    Verify(VerifyArgs),
     /// Levels of reads and writes, and what settles conflicts: of a file, or of what is made in a directory
     #[command(subcommand, display_order = 24)]
     Policy(PolicyVerb),
@@ -261,6 +264,14 @@ pub(crate) enum ResyncVerb {
 #[derive(Debug, Args)]
 pub(crate) struct WhereArgs {
     /// A file or directory on a mount
+    pub(crate) path: PathBuf,
+    #[command(flatten)]
+    pub(crate) show: ShowArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct VerifyArgs {
+    /// A file on a mount, or a directory: then every regular file below it
     pub(crate) path: PathBuf,
     #[command(flatten)]
     pub(crate) show: ShowArgs,

@@ -23,6 +23,7 @@ mod resync;
 mod scrub;
 mod serve;
 mod status;
+mod verify;
 
 /// Requests allocate in many small and some large pieces, on one thread and free them on another: this allocator takes half
 /// the time of the system's for that.

@@ -9,7 +9,7 @@ use dfs_common::wire::namespace::Attributes;
 use dfs_fuse::mounts::{self, FILE_SYSTEM_TYPE, MountEntry};
 use serde::Serialize;
 
-use crate::args::WhereArgs;
+use crate::args::{ClusterArgs, WhereArgs};
 use crate::config::{self, Loaded};
 use crate::failure::{Failure, Outcome};
 use crate::output::{self, Table};
@@ -34,7 +34,7 @@ struct ChunkView {
 pub(crate) fn show(arguments: &WhereArgs) -> Outcome {
     let (path, entry) = on_a_mount(&arguments.path)?;
     let within = path.strip_prefix(&entry.mount_point)?.to_path_buf();
-    let loaded = cluster_of(arguments, &entry)?;
+    let loaded = cluster_of(&arguments.show.cluster, &entry)?;
     let (attributes, places) = block_on(ask(&loaded, &within))?;
     let view = PlaceView {
         path: path.display().to_string(),
@@ -81,12 +81,12 @@ pub(crate) fn on_a_mount(path: &Path) -> Outcome<(PathBuf, MountEntry)> {
 }
 
 /// The one named, else the one whose file the mount shows as its source.
-fn cluster_of(arguments: &WhereArgs, entry: &MountEntry) -> Outcome<Loaded> {
+pub(crate) fn cluster_of(cluster: &ClusterArgs, entry: &MountEntry) -> Outcome<Loaded> {
     let source = PathBuf::from(&entry.source);
-    if arguments.show.cluster.cluster.is_none() && source.exists() {
+    if cluster.cluster.is_none() && source.exists() {
         return config::read(&source);
     }
-    config::find(&arguments.show.cluster)
+    config::find(cluster)
 }
 
 fn print(view: &PlaceView) {

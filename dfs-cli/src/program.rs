@@ -11,7 +11,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::args::{Cli, Verb};
 use crate::failure::{Code, Failure, Outcome};
-use crate::{chain, conflicts, dev, init, mounting, node, output, place, policy, resync, scrub, serve, status};
+use crate::{chain, conflicts, dev, init, mounting, node, output, place, policy, resync, scrub, serve, status, verify};
 
 /// Parses, runs, reports.
 pub(crate) fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
@@ -60,6 +60,7 @@ fn start(cli: &Cli) -> Outcome {
         Verb::Node(verb) => node::run(verb),
         Verb::Resync(verb) => resync::run(verb),
         Verb::Where(arguments) => place::show(arguments),
+        Verb::Verify(arguments) => verify::run(arguments),
         Verb::Policy(verb) => policy::run(verb),
         Verb::Conflicts(verb) => conflicts::run(verb),
         Verb::Version => {

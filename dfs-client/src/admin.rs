@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use dfs_common::chain::ChainInfo;
 use dfs_common::config::ClusterConfig;
 use dfs_common::conflict::ConflictEntry;
@@ -13,8 +14,8 @@ use dfs_common::wire::meta::{ClusterStatus, MetaDamage, MetaRequest, MetaRespons
 use dfs_common::wire::namespace::{Attributes, NamespaceAnswer, NamespaceRead};
 use dfs_common::wire::storage::{ChunkSummary, NodeStatus, ScrubReport, StorageRequest, StorageResponse};
 use dfs_common::{
-    ChainId, ChunkId, ChunkIndex, Error, ErrorCode, InodeId, MetaId, Result, RoutingTable, RoutingVersion, StorageId,
-    ValidName,
+    ChainId, ChunkId, ChunkIndex, ClusterId, Error, ErrorCode, InodeId, MetaId, Result, RoutingTable, RoutingVersion,
+    StorageId, ValidName,
 };
 use dfs_crypto::certificate::Credentials;
 use dfs_net::Endpoint;
@@ -37,6 +38,7 @@ pub struct AdminClient {
     network: Network,
     leader: Arc<Leader>,
     servers: Vec<(MetaId, SocketAddr)>,
+    cluster: ClusterId,
     deadline: Duration,
 }
 
@@ -76,7 +78,7 @@ pub struct ChunkPlace {
 impl AdminClient {
     /// Binds a socket; servers are contacted when they are asked something.
     pub async fn connect(config: ClusterConfig, credentials: Credentials, deadline: Duration) -> Result<Self> {
-        config.cluster_id()?;
+        let cluster = config.cluster_id()?;
         let listen = local_address(config.meta_addresses().map(|(_, address)| address));
         let endpoint = Endpoint::bind(&credentials, listen).await.map_err(Error::from)?;
         let network = Network::new(endpoint);
@@ -85,6 +87,7 @@ impl AdminClient {
             network,
             leader,
             servers: config.meta_addresses().collect(),
+            cluster,
             deadline,
         })
     }
@@ -137,7 +140,7 @@ impl AdminClient {
         }
     }
 
-    async fn table(&self) -> Result<RoutingTable> {
+    pub(crate) async fn table(&self) -> Result<RoutingTable> {
         self.routing(RoutingVersion(0), Duration::ZERO).await?.ok_or_else(|| {
             Error::new(
                 ErrorCode::TooFewReplicas,
@@ -146,19 +149,32 @@ impl AdminClient {
         })
     }
 
+    pub(crate) const fn cluster(&self) -> ClusterId {
+        self.cluster
+    }
+
     async fn storage(
         &self,
         table: &RoutingTable,
         node: StorageId,
         request: &StorageRequest,
     ) -> Result<StorageResponse> {
+        let (response, _) = self.storage_data(table, node, request).await?;
+        Ok(response)
+    }
+
+    pub(crate) async fn storage_data(
+        &self,
+        table: &RoutingTable,
+        node: StorageId,
+        request: &StorageRequest,
+    ) -> Result<(StorageResponse, Bytes)> {
         let address = table
             .address(node)
             .ok_or_else(|| Error::new(ErrorCode::NotFound, format!("storage-{node} is not in the cluster")))?;
         self.network
             .storage((node, address), Lane::Control, request, &[], self.deadline)
             .await
-            .map(|(response, _)| response)
             .map_err(|error| error.context(format_args!("storage-{node}")))
     }
 

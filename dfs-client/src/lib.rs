@@ -10,7 +10,7 @@
 //!
 //! The code: `meta` (leader, session), `routing` and `chunks` (who stores what, requests to chains), `data` (pure buffers
 //! and plans; reader, writer, truncate), `mount` (what files share), `client` (the calls), `conflicts` (two versions of one file),
-//! `admin` (for tools).
+//! `admin` and `verify` (for tools).
 
 pub mod admin;
 mod chunks;
@@ -25,6 +25,7 @@ pub mod options;
 pub mod retry;
 mod routing;
 mod seen;
+pub mod verify;
 
 pub use admin::AdminClient;
 pub use client::Client;

@@ -279,6 +279,8 @@ fn check(cluster: &HostCluster) {
     for found in conflicts(cluster) {
         assert_eq!(found["state"], "settled", "{found:#?}");
     }
+    let everywhere = mounts[0].to_str().unwrap();
+    let _ = cluster.admin(&["verify", everywhere]).expect_ok("dfs verify");
     let verified = cluster.admin(&["chain", "verify", "--deep"]);
     assert!(verified.ok(), "{}{}", verified.stdout, verified.stderr);
 }

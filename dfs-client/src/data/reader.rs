@@ -338,7 +338,7 @@ impl Mount {
     }
 }
 
-fn open(
+pub(crate) fn open(
     cipher: &BlockCipher,
     chunk: ChunkId,
     (first, blocks): (BlockIndex, u32),
