@@ -501,6 +501,7 @@ pub(crate) mod tests {
             id: ChainId(1),
             epoch: Epoch(4),
             settled: true,
+            rest: dfs_common::Rest::default(),
             headed: Epoch(1),
             revived: Epoch(1),
             members: members.collect(),

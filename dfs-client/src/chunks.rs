@@ -110,7 +110,7 @@ fn members(table: &RoutingTable, ask: &Ask<'_>) -> std::result::Result<(Epoch, V
     }
     let count = match (ask.target, ask.level) {
         (Target::Head, _) | (Target::Reader { .. }, Level::All) => 1,
-        (Target::Reader { .. }, Level::Quorum) => chain.complete().count(),
+        (Target::Reader { .. }, Level::Quorum) => chain.quorum_readers().count(),
         (Target::Reader { .. }, Level::One) => serving,
     };
     let able: Vec<Member> = chain

@@ -58,6 +58,24 @@ impl ChainMember {
     }
 }
 
+/// How often the head of a chain has said, within an epoch, that the chain rests or rests no more: odd while it rests.
+///
+/// Numbered, so that of what a head says in this order the later counts, in whatever order it is decided.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Rest(pub u64);
+
+impl Rest {
+    #[must_use]
+    pub const fn is_resting(self) -> bool {
+        self.0 % 2 == 1
+    }
+
+    #[must_use]
+    pub const fn next(self) -> Self {
+        Self(self.0 + 1)
+    }
+}
+
 /// One configuration of one chain. Order of `members`: serving ones first (head .. tail), then syncing ones, then the rest.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ChainInfo {
@@ -66,6 +84,8 @@ pub struct ChainInfo {
     /// Whether the second serving member has, durably, all that was acknowledged at QUORUM before this epoch. It changes
     /// from `false` to `true` within an epoch; with one serving member it is `true`.
     pub settled: bool,
+    /// While the chain rests, every serving member has, durably, all that was acknowledged at QUORUM. Rises within an epoch.
+    pub rest: Rest,
     /// The epoch in which the present head took over. What others acknowledged at ONE before it may be gone.
     pub headed: Epoch,
     /// The last epoch in which the chain was brought back after every complete member had gone. What was acknowledged before it,
@@ -97,14 +117,27 @@ impl ChainInfo {
     }
 
     /// Serving members that are known to have every write that was acknowledged at QUORUM or ALL, head first. Each of them may
-    /// answer for such writes, and may carry the chain on alone. The others may lack the last ones.
+    /// carry the chain on alone. The others may lack the last ones.
     pub fn complete(&self) -> impl Iterator<Item = StorageId> + '_ {
-        self.serving()
-            .take(if self.settled || planted::is(Bug::UnsettledServes) {
-                COMPLETE_MEMBERS
-            } else {
-                1
-            })
+        self.serving().take(if self.rest.is_resting() {
+            usize::MAX
+        } else {
+            self.answering()
+        })
+    }
+
+    /// Members that may answer for writes at QUORUM. Fewer than are complete while the chain rests: that ends within the epoch, and
+    /// whoever has not heard of it yet must not answer.
+    pub fn quorum_readers(&self) -> impl Iterator<Item = StorageId> + '_ {
+        self.serving().take(self.answering())
+    }
+
+    fn answering(&self) -> usize {
+        if self.settled || planted::is(Bug::UnsettledServes) {
+            COMPLETE_MEMBERS
+        } else {
+            1
+        }
     }
 
     /// The first epoch whose acknowledgements at this level the chain still answers for, were they synced or not.
@@ -220,6 +253,7 @@ mod tests {
             id: ChainId(1),
             epoch: Epoch(7),
             settled: true,
+            rest: Rest::default(),
             headed: Epoch(1),
             revived: Epoch(1),
             members: vec![

@@ -21,7 +21,7 @@ pub mod units;
 pub mod version;
 pub mod wire;
 
-pub use chain::{ChainInfo, ChainMember, ChainTable, Duty, MemberState, NodeInfo, RoutingTable};
+pub use chain::{ChainInfo, ChainMember, ChainTable, Duty, MemberState, NodeInfo, Rest, RoutingTable};
 pub use conflict::{Conflict, ConflictId, ConflictState, Divergence, Settlement, Verdict};
 pub use error::{Error, ErrorCode, Result, RetryClass};
 pub use id::{

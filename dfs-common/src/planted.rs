@@ -56,6 +56,8 @@ bugs! {
     PendingAllShown = "a read at ONE shows a write at ALL before it is everywhere";
     StableEarly = "a member forgets what those after the next one do not have";
     SyncAlone = "a sync at QUORUM reaches one disk";
+    RestUnheeded = "a head forgets that its chain rests";
+    RestUnflushed = "a chain rests before its disks have everything";
     NameDedupeForgets = "the answer of a change is not remembered";
     SnapshotWithoutDedupe = "a snapshot leaves out the remembered answers";
 }

@@ -24,7 +24,7 @@ use dfs_common::wire::storage::{
 };
 use dfs_common::{
     BlockIndex, ChainId, ChainInfo, ChainMember, ChunkId, ChunkIndex, ChunkVersion, ClusterId, Epoch, Error, ErrorCode,
-    HybridClock, Incarnation, InodeId, Level, MemberState, RequestId, RoutingVersion, SequenceNumber, SessionId,
+    HybridClock, Incarnation, InodeId, Level, MemberState, RequestId, Rest, RoutingVersion, SequenceNumber, SessionId,
     StorageId, StoreId, Timestamp, ValidName,
 };
 use serde::Serialize;
@@ -110,6 +110,7 @@ fn messages_encode_to_their_golden_bytes() {
                 wall: Timestamp::from_nanos(0x55),
                 logical: 0x66,
             },
+            everywhere: false,
         }),
     );
     golden.message("storage-chunk-state", &StorageRequest::ChunkState { chain, chunk });
@@ -251,6 +252,7 @@ fn messages_encode_to_their_golden_bytes() {
                 damage: DamageCount { open: 2, lost: 1 },
             },
             settled: vec![(chain, epoch)],
+            rests: vec![(chain, epoch, Rest(3))],
         }),
     );
     golden.message("meta-not-leader", &MetaResponse::NotLeader { leader: None });
@@ -260,6 +262,7 @@ fn messages_encode_to_their_golden_bytes() {
             id: chain,
             epoch,
             settled: true,
+            rest: Rest::default(),
             headed: Epoch(5),
             revived: Epoch(2),
             members: vec![

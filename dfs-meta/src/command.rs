@@ -7,7 +7,8 @@ use dfs_common::conflict::{ConflictId, Divergence, Settlement, Verdict};
 use dfs_common::wire::meta::{ChangeRequest, NodeAction, Reservation};
 use dfs_common::wire::namespace::NamespaceChange;
 use dfs_common::{
-    ChainId, ChunkId, Epoch, Error, Hold, HoldEpoch, Incarnation, InodeId, SessionId, StorageId, StoreId, Timestamp,
+    ChainId, ChunkId, Epoch, Error, Hold, HoldEpoch, Incarnation, InodeId, Rest, SessionId, StorageId, StoreId,
+    Timestamp,
 };
 
 use crate::namespace::{Growing, Obstacle};
@@ -87,6 +88,8 @@ pub enum ClusterEvent {
     },
     /// The chain's second member has what it may have lacked when this epoch began.
     Settled { chain: ChainId, epoch: Epoch },
+    /// The chain rests, or rests no more.
+    Rest { chain: ChainId, epoch: Epoch, rest: Rest },
     /// A node becomes a member of a chain, if that is still in this epoch; likewise below.
     Join {
         chain: ChainId,

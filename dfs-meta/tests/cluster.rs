@@ -269,6 +269,7 @@ async fn storage(cluster: &Cluster, id: u32) -> Node {
                 retired: Vec::new(),
                 signs: Signs::default(),
                 settled: Vec::new(),
+                rests: Vec::new(),
             });
             if let MetaResponse::Heartbeat(answer) = user.ask(&request).await {
                 lease.store(answer.lease, Ordering::Relaxed);

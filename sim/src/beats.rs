@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use dfs_common::wire::meta::{HEARTBEAT_MS, Heartbeat};
-use dfs_common::{Epoch, RoutingTable};
+use dfs_common::{Epoch, Rest, RoutingTable};
 use dfs_storage::replica::{Input, ReplicaCore};
 
 use crate::network::GROUP;
@@ -44,6 +44,15 @@ impl World {
                     member.is_some_and(|member| member.settled == config.epoch)
                 })
                 .map(|config| (config.id, config.epoch))
+                .collect(),
+            rests: node
+                .table
+                .chains
+                .values()
+                .filter_map(|config| {
+                    let (epoch, rest) = node.chains.get(&config.id)?.rest;
+                    (epoch == config.epoch && rest > config.rest).then_some((config.id, epoch, rest))
+                })
                 .collect(),
             retired: Vec::new(),
             signs: dfs_common::wire::meta::Signs::default(),
@@ -86,13 +95,14 @@ impl World {
             let member = node.chains.entry(id).or_insert_with(|| Member {
                 core: ReplicaCore::new(id, this),
                 settled: Epoch(0),
+                rest: (Epoch(0), Rest::default()),
                 next_waiter: 1,
                 waiting: std::collections::BTreeMap::new(),
             });
             if member.core.epoch() < config.epoch {
                 self.watch_config(at, config);
                 self.feed(at, id, Input::Configure(config.clone()));
-            } else if member.core.epoch() == config.epoch && config.settled {
+            } else if member.core.epoch() == config.epoch && (config.settled || config.rest > Rest::default()) {
                 self.feed(at, id, Input::Configure(config.clone()));
             }
         }

@@ -293,7 +293,7 @@ impl World {
                     // As dfs-client: by the level of the read.
                     let able = match pending.op.level() {
                         Level::One => serving.len(),
-                        Level::Quorum => chain.map_or(0, |chain| chain.complete().count()),
+                        Level::Quorum => chain.map_or(0, |chain| chain.quorum_readers().count()),
                         Level::All => serving.len().min(1),
                     };
                     let serving = &serving[..able.min(serving.len())];

@@ -117,6 +117,35 @@ impl World {
                 self.kill(node, 1_500 + 20);
                 self.after(1_500, Event::Undo(Undo::Stale { node, apart_ms }));
             }
+            Fault::Cascade {
+                first,
+                count,
+                apart_ms,
+                power,
+                back_ms,
+            } => {
+                self.fired(Kind::Cascade);
+                if self
+                    .group
+                    .decided()
+                    .chains
+                    .values()
+                    .any(|chain| chain.rest.is_resting())
+                {
+                    self.fired(Kind::DeathsAtRest);
+                }
+                for turn in 0..count {
+                    let node = (first + turn) % NODES;
+                    let down_ms = back_ms + apart_ms * 2 * (count - turn) as u64;
+                    let next = if power >> turn & 1 == 1 {
+                        let torn = (power >> (turn + 8) & 1 == 1).then_some(power);
+                        Fault::Power { node, down_ms, torn }
+                    } else {
+                        Fault::Kill { node, down_ms }
+                    };
+                    self.after(apart_ms * turn as u64, Event::Undo(Undo::Strike(next)));
+                }
+            }
             Fault::Media { node, kind, draw } => self.media(node, kind, draw),
             Fault::Slow { node, ms, until_ms } => {
                 self.fired(Kind::SlowDisk);
@@ -245,6 +274,7 @@ impl World {
 
     pub(crate) fn undo(&mut self, undo: Undo) {
         match undo {
+            Undo::Strike(fault) => self.strike(fault),
             Undo::Disk(node) => self.nodes[node].disk.limit(u64::MAX),
             Undo::Stale { node, apart_ms } => {
                 self.fired(Kind::StaleFirst);

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use dfs_common::wire::meta::Heartbeat;
 use dfs_common::{ChainId, Epoch, InodeId, MemberState, RoutingTable, StorageId, Timestamp};
+use dfs_meta::chains::complete_reports;
 use dfs_meta::command::{ClusterEvent, Command, CommandKind, Outcome};
 use dfs_meta::namespace::NameHash;
 use dfs_meta::service::{Leases, Moment};
@@ -327,18 +328,7 @@ impl World {
         let now = Moment::from_ms(self.now);
         let lease = self.group.leases.heartbeat(now, heartbeat, true, &routing);
         let full: BTreeSet<StorageId> = self.group.leases.full();
-        // As `Owner::note_settled`.
-        let settled = heartbeat.settled.iter().filter(|&&(chain, epoch)| {
-            routing
-                .chain(chain)
-                .is_some_and(|info| info.epoch == epoch && !info.settled && info.head() == Some(heartbeat.node))
-                && routing
-                    .nodes
-                    .get(&heartbeat.node)
-                    .is_some_and(|info| info.incarnation == heartbeat.incarnation)
-        });
-        let settled = settled.map(|&(chain, epoch)| ClusterEvent::Settled { chain, epoch });
-        self.group.reports.extend(settled);
+        self.group.reports.extend(complete_reports(&routing, heartbeat));
         let table = (heartbeat.routing < routing.version).then_some(routing);
         if !self.lost(GROUP, node) {
             let delay = self.delay_ms();

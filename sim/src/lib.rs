@@ -31,6 +31,7 @@ pub mod random;
 pub mod schedule;
 mod shell;
 pub mod shrink;
+mod stories;
 pub mod trace;
 mod world;
 

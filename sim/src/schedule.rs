@@ -3,6 +3,7 @@
 use dfs_common::Level;
 
 use crate::random::Random;
+use crate::stories;
 
 /// How long faults go on.
 pub const STORM_MS: u64 = 9_000;
@@ -59,6 +60,8 @@ pub enum Kind {
     LeaderDeaf,
     SlowConsensus,
     UnsyncedLost,
+    Cascade,
+    DeathsAtRest,
 }
 
 impl Kind {
@@ -101,6 +104,8 @@ impl Kind {
         Self::LeaderDeaf,
         Self::SlowConsensus,
         Self::UnsyncedLost,
+        Self::Cascade,
+        Self::DeathsAtRest,
     ];
 }
 
@@ -130,6 +135,15 @@ pub enum Fault {
     StaleFirst {
         node: usize,
         apart_ms: u64,
+    },
+    /// One after the other, two or all of them, at once or with some time between; the last to go is the first back.
+    Cascade {
+        first: usize,
+        count: usize,
+        apart_ms: u64,
+        /// Whether the power goes, by turn; else only the process.
+        power: u64,
+        back_ms: u64,
     },
     Media {
         node: usize,
@@ -289,6 +303,13 @@ impl Schedule {
     pub fn draw(seed: u64) -> Self {
         let mut random = Random::new(seed ^ 0x5eed_0000_0000_0000);
         let mut steps = Vec::new();
+        if random.below(STORY_EVERY) == 0 {
+            stories::draw(&mut random, &mut steps);
+            steps.retain(|step| step.at_ms < STORM_MS + 500);
+            steps.sort_by_key(|step| step.at_ms);
+            let character = Character::default();
+            return Self { seed, character, steps };
+        }
         let media = random.chance(35);
         let character = Character {
             loss_percent: if random.chance(50) { random.below(8) } else { 0 },
@@ -321,18 +342,28 @@ fn down_ms(random: &mut Random) -> u64 {
     }
 }
 
+/// Sorts of faults: those that `draw_fault` knows, and one that is a story of its own.
+const FAULTS: u64 = 19;
+const CASCADE: u64 = 18;
+
+/// One seed in so many tells a story.
+const STORY_EVERY: u64 = 8;
+
 fn faults(random: &mut Random, character: Character, steps: &mut Vec<Step>) {
     // A few kinds a seed: so that seeds differ, and rare mixtures come up.
-    let mut allowed = random.next() | (1 << random.below(18));
+    let mut allowed = random.next() | (1 << random.below(FAULTS));
     let kinds = random.between(2, 9);
-    while u64::from((allowed & 0x3_ffff).count_ones()) > kinds {
-        allowed &= !(1 << random.below(18));
+    while u64::from((allowed & ((1 << FAULTS) - 1)).count_ones()) > kinds {
+        allowed &= !(1 << random.below(FAULTS));
     }
     let mut at = random.between(300, 1_200);
     let lasts = random.between(3_000, STORM_MS);
     while at < lasts {
-        let kind = random.below(18);
-        if allowed & (1 << kind) != 0
+        let kind = random.below(FAULTS);
+        if kind == CASCADE && allowed & (1 << kind) != 0 && character.victim.is_none() {
+            let chunk = random.below(CHUNKS);
+            at = stories::cascade(random, chunk, at, steps) + random.between(20, 1_500);
+        } else if allowed & (1 << kind) != 0
             && let Some(fault) = draw_fault(random, kind, character)
         {
             steps.push(Step {
@@ -449,7 +480,13 @@ fn draw_fault(random: &mut Random, kind: u64, character: Character) -> Option<Fa
 
 fn ops(random: &mut Random, steps: &mut Vec<Step>) {
     let end = STORM_MS + 500;
-    let gap = random.between(60, 220);
+    // Where little is written, what was synced stays the last word on a disk, and chains come to rest.
+    let sparse = random.chance(30);
+    let gap = if sparse {
+        random.between(300, 1_500)
+    } else {
+        random.between(60, 220)
+    };
     let few = random.chance(50);
     let policies: Vec<_> = (0..CHUNKS + DOOMED).map(|_| draw_policy(random)).collect();
     for client in 0..CLIENTS {
@@ -464,6 +501,8 @@ fn ops(random: &mut Random, steps: &mut Vec<Step>) {
             let (write, read) = policies[chunk as usize];
             let level = draw_level(random, write);
             let op = match random.below(100) {
+                // A file that is written and synced, and then left alone.
+                0..=11 if sparse => Op::Sync { chunk, level },
                 0..=46 => Op::Write {
                     chunk,
                     first,

@@ -173,6 +173,11 @@ impl World {
                     member.settled = epoch;
                 }
             }
+            Effect::ReportRest { epoch, rest } => {
+                if let Some(member) = self.nodes[at].chains.get_mut(&chain) {
+                    member.rest = member.rest.max((epoch, rest));
+                }
+            }
             Effect::FetchInventory {
                 ticket,
                 to,

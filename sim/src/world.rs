@@ -42,6 +42,7 @@ pub(crate) struct Member {
     pub(crate) core: ReplicaCore,
     /// The last epoch in which it brought the second member up to date.
     pub(crate) settled: dfs_common::Epoch,
+    pub(crate) rest: (dfs_common::Epoch, dfs_common::Rest),
     pub(crate) next_waiter: u64,
     pub(crate) waiting: BTreeMap<WaiterId, Waiting>,
 }
@@ -195,6 +196,8 @@ pub(crate) enum Event {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Undo {
     Disk(usize),
+    /// A fault goes on.
+    Strike(crate::schedule::Fault),
     Stale {
         node: usize,
         apart_ms: u64,

@@ -2,7 +2,7 @@
 
 use dfs_common::Level;
 use dfs_sim::run;
-use dfs_sim::schedule::{Character, Fault, NODES, Op, Schedule, Step, What};
+use dfs_sim::schedule::{Character, Fault, Kind, NODES, Op, Schedule, Step, What};
 
 fn at(at_ms: u64, what: What) -> Step {
     Step { at_ms, what }
@@ -68,6 +68,48 @@ fn what_was_read_outlives_everybody_being_killed() {
                     panic!(
                         "{write_level}/{read_level}, storage-{} slow, pick {pick}: {}\n{}\n{}",
                         slow + 1,
+                        violation.invariant,
+                        violation.detail,
+                        outcome.log.join("\n")
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// A chain at rest is woken by a write that its last member does not hear of, and then the others go.
+#[test]
+fn the_first_write_after_a_rest_is_safe() {
+    for first in 0..NODES {
+        for after in (6..130).step_by(4) {
+            for (apart_ms, power) in [(0, 0), (8, 0), (30, 7)] {
+                let last = (first + NODES - 1) % NODES;
+                let mut steps = vec![at(500, write(0, Level::Quorum))];
+                for turn in 0..NODES - 1 {
+                    let b = (first + turn) % NODES;
+                    let (kind, ms) = (Kind::PartialPartition, 400);
+                    steps.push(at(2_990, What::Fault(Fault::Cut { kind, a: last, b, ms })));
+                }
+                steps.push(at(3_000, write(1, Level::Quorum)));
+                let cascade = Fault::Cascade {
+                    first,
+                    count: NODES - 1,
+                    apart_ms,
+                    power,
+                    back_ms: 2_500,
+                };
+                steps.push(at(3_000 + after, What::Fault(cascade)));
+                steps.push(at(4_500, read(2, 0, Level::Quorum)));
+                let schedule = Schedule {
+                    seed: 1,
+                    character: Character::default(),
+                    steps,
+                };
+                let outcome = run(&schedule, true);
+                if let Some(violation) = outcome.violation {
+                    panic!(
+                        "first {first}, after {after} ms, {apart_ms} ms apart: {}\n{}\n{}",
                         violation.invariant,
                         violation.detail,
                         outcome.log.join("\n")

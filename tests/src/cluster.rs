@@ -142,6 +142,11 @@ impl DevCluster {
     /// of each other can both be all that is complete (decision 14); whoever kills one after the other waits for this.
     #[track_caller]
     pub fn wait_settled(&self, bound: Duration) {
+        self.wait_complete(2, bound);
+    }
+
+    #[track_caller]
+    fn wait_complete(&self, wanted: usize, bound: Duration) {
         let start = Instant::now();
         let is_settled = |chain: &Value| {
             let count = |fits: &dyn Fn(&Value) -> bool| {
@@ -149,7 +154,7 @@ impl DevCluster {
                 members.map_or(0, |members| members.iter().filter(|member| fits(member)).count())
             };
             let serving = count(&|member| member["state"] == "serving");
-            serving > 0 && count(&|member| member["complete"] == true) >= serving.min(2)
+            serving > 0 && count(&|member| member["complete"] == true) >= serving.min(wanted)
         };
         loop {
             let listed = self.admin(&["chain", "list", "-o", "json"]);
@@ -157,9 +162,18 @@ impl DevCluster {
             if chains.as_array().is_some_and(|chains| chains.iter().all(is_settled)) {
                 return;
             }
-            assert!(start.elapsed() < bound, "not settled after {bound:?}: {chains:#}");
+            assert!(
+                start.elapsed() < bound,
+                "not {wanted} complete members after {bound:?}: {chains:#}"
+            );
             thread::sleep(Duration::from_millis(100));
         }
+    }
+
+    /// Waits until every chain has three members that may carry it on alone: nothing is written, and nothing is on its way.
+    #[track_caller]
+    pub fn wait_at_rest(&self, bound: Duration) {
+        self.wait_complete(3, bound);
     }
 
     /// `chain verify --deep`: every replica of every chain holds the same.

@@ -158,6 +158,7 @@ impl Cluster {
                 id: ChainId(chain),
                 epoch: Epoch(1),
                 settled: true,
+                rest: dfs_common::Rest::default(),
                 headed: Epoch(1),
                 revived: Epoch(1),
                 members,

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 
 use super::namespace::{Attributes, Caller, NamespaceAnswer, NamespaceChange, NamespaceOp, NamespaceRead};
-use crate::chain::RoutingTable;
+use crate::chain::{Rest, RoutingTable};
 use crate::conflict::{ConflictEntry, ConflictId, Divergence, Settlement, Verdict};
 use crate::error::Error;
 use crate::id::{
@@ -273,6 +273,8 @@ pub struct Heartbeat {
     /// Chains whose head this node is and whose second member has caught up in this epoch, as far as the node's table does not
     /// show them as settled.
     pub settled: Vec<(ChainId, Epoch)>,
+    /// Chains whose head this node is and that rest, or rest no more, as far as the node's table does not show it.
+    pub rests: Vec<(ChainId, Epoch, Rest)>,
     /// Chains that it serves no more in this epoch, as it was asked to, and in which nothing of it is under way.
     pub retired: Vec<(ChainId, Epoch)>,
     pub signs: Signs,

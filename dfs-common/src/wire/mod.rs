@@ -13,10 +13,10 @@ use serde::{Deserialize, Serialize};
 use crate::id::ClusterId;
 
 /// Version of every message in this module. Peers with another version are refused in the handshake.
-pub const PROTOCOL_VERSION: u32 = 6;
+pub const PROTOCOL_VERSION: u32 = 7;
 
 /// ALPN of a connection: protocol name with its version, so that TLS itself refuses others.
-pub const ALPN: &[u8] = b"dfs/5";
+pub const ALPN: &[u8] = b"dfs/7";
 
 /// First message on every connection, both ways.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,4 +32,14 @@ pub enum Lane {
     Control,
     /// Reads and writes of file data, resync.
     Bulk,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_protocol_has_its_version_in_its_name() {
+        assert_eq!(ALPN, format!("dfs/{PROTOCOL_VERSION}").as_bytes());
+    }
 }

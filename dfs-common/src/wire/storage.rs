@@ -57,6 +57,8 @@ pub struct ForwardRequest {
     pub version: ChunkVersion,
     /// When the head gave it out.
     pub stamp: HybridClock,
+    /// The chain may be known to rest, so this counts at QUORUM only once every member has it.
+    pub everywhere: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use dfs_common::level::REPLICATION_TARGET;
 use dfs_common::{
-    ChainId, ChainInfo, ChainMember, ChainTable, ChainTableId, Duty, Epoch, MemberState, NodeInfo, RoutingTable,
+    ChainId, ChainInfo, ChainMember, ChainTable, ChainTableId, Duty, Epoch, MemberState, NodeInfo, Rest, RoutingTable,
     StorageId, StoreId,
 };
 
@@ -28,6 +28,13 @@ pub fn apply(routing: &mut RoutingTable, events: &[ClusterEvent]) -> bool {
             ClusterEvent::Settled { chain, epoch } => {
                 let report = ChainEvent::Settled { epoch: *epoch };
                 reports.entry(*chain).or_default().push(report);
+            }
+            ClusterEvent::Rest { chain, epoch, rest } => {
+                let (epoch, rest) = (*epoch, *rest);
+                reports
+                    .entry(*chain)
+                    .or_default()
+                    .push(ChainEvent::Rest { epoch, rest });
             }
             ClusterEvent::Join { chain, epoch, node } => {
                 let there = routing
@@ -161,7 +168,8 @@ fn register(routing: &mut RoutingTable, event: &ClusterEvent, moves: &[ChainEven
         | ClusterEvent::Join { .. }
         | ClusterEvent::Leave { .. }
         | ClusterEvent::Renew { .. }
-        | ClusterEvent::Settled { .. } => (false, None),
+        | ClusterEvent::Settled { .. }
+        | ClusterEvent::Rest { .. } => (false, None),
     }
 }
 
@@ -200,6 +208,7 @@ fn create_first_table(routing: &mut RoutingTable) -> bool {
                 id,
                 epoch: Epoch(1),
                 settled: true,
+                rest: Rest::default(),
                 headed: Epoch(1),
                 revived: Epoch(1),
                 members,

@@ -18,6 +18,7 @@ mod members;
 mod moves;
 mod next;
 mod plan;
+mod reports;
 mod table;
 
 pub use apply::{apply, refused};
@@ -25,6 +26,7 @@ pub use duty::administer;
 pub use moves::{Move, plan_moves};
 pub use next::{ChainEvent, next_chain};
 pub use plan::plan_chains;
+pub use reports::complete_reports;
 pub use table::table_markdown;
 
 /// Every head has brought its second member up to date.

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use dfs_common::chain::COMPLETE_MEMBERS;
 use dfs_common::planted::{self, Bug};
-use dfs_common::{ChainInfo, ChainMember, Epoch, MemberState, StorageId};
+use dfs_common::{ChainInfo, ChainMember, Epoch, MemberState, Rest, StorageId};
 
 use super::members;
 
@@ -23,6 +23,8 @@ pub enum ChainEvent {
     Resynced { node: StorageId, epoch: Epoch },
     /// The second serving member has what it may have lacked when this epoch began.
     Settled { epoch: Epoch },
+    /// Every serving member has everything, or: from now on not every one need have it.
+    Rest { epoch: Epoch, rest: Rest },
     /// A node that is there becomes a member.
     Join { node: StorageId, epoch: Epoch },
     /// A member goes for good, if enough others serve.
@@ -38,23 +40,22 @@ pub enum ChainEvent {
 /// The order within a batch is fixed, because the events are concurrent: first what was settled and the resyncs (they report
 /// what already was so in the chain's epoch), then everybody who went away, together, then those who are there at the end.
 ///
-/// That a chain is settled is no other configuration: its epoch stays.
+/// That a chain is settled, or rests, is no other configuration: its epoch stays.
 #[must_use]
 pub fn next_chain(chain: &ChainInfo, events: &[ChainEvent]) -> Option<ChainInfo> {
-    let was_settled = chain.settled;
-    let settled = was_settled
-        || events
-            .iter()
-            .any(|event| matches!(event, ChainEvent::Settled { epoch } if *epoch == chain.epoch));
-    let chain = &ChainInfo {
-        settled,
-        ..chain.clone()
-    };
-    let reconfigured = reconfigure(chain, events);
-    reconfigured.or_else(|| (settled != was_settled).then(|| chain.clone()))
+    let mut told = chain.clone();
+    for event in events {
+        match *event {
+            ChainEvent::Settled { epoch } if epoch == chain.epoch => told.settled = true,
+            ChainEvent::Rest { epoch, rest } if epoch == chain.epoch => told.rest = told.rest.max(rest),
+            _ => {}
+        }
+    }
+    let reconfigured = reconfigure(&told, events);
+    reconfigured.or_else(|| (told != *chain).then_some(told))
 }
 
-/// The next configuration of a chain whose `settled` is up to date.
+/// The next configuration of a chain whose `settled` and `rest` are up to date.
 fn reconfigure(chain: &ChainInfo, events: &[ChainEvent]) -> Option<ChainInfo> {
     let mut members = chain.members.clone();
     let mut complete: BTreeSet<StorageId> = chain.complete().collect();
@@ -98,6 +99,7 @@ fn reconfigure(chain: &ChainInfo, events: &[ChainEvent]) -> Option<ChainInfo> {
             | ChainEvent::Join { .. }
             | ChainEvent::Leave { .. }
             | ChainEvent::Renew { .. }
+            | ChainEvent::Rest { .. }
             | ChainEvent::Settled { .. } => {}
         }
     }
@@ -142,6 +144,7 @@ fn reconfigure(chain: &ChainInfo, events: &[ChainEvent]) -> Option<ChainInfo> {
         id: chain.id,
         epoch,
         settled,
+        rest: Rest::default(),
         headed: if same_head { chain.headed } else { epoch },
         revived: if revived { epoch } else { chain.revived },
         members,

@@ -2,7 +2,8 @@
 
 use std::fmt::Write;
 
-use dfs_common::{ChainId, ChainInfo, ChainMember, Epoch, MemberState, StorageId};
+use dfs_common::chain::COMPLETE_MEMBERS;
+use dfs_common::{ChainId, ChainInfo, ChainMember, Epoch, MemberState, Rest, StorageId};
 
 use super::next::{ChainEvent, next_chain};
 
@@ -30,6 +31,7 @@ pub(super) fn every_chain() -> Vec<ChainInfo> {
                         id: ChainId(1),
                         epoch: Epoch(10),
                         settled: true,
+                        rest: Rest::default(),
                         headed: Epoch(1),
                         revived: Epoch(1),
                         members,
@@ -38,6 +40,13 @@ pub(super) fn every_chain() -> Vec<ChainInfo> {
                     if chain.serving().nth(1).is_some() {
                         chains.push(ChainInfo {
                             settled: false,
+                            ..chain.clone()
+                        });
+                    }
+                    // Where everybody is complete anyway, rest says nothing.
+                    if chain.serving().nth(COMPLETE_MEMBERS).is_some() {
+                        chains.push(ChainInfo {
+                            rest: Rest::default().next(),
                             ..chain.clone()
                         });
                     }
@@ -78,6 +87,10 @@ pub(super) fn every_event(chain: &ChainInfo) -> Vec<Vec<ChainEvent>> {
         }]);
     }
     events.push(vec![ChainEvent::Settled { epoch: chain.epoch }]);
+    if chain.settled && chain.serving().nth(COMPLETE_MEMBERS).is_some() {
+        let (epoch, rest) = (chain.epoch, chain.rest.next());
+        events.push(vec![ChainEvent::Rest { epoch, rest }]);
+    }
     for group in 1..(1_u32 << nodes.len()) {
         events.push(
             nodes
@@ -97,11 +110,11 @@ pub fn table_markdown() -> String {
     let mut text = String::from(
         "# Chains: states and transitions\n\n\
          Printed from `next_chain` in dfs-meta by its own test; do not edit. Members are 1, 2, 3; within a cell they\n\
-         stand in chain order (head first). Events that are not listed change nothing. Every transition but *settled*\n\
-         raises the chain's epoch by one.\n\n\
+         stand in chain order (head first). Events that are not listed change nothing. Every transition but *settled*,\n\
+         *rests* and *wakes* raises the chain's epoch by one.\n\n\
          A write at QUORUM is acknowledged when the first two serving members have it. Those two are *complete*: only they\n\
          carry the chain on when others go, and only they may bring it back. In an *unsettled* chain the second one may still lack\n\
-         what was acknowledged before this epoch; until the head has reported that it has caught up, only the head is complete.\n\n\
+         what was acknowledged before this epoch; until the head has reported that it has caught up, only the head is complete. While a chain *rests*, every serving member is.\n\n\
          | state | meaning |\n|---|---|\n\
          | serving | in sync: takes part in every write, serves reads |\n\
          | syncing | back: takes new writes at the end while its predecessor sends what differs |\n\
@@ -126,8 +139,12 @@ fn show(chain: &ChainInfo) -> String {
         .iter()
         .map(|member| format!("{} {}", member.node, member.state))
         .collect();
-    let settled = if chain.settled { "" } else { " (unsettled)" };
-    members.join(", ") + settled
+    let more = match (chain.settled, chain.rest.is_resting()) {
+        (false, _) => " (unsettled)",
+        (true, true) => " (at rest)",
+        (true, false) => "",
+    };
+    members.join(", ") + more
 }
 
 fn name(events: &[ChainEvent]) -> String {
@@ -140,6 +157,8 @@ fn name(events: &[ChainEvent]) -> String {
             ChainEvent::Lost(node) => format!("{node} with another disk"),
             ChainEvent::Resynced { node, .. } => format!("{node} resynced"),
             ChainEvent::Settled { .. } => "settled".to_owned(),
+            ChainEvent::Rest { rest, .. } if rest.is_resting() => "rests".to_owned(),
+            ChainEvent::Rest { .. } => "wakes".to_owned(),
             ChainEvent::Join { node, .. } => format!("{node} joins"),
             ChainEvent::Leave { node, .. } => format!("{node} leaves"),
             ChainEvent::Renew { .. } => "renewed".to_owned(),

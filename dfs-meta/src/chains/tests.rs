@@ -9,7 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use dfs_common::{
-    ChainId, ChainInfo, ChainMember, Epoch, Incarnation, MemberState, RoutingTable, RoutingVersion, StorageId, StoreId,
+    ChainId, ChainInfo, ChainMember, Epoch, Incarnation, MemberState, Rest, RoutingTable, RoutingVersion, StorageId,
+    StoreId,
 };
 use proptest::prelude::*;
 
@@ -59,8 +60,16 @@ fn check(before: &ChainInfo, events: &[ChainEvent]) {
     let settled_now = events
         .iter()
         .any(|event| matches!(event, ChainEvent::Settled { epoch } if *epoch == before.epoch));
+    let rest = events.iter().fold(before.rest, |rest, event| match *event {
+        ChainEvent::Rest { epoch, rest: said } if epoch == before.epoch => rest.max(said),
+        _ => rest,
+    });
     if after.members == before.members && after.epoch == before.epoch {
-        assert!(settled_now && !before.settled && after.settled, "{}", place());
+        assert!(
+            after.settled == (before.settled || settled_now) && after.rest == rest,
+            "{}",
+            place()
+        );
         return;
     }
     assert_eq!(after.epoch, before.epoch.next(), "{}", place());
@@ -88,6 +97,7 @@ fn check(before: &ChainInfo, events: &[ChainEvent]) {
     // Only who has every write that was acknowledged at QUORUM carries the chain on or may bring it back.
     let was = ChainInfo {
         settled: before.settled || settled_now,
+        rest,
         ..before.clone()
     };
     let mut complete: BTreeSet<StorageId> = was.complete().collect();
@@ -151,6 +161,7 @@ pub(super) fn chain(members: &[(u32, MemberState)]) -> ChainInfo {
         id: ChainId(1),
         epoch: Epoch(10),
         settled: true,
+        rest: Rest::default(),
         headed: Epoch(1),
         revived: Epoch(1),
         members: members
@@ -204,6 +215,38 @@ fn stories() {
         next_chain(&unsettled, &[ChainEvent::Settled { epoch: Epoch(10) }]),
         None,
         "a report of another epoch says nothing"
+    );
+    let rests = |number| ChainEvent::Rest {
+        epoch: all.epoch,
+        rest: Rest(number),
+    };
+    let at_rest = next_chain(&all, &[rests(1)]).expect("it is news");
+    assert!(at_rest.epoch == all.epoch && at_rest.complete().eq([a, b, c]) && at_rest.quorum_readers().eq([a, b]));
+    assert_eq!(
+        after(&at_rest, &[ChainEvent::Down(a), ChainEvent::Down(b)]),
+        [(3, Serving), (1, Offline), (2, Offline)],
+        "whoever stays has everything"
+    );
+    assert_eq!(
+        after(&at_rest, &together),
+        [(1, LastServer), (2, LastServer), (3, LastServer)],
+        "any of them may bring it back"
+    );
+    let head_gone = next_chain(&at_rest, &[ChainEvent::Down(a)]).expect("a death is a new configuration");
+    assert!(
+        head_gone.settled && head_gone.rest == Rest(0),
+        "the next two are complete at once"
+    );
+    let awake = next_chain(&at_rest, &[rests(2)]).expect("it is news");
+    assert_eq!(
+        next_chain(&awake, &[rests(1)]),
+        None,
+        "what was said before and is decided late"
+    );
+    assert_eq!(
+        after(&at_rest, &[rests(2), ChainEvent::Down(a), ChainEvent::Down(b)]),
+        [(1, LastServer), (2, LastServer), (3, Waiting)],
+        "it was woken before they went"
     );
     let tail_gone = next_chain(&all, &[ChainEvent::Down(c)]).expect("a death is a new configuration");
     assert!(tail_gone.settled, "the first two are the same");

@@ -99,6 +99,7 @@ mod tests {
                 retired: Vec::new(),
                 signs: Signs::default(),
                 settled: Vec::new(),
+                rests: Vec::new(),
             })
         };
         let table: [(MetaRequest, [bool; 4]); 7] = [

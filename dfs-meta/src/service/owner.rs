@@ -2,7 +2,7 @@
 //! follows from them goes out as one proposal at a time. No lock, no order to get wrong; the cost is one hop of a channel
 //! on heartbeats and keep-alives, which nobody waits for.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use std::time::Duration;
 use dfs_common::wire::meta::{Heartbeat, HeartbeatAnswer, KeepAlive, KeepAliveAnswer, LEADER_CONFIRMED_MS};
 use dfs_common::wire::namespace::StatFs;
 use dfs_common::{
-    ChainId, Epoch, Error, ErrorCode, Incarnation, InodeId, MemberState, Result, RoutingTable, RoutingVersion,
+    ChainId, Epoch, Error, ErrorCode, Incarnation, InodeId, MemberState, Rest, Result, RoutingTable, RoutingVersion,
     SessionId, StorageId,
 };
 use tokio::sync::{mpsc, oneshot, watch};
@@ -22,6 +22,7 @@ use tracing::{debug, error, info, warn};
 use super::leader::{Leader, Leases, Moves, Sessions, SoftStatus, stat_fs};
 use super::shared::{Applied, Shared};
 use super::tasks::Task;
+use crate::chains::complete_reports;
 use crate::command::{ClusterEvent, CommandKind};
 use crate::consensus::Leadership;
 
@@ -79,6 +80,8 @@ struct Term {
     resyncs: Vec<(ClusterEvent, oneshot::Sender<Result<()>>)>,
     /// Chains whose second member has caught up, for the next proposal. Bounded by the table: reports are checked against it.
     settled: BTreeSet<(ChainId, Epoch)>,
+    /// Likewise, chains that rest or rest no more.
+    rests: BTreeMap<(ChainId, Epoch), Rest>,
     proposing: Option<Proposal>,
     /// Whose events are in the proposal under way.
     told: Vec<oneshot::Sender<Result<()>>>,
@@ -194,6 +197,7 @@ async fn follow(term: &mut Option<Term>, leadership: Leadership, shared: &Arc<Sh
         },
         resyncs: Vec::new(),
         settled: BTreeSet::new(),
+        rests: BTreeMap::new(),
         proposing: None,
         told: Vec::new(),
     });
@@ -209,7 +213,7 @@ impl Term {
                     .consensus
                     .confirmed_within(Duration::from_millis(LEADER_CONFIRMED_MS));
                 let lease = self.leader.leases.heartbeat(now, &heartbeat, confirmed, routing);
-                self.note_settled(routing, &heartbeat);
+                self.note_complete(routing, &heartbeat);
                 self.leader.moves.heard(&heartbeat);
                 let retire = self.leader.moves.retire(heartbeat.node);
                 let routing = newer(routing, heartbeat.routing);
@@ -275,18 +279,20 @@ impl Term {
         }
     }
 
-    /// Takes in what a head says of its second members. It says so again with every heartbeat until the table has it.
-    fn note_settled(&mut self, routing: &RoutingTable, heartbeat: &Heartbeat) {
-        let unsettled = heartbeat.settled.iter().filter(|&&(chain, epoch)| {
-            routing
-                .chain(chain)
-                .is_some_and(|info| info.epoch == epoch && !info.settled && info.head() == Some(heartbeat.node))
-                && routing
-                    .nodes
-                    .get(&heartbeat.node)
-                    .is_some_and(|info| info.incarnation == heartbeat.incarnation)
-        });
-        self.settled.extend(unsettled);
+    /// Takes in what a head says of who is complete in its chains. It says so again with every heartbeat until the table has it.
+    fn note_complete(&mut self, routing: &RoutingTable, heartbeat: &Heartbeat) {
+        for event in complete_reports(routing, heartbeat) {
+            match event {
+                ClusterEvent::Settled { chain, epoch } => {
+                    self.settled.insert((chain, epoch));
+                }
+                ClusterEvent::Rest { chain, epoch, rest } => {
+                    let latest = self.rests.entry((chain, epoch)).or_default();
+                    *latest = rest.max(*latest);
+                }
+                _ => {}
+            }
+        }
     }
 
     /// `Ok(false)`: it is recorded already.
@@ -351,6 +357,12 @@ impl Term {
                 .into_iter()
                 .map(|(chain, epoch)| ClusterEvent::Settled { chain, epoch }),
         );
+        let rests = std::mem::take(&mut self.rests);
+        events.extend(
+            rests
+                .into_iter()
+                .map(|((chain, epoch), rest)| ClusterEvent::Rest { chain, epoch, rest }),
+        );
         if events.is_empty() {
             return;
         }
@@ -365,6 +377,9 @@ impl Term {
                 ClusterEvent::Resynced { chain, node, .. } => info!(%node, %chain, "storage node is in sync again"),
                 ClusterEvent::Settled { chain, epoch } => {
                     debug!(%chain, %epoch, "the chain's second member has caught up");
+                }
+                ClusterEvent::Rest { chain, rest, .. } => {
+                    debug!(%chain, rests = rest.is_resting(), "the chain rests, or rests no more");
                 }
                 ClusterEvent::Join { chain, node, .. } => info!(%node, %chain, "storage node joins a chain"),
                 ClusterEvent::Leave { chain, node, .. } => info!(%node, %chain, "storage node leaves a chain"),

@@ -235,6 +235,7 @@ impl World {
             retired: Vec::new(),
             signs: Signs::default(),
             settled: Vec::new(),
+            rests: Vec::new(),
         });
         match self.call(StorageId(node).into(), request).await {
             MetaResponse::Heartbeat(answer) => answer,

@@ -6,7 +6,7 @@
 //! that counts has it, and only then that member forgets it: until then it is the one that brings it on when others go.
 //!
 //! What was acknowledged at QUORUM is on the first two members. They are *complete*; the configuration says whether the second
-//! one is yet (`settle`).
+//! one is yet (`settle`), and whether all are because nothing is being written (`rest`).
 //!
 //! Everything that decides is here: epochs, roles, leases, conditions, order, dedupe, when to answer, and what a
 //! returning member still lacks. Store, network and clock are the shell's: it calls [`ReplicaCore::step`] with what
@@ -22,6 +22,7 @@ mod pending;
 mod range;
 mod read;
 mod reconfigure;
+mod rest;
 mod session;
 mod settle;
 mod stable;
@@ -41,6 +42,7 @@ use intake::Intake;
 use pending::ChunkQueue;
 use range::RangeJob;
 use read::WaitingRead;
+use rest::Resting;
 use session::Session;
 use settle::Settling;
 use stable::Untold;
@@ -122,6 +124,7 @@ pub struct ReplicaCore {
     session: Option<Session>,
     intake: Intake,
     settling: Option<Settling>,
+    resting: Resting,
     untold: Untold,
     fault: Option<String>,
     effects: Vec<Effect>,
@@ -148,6 +151,7 @@ impl ReplicaCore {
             session: None,
             intake: Intake::default(),
             settling: None,
+            resting: Resting::default(),
             untold: Untold::default(),
             fault: None,
             effects: Vec::new(),
@@ -171,7 +175,11 @@ impl ReplicaCore {
     /// Whether a `Tick` could do anything.
     #[must_use]
     pub fn wants_tick(&self) -> bool {
-        !self.early.is_empty() || !self.reads.is_empty() || !self.untold.is_empty() || self.session.is_some()
+        !self.early.is_empty()
+            || !self.reads.is_empty()
+            || !self.untold.is_empty()
+            || self.session.is_some()
+            || self.gets_tired()
     }
 
     /// Whether nothing waits to be committed.
@@ -189,6 +197,7 @@ impl ReplicaCore {
                 self.expire_reads(now);
                 self.tell_stable();
                 self.schedule_session(now, store);
+                self.tire(now);
             }
             Input::Mutate {
                 waiter,

@@ -56,6 +56,8 @@ pub(super) struct Entry {
     pub(super) before: ChunkVersion,
     pub(super) version: ChunkVersion,
     pub(super) stamp: HybridClock,
+    /// Counts at QUORUM only once it is stable (`rest`).
+    pub(super) everywhere: bool,
     pub(super) local: Local,
     pub(super) downstream: Downstream,
     pub(super) waiters: Vec<Waiter>,
@@ -82,6 +84,7 @@ impl Entry {
         match level {
             Level::One => self.local == Local::Done,
             Level::Quorum if planted::is(Bug::QuorumOffByOne) => self.local == Local::Done,
+            Level::Quorum if self.everywhere => self.is_done(),
             Level::Quorum => {
                 self.local == Local::Done
                     && !matches!(

@@ -30,7 +30,7 @@ const READ_WAIT_MS: u64 = 5_000;
 pub(super) enum Need {
     /// Nothing, unless the mutation is at ALL; then it must be stable.
     StableIfAll,
-    /// It is in this member's store.
+    /// It is in this member's store, and everywhere if it has to be.
     Applied,
     /// The successor has it.
     Near,
@@ -43,7 +43,7 @@ impl Need {
         match self {
             Self::StableIfAll if planted::is(Bug::PendingAllShown) => true,
             Self::StableIfAll => entry.request.level != Level::All || entry.is_done(),
-            Self::Applied => entry.is_applied(),
+            Self::Applied => entry.is_applied() && (!entry.everywhere || entry.is_done()),
             Self::Near => entry.has(Level::Quorum),
             Self::Stable => entry.is_done(),
         }
@@ -110,7 +110,7 @@ impl ReplicaCore {
                 let complete = self
                     .config
                     .as_ref()
-                    .is_some_and(|config| config.complete().any(|node| node == self.node));
+                    .is_some_and(|config| config.quorum_readers().any(|node| node == self.node));
                 match (self.is_head(), complete) {
                     (true, _) => Ok(Need::Near),
                     (false, true) => Ok(Need::Applied),

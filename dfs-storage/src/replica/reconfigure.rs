@@ -3,6 +3,7 @@
 use dfs_common::{ChainInfo, Error, MemberState, StorageId};
 
 use super::pending::{Downstream, Local, Waiter};
+use super::rest::Resting;
 use super::session::Session;
 use super::types::{Effect, Now, StoreView};
 use super::{Purpose, ReplicaCore, Role, Successor};
@@ -26,12 +27,13 @@ impl ReplicaCore {
 
     pub(super) fn configure(&mut self, now: Now, config: ChainInfo, store: &dyn StoreView) {
         if config.id != self.chain || (self.config.is_some() && config.epoch <= self.epoch()) {
-            // Within an epoch one thing changes.
+            // Within an epoch two things change.
             if let Some(known) = &mut self.config
                 && config.id == self.chain
                 && config.epoch == known.epoch
             {
                 known.settled |= config.settled;
+                known.rest = known.rest.max(config.rest);
             }
             return;
         }
@@ -45,6 +47,7 @@ impl ReplicaCore {
         self.refuse_ranges(&stale);
         self.session = None;
         self.settling = None;
+        self.resting = Resting::begin(now);
         self.untold.clear();
         self.intake.clear();
         let orphans = &mut self.orphans;

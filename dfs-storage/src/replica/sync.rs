@@ -18,13 +18,21 @@ pub(super) const RETRY_MS: u64 = 20;
 /// Syncs under way on one chain. Each is one small message; a client has few.
 const MAX_SYNCS: usize = 4096;
 
+/// Whom a sync is for.
+#[derive(Clone, Debug)]
+pub(super) enum Asker {
+    /// Whose answer needs the lease, and as many members as this level wants.
+    Client(WaiterId, StorageResponse, Level),
+    Predecessor(WaiterId),
+    /// This head, which lets the chain rest (`rest`).
+    Rest,
+}
+
 #[derive(Clone, Debug)]
 pub(super) struct SyncJob {
-    waiter: WaiterId,
-    response: StorageResponse,
+    asker: Asker,
+    /// How many members it reaches.
     level: Level,
-    /// For a client, whose answer needs lease and level.
-    for_client: bool,
     /// What must be where the level wants it before the stores are synced.
     first: BTreeSet<(ChunkId, ChunkVersion)>,
     local: bool,
@@ -72,13 +80,17 @@ impl ReplicaCore {
 
     pub(super) fn forwarded_sync(&mut self, from: StorageId, epoch: Epoch, waiter: WaiterId, level: Level) {
         match self.admit_predecessor(from, epoch) {
-            Ok(()) => self.add_sync(waiter, StorageResponse::Synced, level, false, BTreeSet::new()),
+            Ok(()) => {
+                self.add_sync(Asker::Predecessor(waiter), level, BTreeSet::new());
+            }
             Err(error) => self.refuse(waiter, error),
         }
     }
 
     /// At the head, for a client.
     pub(super) fn start_sync(&mut self, waiter: WaiterId, response: StorageResponse, level: Level) {
+        let asker = Asker::Client(waiter, response, level);
+        let level = self.reach(level);
         let epoch = self.epoch();
         let first = if level == Level::One {
             BTreeSet::new()
@@ -90,33 +102,25 @@ impl ReplicaCore {
                 .map(|(chunk, entry)| (chunk, entry.version))
                 .collect()
         };
-        self.add_sync(waiter, response, level, true, first);
+        self.add_sync(asker, level, first);
     }
 
-    fn add_sync(
-        &mut self,
-        waiter: WaiterId,
-        response: StorageResponse,
-        level: Level,
-        for_client: bool,
-        first: BTreeSet<(ChunkId, ChunkVersion)>,
-    ) {
+    pub(super) fn add_sync(&mut self, asker: Asker, level: Level, first: BTreeSet<(ChunkId, ChunkVersion)>) -> u64 {
+        let job = self.id();
         if self.syncs.len() >= MAX_SYNCS {
             let error = Error::new(
                 ErrorCode::Overloaded,
                 format!("chain {} has {MAX_SYNCS} syncs under way", self.chain),
             );
-            return self.refuse(waiter, error);
+            self.refuse_sync(&asker, &error);
+            return job;
         }
-        let job = self.id();
         let waits = !first.is_empty();
         self.syncs.insert(
             job,
             SyncJob {
-                waiter,
-                response,
+                asker,
                 level,
-                for_client,
                 first,
                 local: false,
                 downstream: false,
@@ -125,6 +129,7 @@ impl ReplicaCore {
         if !waits {
             self.sync_stores(job);
         }
+        job
     }
 
     /// A mutation of the chunk got on: starts the syncs that waited for it.
@@ -222,17 +227,28 @@ impl ReplicaCore {
         let Some(sync) = self.syncs.remove(&job) else {
             return;
         };
-        let allowed = if sync.for_client {
-            self.check_lease(now).and_then(|()| self.check_level(sync.level))
-        } else {
-            Ok(())
-        };
-        self.answer(sync.waiter, allowed.map(|()| Answer::Response(sync.response)));
+        match sync.asker {
+            Asker::Client(waiter, response, level) => {
+                let allowed = self.check_lease(now).and_then(|()| self.check_level(level));
+                self.answer(waiter, allowed.map(|()| Answer::Response(response)));
+            }
+            Asker::Predecessor(waiter) => {
+                self.answer(waiter, Ok(Answer::Response(StorageResponse::Synced)));
+            }
+            Asker::Rest => self.all_flushed(job),
+        }
+    }
+
+    fn refuse_sync(&mut self, asker: &Asker, error: &Error) {
+        match *asker {
+            Asker::Client(waiter, ..) | Asker::Predecessor(waiter) => self.refuse(waiter, error.clone()),
+            Asker::Rest => {}
+        }
     }
 
     pub(super) fn refuse_syncs(&mut self, error: &Error) {
         for sync in std::mem::take(&mut self.syncs).into_values() {
-            self.refuse(sync.waiter, error.clone());
+            self.refuse_sync(&sync.asker, error);
         }
     }
 }

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use dfs_common::wire::storage::{ForwardRequest, InstallPart, MutateRequest, Mutation, Origin, StorageResponse};
 use dfs_common::{
     BlockIndex, ChainId, ChainInfo, ChunkId, ChunkIndex, ChunkVersion, Epoch, Error, HybridClock, InodeId, Level,
-    RequestId, StorageId, Timestamp,
+    RequestId, Rest, StorageId, Timestamp,
 };
 
 /// Somebody who waits for an answer; the shell knows whom it means.
@@ -283,6 +283,9 @@ pub enum Effect {
 
     /// Tell the metadata group, again and again until its table shows it: the second member has what it may have lacked.
     ReportSettled { epoch: Epoch },
+
+    /// Likewise: all members have everything, or from now on not every one need have it.
+    ReportRest { epoch: Epoch, rest: Rest },
 }
 
 /// A waiter's answer.

@@ -36,6 +36,7 @@ struct Place {
     before: ChunkVersion,
     version: ChunkVersion,
     stamp: HybridClock,
+    everywhere: bool,
 }
 
 impl Place {
@@ -44,6 +45,7 @@ impl Place {
             before: forward.before,
             version: forward.version,
             stamp: forward.stamp,
+            everywhere: forward.everywhere,
         }
     }
 }
@@ -103,18 +105,25 @@ impl ReplicaCore {
         store: &dyn StoreView,
     ) {
         let epoch = self.epoch();
+        let everywhere = self.wake(now);
         let queue = self.queues.entry(request.chunk).or_default();
         let before = queue.latest(request.chunk, store);
         let place = Place {
             before,
             version: before.successor(epoch),
             stamp: queue.stamp(request.chunk, store).tick(now.wall),
+            everywhere,
         };
         self.stage(request, payload, place, waiter);
     }
 
     fn stage(&mut self, mut request: MutateRequest, payload: Bytes, place: Place, waiter: Waiter) {
-        let Place { before, version, stamp } = place;
+        let Place {
+            before,
+            version,
+            stamp,
+            everywhere,
+        } = place;
         let chunk = request.chunk;
         request.epoch = self.epoch();
         self.pending_count += 1;
@@ -126,6 +135,7 @@ impl ReplicaCore {
             before,
             version,
             stamp,
+            everywhere,
             local: Local::Staged,
             downstream: if standing == Standing::Held {
                 Downstream::Held
@@ -224,6 +234,7 @@ impl ReplicaCore {
                 before: entry.before,
                 version,
                 stamp: entry.stamp,
+                everywhere: entry.everywhere,
             },
             payload: entry.payload.clone(),
             after_ms,
@@ -433,7 +444,8 @@ impl ReplicaCore {
             let (level, version, stable) = (entry.request.level, entry.version, entry.is_done());
             let client = entry.has(level);
             // The predecessor counts this member, so ONE and QUORUM have what they want of it.
-            let predecessor = stable || (level != Level::All && entry.has(Level::One));
+            let near = level != Level::All && !entry.everywhere;
+            let predecessor = stable || (near && entry.has(Level::One));
             let mut early = false;
             entry.waiters.retain(|waiter| match waiter {
                 Waiter::Client(_) if client => {

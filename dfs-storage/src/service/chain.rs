@@ -15,7 +15,7 @@ use dfs_common::wire::meta::ResyncProgress;
 use dfs_common::wire::storage::{DamageOutcome, StorageRequest, StorageResponse};
 use dfs_common::{
     BlockIndex, ChainId, ChunkId, ChunkIndex, ChunkVersion, Epoch, Error, ErrorCode, HybridClock, InodeId, RequestId,
-    Result, StorageId,
+    Rest, Result, StorageId,
 };
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
@@ -49,6 +49,8 @@ pub(crate) struct Chain {
     epoch: AtomicU64,
     /// The last epoch in which this node, as head, brought the second member up to date.
     settled: AtomicU64,
+    /// The last that this node, as head, said of the chain's rest, and in which epoch.
+    rest: Mutex<(Epoch, Rest)>,
     /// The epoch in which this node serves no more, since it is about to leave the chain; 0: none.
     retired: AtomicU64,
     retired_ms: AtomicU64,
@@ -86,6 +88,7 @@ impl Chain {
             }),
             epoch: AtomicU64::new(0),
             settled: AtomicU64::new(0),
+            rest: Mutex::default(),
             retired: AtomicU64::new(0),
             retired_ms: AtomicU64::new(0),
             next_waiter: AtomicU64::new(1),
@@ -103,6 +106,12 @@ impl Chain {
     /// What the metadata group has yet to show of this chain: in this epoch its second member is complete.
     pub(crate) fn settled_in(&self) -> Epoch {
         Epoch(self.settled.load(Ordering::Acquire))
+    }
+
+    /// Likewise, whether it rests.
+    pub(crate) fn rest_in(&self, epoch: Epoch) -> Rest {
+        let (said_in, rest) = *self.rest.lock();
+        if said_in == epoch { rest } else { Rest::default() }
     }
 
     /// Serves no client in this epoch any more. For good: what the metadata group does next relies on it.
@@ -347,6 +356,13 @@ impl Chain {
                 }
                 Effect::ReportSettled { epoch } => {
                     chain.settled.store(epoch.0, Ordering::Release);
+                    node.beat_now.notify_one();
+                    return;
+                }
+                Effect::ReportRest { epoch, rest } => {
+                    let mut said = chain.rest.lock();
+                    *said = (*said).max((epoch, rest));
+                    drop(said);
                     node.beat_now.notify_one();
                     return;
                 }

@@ -16,8 +16,8 @@ use dfs_common::wire::storage::{
 };
 use dfs_common::{
     BlockIndex, ChainId, ChainInfo, ChainMember, ChunkId, ChunkIndex, ChunkVersion, ClusterId, Epoch, Error, ErrorCode,
-    InodeId, Level, MemberState, NodeInfo, NodeName, RequestId, Result, Role, RoutingTable, SequenceNumber, SessionId,
-    StorageId, codec,
+    InodeId, Level, MemberState, NodeInfo, NodeName, RequestId, Rest, Result, Role, RoutingTable, SequenceNumber,
+    SessionId, StorageId, codec,
 };
 use dfs_crypto::certificate::CertificateAuthority;
 use dfs_net::{Endpoint, Incoming, Outgoing, Peer, Service};
@@ -63,6 +63,7 @@ impl FakeMeta {
                 ChainInfo {
                     id: CHAIN,
                     epoch,
+                    rest: Rest::default(),
                     settled: members
                         .iter()
                         .filter(|member| member.state == MemberState::Serving)

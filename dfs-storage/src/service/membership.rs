@@ -61,6 +61,14 @@ async fn beat(node: &Arc<Node>, answered: &AtomicU64) {
         })
         .map(|config| (config.id, config.epoch))
         .collect();
+    let rests = table
+        .chains
+        .values()
+        .filter_map(|config| {
+            let rest = node.chain(config.id)?.rest_in(config.epoch);
+            (rest > config.rest).then_some((config.id, config.epoch, rest))
+        })
+        .collect();
     let sent_ms = node.lease.now_ms();
     let chains: Vec<_> = node.chains.read().values().cloned().collect();
     let resyncs = chains.iter().filter_map(|chain| chain.progress()).collect();
@@ -88,6 +96,7 @@ async fn beat(node: &Arc<Node>, answered: &AtomicU64) {
         fault: node.current_fault(),
         resyncs,
         settled,
+        rests,
         retired,
         signs,
     });

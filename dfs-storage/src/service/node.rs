@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use dfs_common::wire::storage::{DamageOutcome, FoundBy};
-use dfs_common::{ChainId, ChunkId, Error, ErrorCode, Incarnation, MemberState, RoutingTable, StorageId};
+use dfs_common::{ChainId, ChunkId, Error, ErrorCode, Incarnation, MemberState, Rest, RoutingTable, StorageId};
 use parking_lot::{Mutex, RwLock};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
@@ -181,7 +181,7 @@ impl Node {
                 let state = member.map_or_else(|| "not a member".to_owned(), |state: MemberState| state.to_string());
                 tracing::info!(chain = %id, epoch = %config.epoch, state, "new configuration");
                 chain.drive(self, Input::Configure(config.clone()));
-            } else if chain.epoch() == config.epoch && config.settled {
+            } else if chain.epoch() == config.epoch && (config.settled || config.rest > Rest::default()) {
                 chain.drive(self, Input::Configure(config.clone()));
             }
         }

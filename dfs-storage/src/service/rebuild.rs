@@ -88,6 +88,7 @@ async fn ask(network: &Network, me: Me, reason: &str) -> Result<Option<RoutingTa
         fault: Some(format!("{reason}: waits to be rebuilt")),
         resyncs: Vec::new(),
         settled: Vec::new(),
+        rests: Vec::new(),
         retired: Vec::new(),
         signs: Signs::default(),
     });
@@ -115,6 +116,7 @@ mod tests {
                 id: ChainId(7),
                 epoch: Epoch(3),
                 settled: true,
+                rest: dfs_common::Rest::default(),
                 headed: Epoch(1),
                 revived: Epoch(1),
                 members: members.collect(),

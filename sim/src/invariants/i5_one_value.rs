@@ -57,9 +57,10 @@ impl World {
             .entry((config.id, config.epoch))
             .or_insert_with(|| config.clone())
             .clone();
-        // Only that it is settled changes within an epoch.
+        // Only whether it is settled, and rests, changes within an epoch.
         let known = ChainInfo {
             settled: config.settled,
+            rest: config.rest,
             ..known
         };
         if known != *config {

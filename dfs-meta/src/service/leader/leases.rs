@@ -384,6 +384,7 @@ mod tests {
             retired: Vec::new(),
             signs: Signs::default(),
             settled: Vec::new(),
+            rests: Vec::new(),
         }
     }
 

@@ -145,6 +145,7 @@ mod tests {
             fault: None,
             resyncs: Vec::new(),
             settled: Vec::new(),
+            rests: Vec::new(),
             retired,
             signs: Signs::default(),
         }

@@ -332,6 +332,7 @@ mod tests {
                     fault: None,
                     resyncs: Vec::new(),
                     settled: Vec::new(),
+                    rests: Vec::new(),
                     retired: Vec::new(),
                     signs: signs.clone(),
                 };
