@@ -132,6 +132,7 @@ mod tests {
                 data: "data".into(),
                 capacity_bytes: None,
                 scrub_mib_per_s: None,
+                snapshot_every: None,
             }),
             meta: vec![MetaServer {
                 id: 1,

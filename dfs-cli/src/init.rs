@@ -133,6 +133,7 @@ fn node_file(
         data: PathBuf::from(data),
         capacity_bytes: None,
         scrub_mib_per_s: None,
+        snapshot_every: None,
     };
     ClusterConfig {
         cluster: cluster.to_string(),

@@ -23,6 +23,7 @@ pub(crate) fn meta(arguments: &ServeArgs) -> Outcome {
         credentials: loaded.config.credentials.clone(),
         data: node.data.clone(),
         listen: arguments.listen.unwrap_or(node.listen),
+        snapshot_every: node.snapshot_every,
     };
     let ended = program::block_on(async {
         let shutdown = on_signal()?;

@@ -49,6 +49,9 @@ pub struct NodeSection {
     /// Storage only: the most that the check of what is stored reads in a second; about a round in two weeks if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scrub_mib_per_s: Option<u64>,
+    /// Metadata only: commands in the log between two snapshots; 50,000 if absent. Fewer make starts quicker and cost writing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot_every: Option<u64>,
 }
 
 impl ClusterConfig {

@@ -92,6 +92,7 @@ impl Cluster {
             credentials: self.directory.path().join(format!("meta-{id}.credentials")),
             data: self.directory.path().join(format!("meta-{id}")),
             listen: self.config.meta[id as usize - 1].address,
+            snapshot_every: None,
         }
     }
 

@@ -374,6 +374,14 @@ fn metadata_files(cluster: &DevCluster, server: &str, below: &str, name: &str) -
 #[test]
 fn structures_of_a_stopped_metadata_server() {
     let cluster = DevCluster::up();
+    // Snapshots often enough that there are some.
+    let _ = cluster.down().expect_ok("dev down");
+    for server in ["meta-1", "meta-2", "meta-3"] {
+        let config = cluster.data.join("nodes").join(server).join("node.toml");
+        let text = fs::read_to_string(&config).unwrap();
+        fs::write(&config, text.replacen("[node]\n", "[node]\nsnapshot_every = 100\n", 1)).unwrap();
+    }
+    let _ = cluster.start_all().expect_ok("dev up");
     let files = Files::write(&cluster.mount);
     for n in 0..300 {
         fs::write(cluster.mount.join(format!("name-{n}")), "x").unwrap();
@@ -381,11 +389,12 @@ fn structures_of_a_stopped_metadata_server() {
     let names = || fs::read_dir(&cluster.mount).unwrap().count();
     let all = names();
     // In the middle of what was written, where an entry stands; not in the end, which a crash may tear.
-    let kinds: [Place; 3] = [
+    let kinds: [Place; 4] = [
         ("log", "raft", ".seg", |bytes| {
             bytes.iter().rposition(|&byte| byte != 0).unwrap_or(0) / 2
         }),
         ("vote", "raft", "vote", |_| 45),
+        ("snapshot", "raft/snapshots", ".snap", |bytes| bytes.len() / 2),
         ("sled", "state", "db", |bytes| {
             bytes.iter().rposition(|&byte| byte != 0).unwrap_or(0) / 2
         }),

@@ -235,10 +235,14 @@ impl RaftStateMachine<TypeConfig> for MachineStore {
     }
 
     async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot<TypeConfig>>, StorageError> {
-        let Some((meta, path)) = self.snapshots.current() else {
-            return Ok(None);
-        };
-        open_snapshot(meta, path).await.map(Some)
+        let (snapshots, machine) = (self.snapshots.clone(), self.machine.clone());
+        let sound = tokio::task::spawn_blocking(move || snapshots.sound(&*machine))
+            .await
+            .map_err(|error| snapshot_failed(false, &error))?;
+        match sound.map_err(|error| snapshot_failed(false, &error))? {
+            Some((meta, path)) => open_snapshot(meta, path).await.map(Some),
+            None => Ok(None),
+        }
     }
 }
 

@@ -322,6 +322,16 @@ fn salt(path: &Path) -> [u8; 16] {
     salt
 }
 
+/// A damaged snapshot is kept for people to look at; any other error is the caller's.
+fn put_aside(path: &Path, error: LogError) -> Result<(), LogError> {
+    if !matches!(error, LogError::Rot { .. } | LogError::Seal { .. }) {
+        return Err(error);
+    }
+    tracing::error!(%error, "a snapshot is damaged and is put aside");
+    let aside = path.with_extension("damaged");
+    std::fs::rename(path, &aside).map_err(LogError::io("renaming", path))
+}
+
 impl Snapshots {
     /// Finds the newest sound snapshot; removes what a crash left half made.
     pub(super) fn open(directory: PathBuf, cluster: ClusterId, sealer: Arc<dyn Seal>) -> Result<Self, LogError> {
@@ -343,12 +353,7 @@ impl Snapshots {
                     this.set_current(meta, path);
                     break;
                 }
-                Err(error @ (LogError::Rot { .. } | LogError::Seal { .. })) => {
-                    tracing::error!(%error, "a snapshot is damaged and is put aside");
-                    let aside = path.with_extension("damaged");
-                    std::fs::rename(&path, &aside).map_err(LogError::io("renaming", &path))?;
-                }
-                Err(error) => return Err(error),
+                Err(error) => put_aside(&path, error)?,
             }
         }
         Ok(this)
@@ -390,6 +395,23 @@ impl Snapshots {
 
     pub(super) fn current(&self) -> Option<(SnapshotMeta, PathBuf)> {
         self.current.lock().clone()
+    }
+
+    /// The newest snapshot, read and found sound; another one if it is not. For somebody who was away for long.
+    pub(super) fn sound(&self, machine: &dyn StateMachine) -> Result<Option<(SnapshotMeta, PathBuf)>, SnapshotError> {
+        let Some((meta, path)) = self.current() else {
+            return Ok(None);
+        };
+        let Err(error) = self.verify(&path) else {
+            return Ok(Some((meta, path)));
+        };
+        put_aside(&path, error)?;
+        let mut current = self.current.lock();
+        if current.as_ref().is_some_and(|(_, at)| *at == path) {
+            *current = None;
+        }
+        drop(current);
+        self.build(machine).map(Some)
     }
 
     pub(super) fn temporary_path(&self, what: &str) -> PathBuf {

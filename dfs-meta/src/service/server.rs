@@ -41,6 +41,8 @@ pub struct MetaOptions {
     pub data: PathBuf,
     /// Local address to bind.
     pub listen: SocketAddr,
+    /// Commands between two snapshots, if not as many as usual.
+    pub snapshot_every: Option<u64>,
 }
 
 /// File in the credentials' directory with the key that seals metadata at rest.
@@ -48,6 +50,9 @@ const META_KEY_FILE: &str = "meta.key";
 
 /// Times that an engine which finds its state or log wanting is given another, emptier start.
 const START_ATTEMPTS: usize = 3;
+
+/// A snapshot is the whole state: more often would be writing little else.
+const MIN_SNAPSHOT_EVERY: u64 = 100;
 
 /// sled's own threads let go of its files a moment after it is dropped.
 const SLED_RELEASE: Duration = Duration::from_millis(300);
@@ -170,6 +175,7 @@ async fn start(options: MetaOptions) -> Result<MetaServer, StartError> {
         key,
         clock,
         endpoint,
+        snapshot_every: options.snapshot_every,
         damage: Mutex::default(),
     };
     let engine = base.open_engine(&data).await?;
@@ -244,6 +250,7 @@ struct Base {
     key: MetaKey,
     clock: Arc<Clock>,
     endpoint: Endpoint,
+    snapshot_every: Option<u64>,
     damage: Mutex<Vec<MetaDamage>>,
 }
 
@@ -268,13 +275,17 @@ impl Base {
                 endpoint: self.endpoint.clone(),
                 members: self.members.clone(),
             });
-            let options = RaftOptions::new(
+            let mut options = RaftOptions::new(
                 self.cluster,
                 self.me,
                 self.members.keys().copied().collect(),
                 data.consensus(),
                 Arc::new(Sealed(self.sealer()?)),
             );
+            if let Some(every) = self.snapshot_every {
+                options.snapshot_every = every.max(MIN_SNAPSHOT_EVERY);
+                options.keep_behind_snapshot = options.keep_behind_snapshot.min(options.snapshot_every);
+            }
             let failure =
                 match RaftConsensus::start(options, transport, Arc::clone(&machine) as Arc<dyn StateMachine>).await {
                     Ok(consensus) => {
