@@ -29,7 +29,7 @@ const FAILURES: usize = 5;
 
 /// Seeds after which a planted bug counts as not found.
 #[cfg(feature = "planted")]
-const PLANTED_SEEDS: u64 = 4_000;
+const PLANTED_SEEDS: u64 = 10_000;
 
 #[derive(Debug, Default)]
 struct Options {

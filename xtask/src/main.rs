@@ -22,6 +22,18 @@ const VERIFY: &[&[&str]] = &[
     &["build", "--release", "--workspace"],
     &["test", "--release", "--workspace"],
     &["run", "--release", "-p", "dfs-sim", "--", "--seeds", "2000"],
+    // And that the simulator would notice. For it alone: no program that is shipped has this feature.
+    &[
+        "run",
+        "--release",
+        "-p",
+        "dfs-sim",
+        "--features",
+        "planted",
+        "--",
+        "--planted",
+        "all",
+    ],
 ];
 
 const FIX: &[&[&str]] = &[
