@@ -228,8 +228,13 @@ impl HostCluster {
 
     pub fn signal(&self, index: usize, signal: &str) {
         if let Some(pid) = self.servers[index].pid() {
+            let sent = run(std::process::Command::new("kill").args(["-s", signal, &pid.to_string()]));
             // It may be gone.
-            let _ = run(std::process::Command::new("kill").args([signal, &pid.to_string()]));
+            assert!(
+                sent.ok() || !std::path::Path::new(&format!("/proc/{pid}")).exists(),
+                "{}",
+                sent.stderr
+            );
         }
     }
 

@@ -96,8 +96,8 @@ impl Active {
                 .set_rules(cluster.servers[victim].host, &incoming, &outgoing);
         };
         match fault.kind {
-            Kind::Kill | Kind::KillAll => fault.victims.iter().for_each(|victim| cluster.signal(*victim, "-KILL")),
-            Kind::Pause => cluster.signal(first, "-STOP"),
+            Kind::Kill | Kind::KillAll => fault.victims.iter().for_each(|victim| cluster.signal(*victim, "KILL")),
+            Kind::Pause => cluster.signal(first, "STOP"),
             Kind::Cut => rules(cluster, first, drop_all(), drop_all()),
             Kind::CutIncoming => rules(cluster, first, drop_all(), Vec::new()),
             Kind::CutOutgoing => rules(cluster, first, Vec::new(), drop_all()),
@@ -138,7 +138,7 @@ impl Active {
                 self.fault.victims.len() as u64
             }
             Kind::Pause => {
-                cluster.signal(first, "-CONT");
+                cluster.signal(first, "CONT");
                 1
             }
             Kind::Cut | Kind::CutIncoming | Kind::CutOutgoing | Kind::CutBetween | Kind::Loss => {
