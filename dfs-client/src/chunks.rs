@@ -392,6 +392,7 @@ impl Chunks {
                     let answer = tokio::select! {
                         answer = sent => answer,
                         () = epoch_changed(updates.clone(), ask.chain, epoch) => {
+                            tracing::debug!(chain = %ask.chain, %epoch, "{}: sent again in another epoch", (ask.what)());
                             attempt = 0;
                             tried.clear();
                             continue;
@@ -414,6 +415,7 @@ impl Chunks {
                     }
                 }
             };
+            tracing::debug!(chain = %ask.chain, table = %table.version, attempt, %error, "{}: not answered, trying on", (ask.what)());
             let repair = error.code == ErrorCode::TooFewReplicas;
             let step = if remaining.is_zero() {
                 Step::Fail

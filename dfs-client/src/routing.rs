@@ -1,8 +1,8 @@
 //! Who is in which chain, as far as this mount knows.
 //!
 //! One task keeps a question for newer routing parked at the leader, so news arrive when they are made. Whoever meets a
-//! stale epoch pokes that task (which asks anew, at most every [`POKE_MS`], however many poke) and waits for a newer
-//! table. The table only ever moves forward.
+//! stale epoch pokes that task (which asks anew, at most every [`POKE_MS`], however many poke; who answers the parked question may be cut
+//! off) and waits for a newer table. The table only ever moves forward.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,8 +18,14 @@ use crate::meta::Leader;
 /// How long a question stays parked before it is asked anew.
 const PARK_MS: u32 = 5_000;
 
-/// Least time between two questions.
+/// Least time between two questions that somebody wants asked at once.
 const POKE_MS: u64 = 50;
+
+/// Least time between two parked ones. A node that returns makes several tables within milliseconds, and each is waited for.
+const NEXT_MS: u64 = 3;
+
+/// Between two when nobody answers.
+const FAILED_MS: u64 = 50;
 
 pub(crate) struct RoutingCache {
     table: watch::Sender<Arc<RoutingTable>>,
@@ -78,24 +84,38 @@ impl RoutingCache {
 
     /// Keeps a question parked until told to stop.
     pub(crate) async fn watch(self: Arc<Self>, leader: Arc<Leader>, stop: CancellationToken) {
-        let mut wait_ms = PARK_MS;
+        let mut may_poke = Instant::now();
+        let mut poked = false;
         loop {
             let asked = Instant::now();
             let deadline = asked + Duration::from_millis(2 * u64::from(PARK_MS));
-            tokio::select! {
+            let poke = async {
+                tokio::time::sleep_until(may_poke).await;
+                self.poked.notified().await;
+            };
+            let wait_ms = if poked { 0 } else { PARK_MS };
+            let pause_ms = tokio::select! {
                 () = stop.cancelled() => return,
-                () = self.poked.notified() => wait_ms = 0,
                 answer = self.fetch(&leader, wait_ms, deadline) => {
-                    wait_ms = PARK_MS;
-                    if let Err(error) = answer {
-                        tracing::debug!(%error, "no routing");
+                    poked = false;
+                    match answer {
+                        Ok(()) => NEXT_MS,
+                        Err(error) => {
+                            tracing::debug!(%error, "no routing");
+                            FAILED_MS
+                        }
                     }
                 }
-            }
-            let next = asked + Duration::from_millis(POKE_MS);
+                // A question that is not parked is answered at once: nothing is gained by asking it again.
+                () = poke, if !poked => {
+                    poked = true;
+                    may_poke = Instant::now() + Duration::from_millis(POKE_MS);
+                    continue;
+                }
+            };
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = tokio::time::sleep_until(next) => {}
+                () = tokio::time::sleep_until(asked + Duration::from_millis(pause_ms)) => {}
             }
         }
     }

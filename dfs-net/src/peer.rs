@@ -42,6 +42,9 @@ const CRYPTO_ERRORS: std::ops::Range<u64> = 0x100..0x200;
 /// Application close code of a refusal; the reason is text.
 pub(crate) const REFUSED: u32 = 1;
 
+/// Why an attempt failed where the other host's kernel said so: asking again soon costs nobody anything.
+const NOBODY_LISTENS: &str = "nobody listens there";
+
 /// A handle on another process. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Peer {
@@ -272,7 +275,7 @@ impl PeerInner {
                         return Err(NetError::Unreachable {
                             peer: name,
                             address,
-                            reason: "nobody listens there".to_owned(),
+                            reason: NOBODY_LISTENS.to_owned(),
                         });
                     }
                     gone.store(false, Ordering::Release);
@@ -350,15 +353,14 @@ impl SlotState {
 
     fn finish(&mut self, result: &Result<Connection, NetError>) {
         self.attempt = None;
-        if let Ok(connection) = result {
-            self.connection = Some(connection.clone());
-            self.backoff = Duration::ZERO;
-            self.not_before = None;
-        } else {
-            self.connection = None;
-            self.backoff = (self.backoff * 2).clamp(BACKOFF_MIN, BACKOFF_MAX);
-            self.not_before = Some(Instant::now() + self.backoff);
-        }
+        self.connection = result.as_ref().ok().cloned();
+        self.backoff = match result {
+            Ok(_) => Duration::ZERO,
+            // Whoever comes back is waited for by others: they should hear it soon.
+            Err(NetError::Unreachable { reason, .. }) if reason == NOBODY_LISTENS => BACKOFF_MIN,
+            Err(_) => (self.backoff * 2).clamp(BACKOFF_MIN, BACKOFF_MAX),
+        };
+        self.not_before = result.is_err().then(|| Instant::now() + self.backoff);
     }
 }
 

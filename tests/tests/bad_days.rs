@@ -64,6 +64,12 @@ fn one_dead_server_costs_a_pause_and_nothing_else() {
         ));
         cluster.verify_replicas();
     }
+    // Nobody was silent: who was dead could not be heard.
+    let quarrels = shell(&format!(
+        "grep -h 'do not hear each other' {}/log/meta-*.log || true",
+        cluster.data.display()
+    ));
+    assert_eq!(quarrels, "");
 }
 
 #[test]

@@ -1,14 +1,14 @@
 //! Staying in touch with the metadata group: heartbeats for the lease, and the routing table as soon as it changes.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use dfs_common::StorageId;
 use dfs_common::wire::Lane;
 use dfs_common::wire::meta::{HEARD_WITHIN_MS, HEARTBEAT_MS, Heartbeat, MetaRequest, MetaResponse, Signs};
 use dfs_common::wire::storage::StorageRequest;
+use dfs_common::{Incarnation, StorageId};
 
 use super::node::Node;
 
@@ -138,26 +138,27 @@ async fn beat(node: &Arc<Node>, answered: &AtomicU64) {
 pub(crate) async fn neighbours(node: Arc<Node>) {
     let mut ticks = tokio::time::interval(Duration::from_millis(HEARTBEAT_MS));
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
-    let mut under_way: BTreeMap<StorageId, Arc<AtomicUsize>> = BTreeMap::new();
+    let mut under_way: BTreeMap<(StorageId, Incarnation), Arc<AtomicUsize>> = BTreeMap::new();
     loop {
         tokio::select! {
             () = node.stopping.cancelled() => return,
             _ = ticks.tick() => {}
         }
         let table = node.routing();
-        let neighbours: BTreeSet<StorageId> = table
+        let neighbours: BTreeMap<StorageId, Incarnation> = table
             .chains
             .values()
             .filter(|chain| chain.state_of(node.id).is_some())
             .flat_map(|chain| chain.members.iter().map(|member| member.node))
             .filter(|&other| other != node.id)
+            .filter_map(|other| Some((other, table.nodes.get(&other)?.incarnation)))
             .collect();
         node.neighbours
             .lock()
             .ask(node.lease.now_ms(), &neighbours, HEARTBEAT_MS);
-        under_way.retain(|other, _| neighbours.contains(other));
-        for other in neighbours {
-            let asking = Arc::clone(under_way.entry(other).or_default());
+        under_way.retain(|asked, _| neighbours.get(&asked.0) == Some(&asked.1));
+        for (other, process) in neighbours {
+            let asking = Arc::clone(under_way.entry((other, process)).or_default());
             if asking.load(Ordering::Acquire) >= MAX_HEARTBEATS {
                 continue;
             }

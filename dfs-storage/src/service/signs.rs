@@ -1,10 +1,10 @@
 //! What this node notices of itself and its neighbours, for its heartbeats. The meters are pure, times come from outside.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Instant;
 
-use dfs_common::StorageId;
 use dfs_common::wire::meta::{Pace, Unheard};
+use dfs_common::{Incarnation, StorageId};
 use parking_lot::Mutex;
 
 /// Pieces of work that make a figure: the last ones, if there were enough of them a short while ago.
@@ -104,28 +104,30 @@ impl Meter {
 /// When each neighbour last answered.
 #[derive(Debug, Default)]
 pub(crate) struct Neighbours {
-    /// When the last question that it answered was asked; else since when it is asked.
-    heard: BTreeMap<StorageId, u64>,
+    /// Of each in its present process, when the last question that it answered was asked; else since when it is asked.
+    heard: BTreeMap<StorageId, (Incarnation, u64)>,
     asked_ms: u64,
 }
 
 impl Neighbours {
     /// Who is to be asked from now on.
-    pub(crate) fn ask(&mut self, now_ms: u64, neighbours: &BTreeSet<StorageId>, every_ms: u64) {
+    pub(crate) fn ask(&mut self, now_ms: u64, neighbours: &BTreeMap<StorageId, Incarnation>, every_ms: u64) {
         // Nobody can be blamed for the time in which this process stood still.
         let lost_ms = now_ms.saturating_sub(self.asked_ms).saturating_sub(2 * every_ms);
         self.asked_ms = now_ms;
-        self.heard.retain(|node, _| neighbours.contains(node));
-        for heard in self.heard.values_mut() {
+        // Who has just come back was not silent while it was not there.
+        self.heard
+            .retain(|node, (process, _)| neighbours.get(node) == Some(process));
+        for (_, heard) in self.heard.values_mut() {
             *heard = (*heard + lost_ms).min(now_ms);
         }
-        for &node in neighbours {
-            self.heard.entry(node).or_insert(now_ms);
+        for (&node, &process) in neighbours {
+            self.heard.entry(node).or_insert((process, now_ms));
         }
     }
 
     pub(crate) fn answered(&mut self, node: StorageId, asked_ms: u64) {
-        if let Some(heard) = self.heard.get_mut(&node) {
+        if let Some((_, heard)) = self.heard.get_mut(&node) {
             *heard = asked_ms.max(*heard);
         }
     }
@@ -138,7 +140,7 @@ impl Neighbours {
         let silent = self
             .heard
             .iter()
-            .map(|(&node, &heard)| (node, now_ms.saturating_sub(heard)));
+            .map(|(&node, &(_, heard))| (node, now_ms.saturating_sub(heard)));
         silent
             .filter(|&(_, ms)| ms > WELL_MS)
             .map(|(node, ms)| Unheard {
@@ -190,7 +192,7 @@ mod tests {
 
     #[test]
     fn a_neighbour_is_spoken_of_when_it_does_not_answer() {
-        let both: BTreeSet<_> = [StorageId(2), StorageId(3)].into();
+        let both = [(StorageId(2), Incarnation(1)), (StorageId(3), Incarnation(1))].into();
         let mut neighbours = Neighbours::default();
         for now in (0..=1_000).step_by(100) {
             neighbours.ask(now, &both, 100);
@@ -208,13 +210,29 @@ mod tests {
         neighbours.answered(StorageId(3), 100);
         assert_eq!(neighbours.unheard(1_050), []);
         // It is a neighbour no more.
-        neighbours.ask(1_100, &[StorageId(2)].into(), 100);
+        neighbours.ask(1_100, &[(StorageId(2), Incarnation(1))].into(), 100);
         assert_eq!(neighbours.unheard(1_200), []);
     }
 
     #[test]
+    fn who_comes_back_was_not_silent_before() {
+        let mut neighbours = Neighbours::default();
+        let process = |number| [(StorageId(2), Incarnation(number))].into();
+        for now in (0..=3_000).step_by(100) {
+            neighbours.ask(now, &process(1), 100);
+        }
+        assert_eq!(neighbours.unheard(3_050).len(), 1);
+        neighbours.ask(3_100, &process(2), 100);
+        assert_eq!(neighbours.unheard(3_150), []);
+        for now in (3_200..=3_600).step_by(100) {
+            neighbours.ask(now, &process(2), 100);
+        }
+        assert_eq!(neighbours.unheard(3_650)[0].ms, 550, "but it has to answer");
+    }
+
+    #[test]
     fn a_process_that_stood_still_blames_nobody() {
-        let other: BTreeSet<_> = [StorageId(2)].into();
+        let other = [(StorageId(2), Incarnation(1))].into();
         let mut neighbours = Neighbours::default();
         neighbours.ask(0, &other, 100);
         neighbours.answered(StorageId(2), 0);
