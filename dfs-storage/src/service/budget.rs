@@ -1,6 +1,6 @@
 //! How fast this node copies to others: as fast as its clients do not feel it.
 //!
-//! A bucket of bytes, refilled at a rate that is raised by a step while nine of ten requests of clients are answered nearly as quickly as
+//! A bucket of bytes, refilled at a rate that is raised by a step while nineteen of twenty requests of clients are answered nearly as quickly as
 //! when nothing is copied, and halved when they are not (the rule of TCP, which finds its share among others without knowing them).
 //! It is asked before a chunk is begun and never while one is copied, since the chunk's mutations wait for that. Pure; times come from
 //! outside.
@@ -11,9 +11,12 @@ const MIB: u64 = 1 << 20;
 
 /// Bytes a second: never less, or a repair would never end; where it begins; what is added; and what no disk exceeds.
 const RATE_MIN: u64 = 4 * MIB;
-const RATE_START: u64 = 64 * MIB;
-const RATE_STEP: u64 = 8 * MIB;
+const RATE_START: u64 = 32 * MIB;
+const RATE_STEP: u64 = 4 * MIB;
 const RATE_MAX: u64 = 1 << 30;
+
+/// What may be begun at once after a pause is this part of a second's: chunk by chunk, not in bursts that clients wait behind.
+const BURST: u64 = 32;
 
 /// How often the rate is judged.
 const JUDGE_MS: u64 = 250;
@@ -24,7 +27,7 @@ const SAMPLES_MAX: usize = 1_024;
 
 /// Clients may wait this many times as long as without a repair, and always this long.
 const SLOWER_MAX: u32 = 2;
-const PATIENCE_US: u32 = 3_000;
+const PATIENCE_US: u32 = 2_000;
 
 /// Unless it is known how quick requests are while nothing is copied.
 const QUIET_UNKNOWN_US: u32 = 5_000;
@@ -43,7 +46,7 @@ pub(crate) struct Budget {
     copied_ms: Option<u64>,
     /// Of clients' requests since the last judgement.
     took_us: VecDeque<u32>,
-    /// Nine of ten requests took less, while nothing was copied.
+    /// Nineteen of twenty requests took less, while nothing was copied.
     quiet_us: Option<u32>,
 }
 
@@ -52,7 +55,7 @@ impl Default for Budget {
         Self {
             paused: false,
             rate: RATE_START,
-            tokens: (RATE_START / 4).cast_signed(),
+            tokens: (RATE_START / BURST).cast_signed(),
             refilled_ms: 0,
             judged_ms: 0,
             copied_ms: None,
@@ -90,7 +93,7 @@ impl Budget {
         self.tokens = self
             .tokens
             .saturating_add_unsigned(refill)
-            .min((self.rate / 4).cast_signed());
+            .min((self.rate / BURST).cast_signed());
         !self.paused && self.tokens > 0
     }
 
@@ -100,16 +103,16 @@ impl Budget {
             return;
         }
         self.judged_ms = now_ms;
-        let p90 = self.p90();
+        let p95 = self.p95();
         self.took_us.clear();
         let quiet = self
             .copied_ms
             .is_none_or(|at| now_ms.saturating_sub(at) > QUIET_AFTER_MS);
-        match p90 {
-            Some(p90) if quiet => {
-                self.quiet_us = Some(self.quiet_us.map_or(p90, |known| known / 4 * 3 + p90 / 4));
+        match p95 {
+            Some(p95) if quiet => {
+                self.quiet_us = Some(self.quiet_us.map_or(p95, |known| known / 4 * 3 + p95 / 4));
             }
-            Some(p90) if p90 > self.limit_us() => self.rate = (self.rate / 2).max(RATE_MIN),
+            Some(p95) if p95 > self.limit_us() => self.rate = (self.rate / 2).max(RATE_MIN),
             Some(_) => self.rate = (self.rate + RATE_STEP).min(RATE_MAX),
             None => self.rate = (self.rate * 2).min(RATE_MAX),
         }
@@ -120,13 +123,13 @@ impl Budget {
         quiet.saturating_mul(SLOWER_MAX).max(PATIENCE_US)
     }
 
-    fn p90(&self) -> Option<u32> {
+    fn p95(&self) -> Option<u32> {
         if self.took_us.len() < SAMPLES_MIN {
             return None;
         }
         let mut sorted: Vec<u32> = self.took_us.iter().copied().collect();
         sorted.sort_unstable();
-        Some(sorted[sorted.len() * 9 / 10])
+        Some(sorted[sorted.len() * 19 / 20])
     }
 }
 

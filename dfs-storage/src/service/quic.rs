@@ -90,8 +90,15 @@ pub(crate) struct StorageService {
 impl Service for StorageService {
     async fn call(&self, request: Incoming) -> Result<Outgoing> {
         let header: StorageRequest = codec::decode(&request.header)?;
-        // What clients wait for shows whether copying leaves them enough.
-        let felt = matches!(header, StorageRequest::Mutate(_) | StorageRequest::Read { .. });
+        // What clients wait for, here or at the member before this one, shows whether copying leaves them enough.
+        let felt = matches!(
+            header,
+            StorageRequest::Mutate(_)
+                | StorageRequest::Read { .. }
+                | StorageRequest::Sync { .. }
+                | StorageRequest::Forward(_)
+                | StorageRequest::ForwardSync { .. }
+        );
         let start = std::time::Instant::now();
         let (response, payload) =
             handler::handle(&self.node, request.peer.name, header, request.payload, request.deadline).await?;
