@@ -131,6 +131,10 @@ impl Session {
     }
 }
 
+fn last_of(found: &BTreeMap<ChunkId, ChunkVersion>) -> Option<ChunkId> {
+    found.last_key_value().map(|(&chunk, _)| chunk)
+}
+
 impl ReplicaCore {
     pub(super) fn fetch_inventory(&mut self, after: Option<ChunkId>, after_ms: u64) {
         let Some(to) = self.session.as_ref().map(|session| session.to) else {
@@ -159,18 +163,23 @@ impl ReplicaCore {
         let Phase::Inventory(found) = &mut session.phase else {
             return;
         };
-        let last = found.last_key_value().map(|(&chunk, _)| chunk);
+        let last = last_of(found);
         match result {
             Err(_) => return self.fetch_inventory(last, PAUSE_MS),
             Ok((chunks, end)) => {
                 // An answer that does not advance ends the listing, whatever it says: no endless loop.
                 let advanced = chunks.last().is_some_and(|&(chunk, _)| Some(chunk) > last);
                 found.extend(chunks);
-                let last = found.last_key_value().map(|(&chunk, _)| chunk);
+                let last = last_of(found);
                 if !end && advanced {
                     return self.fetch_inventory(last, 0);
                 }
             }
+        }
+        if !self.orphans.is_empty() {
+            // What is compared must not change by itself afterwards: a mutation of an earlier role is still on its way into the store.
+            let last = last_of(found);
+            return self.fetch_inventory(last, PAUSE_MS);
         }
         let theirs = std::mem::take(found);
         session.phase = Phase::Copying;
