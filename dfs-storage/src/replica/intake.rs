@@ -1,7 +1,8 @@
 //! A syncing member's side of the copy.
 //!
 //! Messages that were given up by their sender may still arrive. A chunk that was brought in sync in this epoch is
-//! therefore never dropped, nor replaced by an older copy, in the same epoch.
+//! therefore never dropped, nor replaced by an older copy, in the same epoch. What was admitted may also take the store its time: until it
+//! has ended, nothing else is done to the chunk.
 
 use std::collections::BTreeMap;
 
@@ -21,18 +22,39 @@ pub(super) struct Intake {
     /// Chunks in sync since this epoch began, with their version then or later.
     settled: BTreeMap<ChunkId, ChunkVersion>,
     installing: BTreeMap<ChunkId, ChunkVersion>,
+    /// Parts of copies that the store has yet to carry out, and drops.
+    copying: Counts,
+    dropping: Counts,
     active: bool,
+}
+
+/// How many of something are under way for each chunk.
+type Counts = BTreeMap<ChunkId, u32>;
+
+fn begin(counts: &mut Counts, chunk: ChunkId) {
+    *counts.entry(chunk).or_default() += 1;
+}
+
+fn end(counts: &mut Counts, chunk: ChunkId) {
+    if let Some(count) = counts.get_mut(&chunk) {
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(&chunk);
+        }
+    }
 }
 
 impl Intake {
     pub(super) fn clear(&mut self) {
         self.settled.clear();
         self.installing.clear();
+        self.copying.clear();
+        self.dropping.clear();
         self.active = false;
     }
 
     pub(super) fn is_installing(&self, chunk: ChunkId) -> bool {
-        self.installing.contains_key(&chunk)
+        self.installing.contains_key(&chunk) || self.copying.contains_key(&chunk) || self.dropping.contains_key(&chunk)
     }
 
     pub(super) fn is_settled(&self, chunk: ChunkId) -> bool {
@@ -78,7 +100,9 @@ impl ReplicaCore {
         payload: Bytes,
     ) {
         if let Err(error) = self.admit_resync(from, epoch).and_then(|()| {
-            if self.queues.contains_key(&chunk) {
+            let busy =
+                self.intake.dropping.contains_key(&chunk) || (part.begin && self.intake.copying.contains_key(&chunk));
+            if busy || self.queues.contains_key(&chunk) {
                 return Err(Error::new(
                     ErrorCode::OutOfOrder,
                     format!("chunk {chunk} is being written here: try again"),
@@ -107,6 +131,7 @@ impl ReplicaCore {
         }
         self.intake.active = true;
         self.intake.installing.insert(chunk, version);
+        begin(&mut self.intake.copying, chunk);
         let ticket = self.ticket(Purpose::Install(waiter, chunk, version, part.done));
         self.effects.push(Effect::Install {
             ticket,
@@ -125,6 +150,7 @@ impl ReplicaCore {
         done: bool,
         result: Result<(), Error>,
     ) {
+        end(&mut self.intake.copying, chunk);
         match result {
             Ok(()) => {
                 if done {
@@ -144,14 +170,31 @@ impl ReplicaCore {
     }
 
     pub(super) fn drop_chunks(&mut self, from: StorageId, epoch: Epoch, waiter: WaiterId, chunks: Vec<ChunkId>) {
-        if let Err(error) = self.admit_resync(from, epoch) {
+        let copied = chunks.iter().find(|chunk| self.intake.copying.contains_key(chunk));
+        if let Err(error) = self.admit_resync(from, epoch).and_then(|()| match copied {
+            Some(chunk) => Err(Error::new(
+                ErrorCode::OutOfOrder,
+                format!("chunk {chunk} is being written here: try again"),
+            )),
+            None => Ok(()),
+        }) {
             return self.refuse(waiter, error);
         }
         let chunks: Vec<_> = chunks
             .into_iter()
             .filter(|&chunk| !self.intake.is_settled(chunk) && !self.queues.contains_key(&chunk))
             .collect();
-        let ticket = self.ticket(Purpose::DropForPredecessor(waiter));
+        for &chunk in &chunks {
+            begin(&mut self.intake.dropping, chunk);
+        }
+        let ticket = self.ticket(Purpose::DropForPredecessor(waiter, chunks.clone()));
         self.effects.push(Effect::Drop { ticket, chunks });
+    }
+
+    pub(super) fn chunks_dropped(&mut self, waiter: WaiterId, chunks: &[ChunkId], result: Result<(), Error>) {
+        for &chunk in chunks {
+            end(&mut self.intake.dropping, chunk);
+        }
+        self.answer(waiter, result.map(|()| Answer::Response(StorageResponse::Dropped)));
     }
 }

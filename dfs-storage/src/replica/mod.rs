@@ -33,7 +33,6 @@ mod write;
 use std::collections::{BTreeMap, BTreeSet};
 
 use dfs_common::wire::meta::ResyncProgress;
-use dfs_common::wire::storage::StorageResponse;
 use dfs_common::{ChainId, ChainInfo, ChunkId, ChunkVersion, Epoch, Error, ErrorCode, StorageId};
 
 pub use types::{Answer, CopyReport, Effect, Input, Now, ReadAsk, StoreView, Ticket, WaiterId};
@@ -86,7 +85,7 @@ enum Successor {
 }
 
 /// What an effect under way is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Purpose {
     Apply(ChunkId, ChunkVersion),
     SyncMutation(ChunkId, ChunkVersion),
@@ -94,7 +93,7 @@ enum Purpose {
     SyncJob(u64),
     ForwardSyncJob(u64),
     Install(WaiterId, ChunkId, ChunkVersion, bool),
-    DropForPredecessor(WaiterId),
+    DropForPredecessor(WaiterId, Vec<ChunkId>),
     FetchInventory,
     Copy(ChunkId),
     DropAtSuccessor,
@@ -312,9 +311,7 @@ impl ReplicaCore {
             Some(Purpose::Install(waiter, chunk, version, done)) => {
                 self.install_done(waiter, chunk, version, done, result);
             }
-            Some(Purpose::DropForPredecessor(waiter)) => {
-                self.answer(waiter, result.map(|()| Answer::Response(StorageResponse::Dropped)));
-            }
+            Some(Purpose::DropForPredecessor(waiter, chunks)) => self.chunks_dropped(waiter, &chunks, result),
             Some(Purpose::DropAtSuccessor) => self.dropped(now, ticket, &result, store),
             Some(Purpose::FlushSuccessor) => self.flushed(now, &result, store),
             Some(Purpose::FlushSecond) => self.second_flushed(&result),
