@@ -551,8 +551,10 @@ impl Replay {
             },
             effect,
         });
-        // What a removal follows no longer matters, but for the requests that are remembered.
-        let gap = version != header.before && (header.kind != Kind::Remove || version.is_some());
+        // What a removal follows no longer matters, but for the requests that are remembered. It may also have been compacted away: where
+        // nothing is left of it, only a loss that nobody can name casts doubt.
+        let unnamed = || report.rot.iter().any(|rot| rot.chunk.is_none());
+        let gap = version != header.before && (header.kind != Kind::Remove || version.is_some() || unnamed());
         if follows && (gap || lacks) {
             set_health(index, header.chunk, Health::Incomplete);
         }
