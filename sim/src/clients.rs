@@ -253,7 +253,11 @@ impl World {
     fn old_retry(&mut self, at: usize) -> Option<Pending> {
         let (last, version, _) = self.clients[at].last.clone()?;
         let newest = self.newest(chunk_id(last.chunk));
-        if newest.saturating_sub(version.counter) > REMEMBERED {
+        // What a power cut of all took, it took with the memory of it; nobody asks again what was answered so long ago.
+        let chain = chain_of(last.chunk);
+        let forgotten =
+            self.watch.amnesty.contains(&chain) || self.nodes.iter().any(|node| node.lossy.contains_key(&chain));
+        if forgotten || newest.saturating_sub(version.counter) > REMEMBERED {
             return None;
         }
         self.fired(Kind::OldRetry);

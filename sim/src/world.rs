@@ -636,10 +636,11 @@ impl World {
                 return Some(format!("a chain is not whole: {chain:?}"));
             }
             for node in &self.nodes {
+                // A process that the group has not heard of yet knows no chain.
                 if node
                     .chains
                     .get(&chain.id)
-                    .is_some_and(|member| member.core.epoch() != chain.epoch || !member.core.is_idle())
+                    .is_none_or(|member| member.core.epoch() != chain.epoch || !member.core.is_idle())
                 {
                     return Some(format!(
                         "storage-{} has something pending in chain {}",
@@ -687,6 +688,15 @@ impl World {
         let until = self.now + 3_000;
         self.run(until);
         self.now = self.now.max(until);
+        // A late copy of an old request may just have arrived: it is judged when it has been everywhere.
+        for _ in 0..20 {
+            if self.is_well().is_none() {
+                break;
+            }
+            let until = self.now + 50;
+            self.run(until);
+            self.now = self.now.max(until);
+        }
         if self.violation.is_none() {
             self.judge();
         }

@@ -170,11 +170,17 @@ impl SimDisk {
 
     /// Flips bits of a stored byte, on the medium and in memory.
     pub fn rot(&self, name: &str, offset: usize, mask: u8) {
-        if let Some(contents) = self.inner.lock().files.get_mut(name)
-            && let (Some(live), Some(durable)) = (contents.live.get_mut(offset), contents.durable.get_mut(offset))
-        {
-            *live ^= mask;
-            *durable ^= mask;
+        const SECTOR: usize = 512;
+        if let Some(contents) = self.inner.lock().files.get_mut(name) {
+            let sector = offset / SECTOR * SECTOR..(offset / SECTOR + 1) * SECTOR;
+            // It is the medium that rots: what has not been written to it yet is read from memory.
+            let synced = contents.live.get(sector.clone()) == contents.durable.get(sector);
+            if let Some(durable) = contents.durable.get_mut(offset) {
+                *durable ^= mask;
+            }
+            if let Some(live) = contents.live.get_mut(offset).filter(|_| synced) {
+                *live ^= mask;
+            }
         }
     }
 
