@@ -78,6 +78,7 @@ impl World {
             ms,
             wall: Timestamp::from_nanos(i64::try_from(ms).unwrap_or(i64::MAX).saturating_mul(1_000_000)),
             lease: node.lease.is_good_at(ms) && node.fault.is_none(),
+            faulty: node.fault.is_some(),
         };
         let effects = member.core.step(now, input, &View(node));
         self.nodes[at].chains.insert(chain, member);

@@ -189,6 +189,9 @@ impl ReplicaCore {
 
     /// Takes one event and returns what is to be done about it.
     pub fn step(&mut self, now: Now, input: Input, store: &dyn StoreView) -> Vec<Effect> {
+        if now.faulty {
+            self.fail("this node's disk failed".to_owned());
+        }
         match input {
             Input::Configure(config) => self.configure(now, config, store),
             Input::Tick => {
@@ -348,5 +351,116 @@ impl ReplicaCore {
         self.fault = Some(reason.clone());
         self.effects.push(Effect::Fault(reason));
         self.forget_all(&error);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use dfs_common::wire::storage::StorageResponse;
+    use dfs_common::{
+        BlockIndex, ChainId, ChainInfo, ChainMember, ChunkId, ChunkIndex, ChunkVersion, Epoch, ErrorCode, HybridClock,
+        InodeId, MemberState, RequestId, Rest, StorageId, Timestamp,
+    };
+
+    use super::*;
+
+    /// A store that nothing was written to.
+    struct Empty;
+
+    impl StoreView for Empty {
+        fn version(&self, _: ChunkId) -> ChunkVersion {
+            ChunkVersion::NONE
+        }
+
+        fn trimmed(&self, _: ChunkId) -> ChunkVersion {
+            ChunkVersion::NONE
+        }
+
+        fn stamp(&self, _: ChunkId) -> HybridClock {
+            HybridClock::default()
+        }
+
+        fn block_version(&self, _: ChunkId, _: BlockIndex) -> ChunkVersion {
+            ChunkVersion::NONE
+        }
+
+        fn remembered(&self, _: ChunkId, _: RequestId) -> Option<ChunkVersion> {
+            None
+        }
+
+        fn file_end(&self, _: ChainId, _: InodeId, _: ChunkIndex) -> Option<(ChunkIndex, u32)> {
+            None
+        }
+
+        fn chunks_of(&self, _: ChainId, _: InodeId, _: ChunkIndex) -> Vec<ChunkId> {
+            Vec::new()
+        }
+
+        fn list(&self, _: ChainId) -> Vec<(ChunkId, ChunkVersion)> {
+            Vec::new()
+        }
+
+        fn has_room(&self, _: u64) -> bool {
+            true
+        }
+
+        fn is_full(&self, _: StorageId) -> bool {
+            false
+        }
+    }
+
+    fn now(faulty: bool) -> Now {
+        Now {
+            ms: 1,
+            wall: Timestamp::from_nanos(1),
+            lease: true,
+            faulty,
+        }
+    }
+
+    fn file_end(waiter: u64) -> Input {
+        Input::FileEnd {
+            epoch: Epoch(1),
+            waiter: WaiterId(waiter),
+            inode: InodeId(7),
+            from: ChunkIndex(0),
+        }
+    }
+
+    fn answers(effects: &[Effect]) -> Vec<Result<Answer, ErrorCode>> {
+        let answer = |effect: &Effect| match effect {
+            Effect::Answer { answer, .. } => Some(answer.clone().map_err(|error| error.code)),
+            _ => None,
+        };
+        effects.iter().filter_map(answer).collect()
+    }
+
+    /// Another chain met the failed sync. This one needs its disk for nothing that it is asked, and must not answer either (I7).
+    #[test]
+    fn a_chain_whose_disk_failed_elsewhere_says_nothing_more() {
+        let mut core = ReplicaCore::new(ChainId(1), StorageId(1));
+        let config = ChainInfo {
+            id: ChainId(1),
+            epoch: Epoch(1),
+            settled: true,
+            rest: Rest::default(),
+            headed: Epoch(1),
+            revived: Epoch(1),
+            members: vec![ChainMember {
+                node: StorageId(1),
+                state: MemberState::Serving,
+                complete_until: Epoch(0),
+            }],
+        };
+        core.step(now(false), Input::Configure(config), &Empty);
+        let served = answers(&core.step(now(false), file_end(1), &Empty));
+        assert!(
+            matches!(served[..], [Ok(Answer::Response(StorageResponse::FileEnd { .. }))]),
+            "{served:?}"
+        );
+
+        let effects = core.step(now(true), file_end(2), &Empty);
+        assert!(matches!(effects.first(), Some(Effect::Fault(_))), "{effects:?}");
+        assert_eq!(answers(&effects), [Err(ErrorCode::Poisoned)]);
     }
 }

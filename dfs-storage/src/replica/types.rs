@@ -24,6 +24,8 @@ pub struct Now {
     pub wall: Timestamp,
     /// Whether the metadata group's lease is good. Without it no client is answered with success.
     pub lease: bool,
+    /// Whether this node's disk failed, whichever chain met it. From then on no chain of it says anything.
+    pub faulty: bool,
 }
 
 /// What a replica reads of its store. Index lookups only, no data.

@@ -180,6 +180,7 @@ impl Chain {
                     ms,
                     wall: wall_clock(),
                     lease: node.has_lease(ms) && self.retired.load(Ordering::Acquire) != inner.core.epoch().0,
+                    faulty: node.failed.is_cancelled(),
                 };
                 let effects = inner.core.step(now, input, &View(node));
                 self.epoch.store(inner.core.epoch().0, Ordering::Release);
