@@ -263,6 +263,10 @@ pub(super) fn recover(
         }
     });
     if lost {
+        // What a removal followed may be what is gone, with the memory of its requests: the others' copies have it.
+        for &chunk in &replay.unanchored {
+            set_health(&mut index, chunk, Health::Rotten);
+        }
         give_up()?;
         // Nothing in them can be told any more, and the others bring it.
         for (slot, file) in std::mem::take(&mut inventory.damaged) {
@@ -400,6 +404,8 @@ struct Replay {
     next_sequence: Sequence,
     cut: bool,
     records: u64,
+    /// Chunks whose story begins with a removal of something that is not there.
+    unanchored: HashSet<ChunkId>,
 }
 
 impl Replay {
@@ -551,10 +557,14 @@ impl Replay {
             },
             effect,
         });
-        // What a removal follows no longer matters, but for the requests that are remembered. It may also have been compacted away: where
-        // nothing is left of it, only a loss that nobody can name casts doubt.
-        let unnamed = || report.rot.iter().any(|rot| rot.chunk.is_none());
-        let gap = version != header.before && (header.kind != Kind::Remove || version.is_some() || unnamed());
+        // What a removal follows no longer matters, but for the requests that are remembered; and it may have been compacted away.
+        let unanchored = header.kind == Kind::Remove && version.is_none() && header.before.is_some();
+        if unanchored {
+            self.unanchored.insert(header.chunk);
+        } else if matches!(header.kind, Kind::State | Kind::Drop) || (follows && header.before.is_none()) {
+            self.unanchored.remove(&header.chunk);
+        }
+        let gap = version != header.before && !unanchored;
         if follows && (gap || lacks) {
             set_health(index, header.chunk, Health::Incomplete);
         }

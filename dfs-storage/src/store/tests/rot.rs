@@ -299,6 +299,39 @@ fn a_write_that_was_lost_is_noticed_though_its_chunk_was_removed_since() {
     assert!(report.rot.iter().any(|rot| rot.chunk == Some(chunk(1))), "{report:?}");
 }
 
+/// All that a removal followed may be gone. Where the store knows that it lost something, the chunk is copied anew; its data may be read meanwhile.
+#[test]
+fn a_removal_of_what_was_lost_is_in_doubt_where_something_was_lost() {
+    for spoiled in [false, true] {
+        let disk = SimDisk::new();
+        let (store, _) = open(&disk, 24);
+        let mut model = Model::new();
+        let write = |chunk| Op::Write {
+            chunk,
+            first: 0,
+            blocks: 1,
+            last: 500,
+        };
+        step(&store, &mut model, &write(0), 0).unwrap();
+        if spoiled {
+            disk.spoil(Mishap::LostWrite, 0);
+        }
+        let after = [write(1), Op::Remove { chunk: 1 }, Op::Sync, write(1), Op::Sync];
+        for (n, op) in (1..).zip(after) {
+            step(&store, &mut model, &op, n).unwrap();
+        }
+        assert_eq!(disk.mishaps(), u64::from(spoiled));
+        let version = store.version(chunk(1));
+        drop(store);
+        let (store, report) = open(&disk.image(Image::Kill), 24);
+        assert_eq!(report.needs_resync(), spoiled);
+        assert!(store.bad_blocks(chunk(1)).unwrap().is_empty() && store.state(chunk(1)).is_some());
+        let listed = store.list(chain(1), None, 10);
+        let shown = if spoiled { ChunkVersion::NONE } else { version };
+        assert!(listed.contains(&(chunk(1), shown)), "{listed:?}");
+    }
+}
+
 #[test]
 fn either_superblock_is_made_from_the_other() {
     let disk = SimDisk::new();
