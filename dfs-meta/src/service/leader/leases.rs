@@ -12,6 +12,9 @@
 //! Processes of one node are numbered in order (`Incarnation`). Whoever comes with a lower number than one that is known, is
 //! replaced: its words come late, and this leader may never have heard of it.
 //!
+//! A member that is well, but not complete, serves no more when the last complete one goes. It has its lease, and answers reads at ONE until
+//! it hears of that. That is harmless while the chain stands still, so nobody brings the chain back before it has heard, or its lease is over.
+//!
 //! What should change in the routing table is computed from what is known now (`events`), never remembered: a proposal
 //! that got lost is simply made again.
 
@@ -20,7 +23,9 @@ use std::net::SocketAddr;
 
 use dfs_common::units::is_full;
 use dfs_common::wire::meta::{DamageCount, HEARD_WITHIN_MS, Heartbeat, NODE_LEASE_MS, ResyncProgress};
-use dfs_common::{ChainId, Incarnation, RoutingTable, RoutingVersion, StorageId, StoreId};
+use dfs_common::{
+    ChainId, ChainInfo, ChainMember, Epoch, Incarnation, MemberState, RoutingTable, RoutingVersion, StorageId, StoreId,
+};
 
 use super::super::clock::Moment;
 use super::suspects::Suspects;
@@ -54,6 +59,8 @@ struct Node {
     granted: Option<Moment>,
     /// It says that it has given its lease up.
     stands_aside: bool,
+    /// The table that it has.
+    routing: RoutingVersion,
     report: NodeReport,
 }
 
@@ -80,6 +87,8 @@ pub struct Leases {
     /// Processes whose end is on its way through consensus. They get no lease, whatever they say meanwhile: the chains go on
     /// without them as soon as it is decided, which they hear of later.
     leaving: BTreeSet<(StorageId, Incarnation)>,
+    /// Chains in which nobody serves, each with its `revived`, and the table's version when that became so.
+    stopped: BTreeMap<(ChainId, Epoch), RoutingVersion>,
     /// Version of the table that `shown` is of.
     version: Option<RoutingVersion>,
 }
@@ -95,6 +104,7 @@ impl Leases {
             suspects: Suspects::default(),
             shown: BTreeMap::new(),
             leaving: BTreeSet::new(),
+            stopped: BTreeMap::new(),
             version: None,
         };
         leases.routing_changed(routing);
@@ -112,6 +122,11 @@ impl Leases {
             let info = routing.nodes.get(&id);
             info.is_some_and(|info| info.alive && info.incarnation == incarnation)
         });
+        let stopped = routing.chains.values().filter(|chain| chain.head().is_none());
+        self.stopped = stopped
+            .map(|chain| (chain.id, chain.revived))
+            .map(|stop| (stop, self.stopped.get(&stop).copied().unwrap_or(routing.version)))
+            .collect();
         for info in routing.nodes.values() {
             let same = self
                 .shown
@@ -133,7 +148,8 @@ impl Leases {
     /// Takes a heartbeat in and says whether it is answered with a lease.
     ///
     /// No lease for a process that the table does not show as alive, nor for one that has not seen the table in which it
-    /// (re)appeared: it would serve by a configuration in which it still was in sync.
+    /// (re)appeared: it would serve by a configuration in which it still was in sync. Nor for one that has not seen a table in
+    /// which it stopped to serve, though it is well: the chain waits for it or for its lease's end.
     pub fn heartbeat(&mut self, now: Moment, heartbeat: &Heartbeat, confirmed: bool, routing: &RoutingTable) -> bool {
         self.routing_changed(routing);
         let process = (heartbeat.node, heartbeat.incarnation);
@@ -166,16 +182,19 @@ impl Leases {
             until,
             granted: None,
             stands_aside: false,
+            routing: heartbeat.routing,
             report: report.clone(),
         });
         if node.incarnation != heartbeat.incarnation {
             node.incarnation = heartbeat.incarnation;
             node.until = until;
             node.granted = None;
+            node.routing = heartbeat.routing;
         }
         node.store = heartbeat.store;
         node.address = heartbeat.address;
         node.report = report;
+        node.routing = heartbeat.routing.max(node.routing);
         // Never less than before: heartbeats overtake each other, and may have waited at a deaf leader.
         node.until = until.max(node.until);
         node.stands_aside = heartbeat.signs.stands_aside;
@@ -187,7 +206,11 @@ impl Leases {
         let informed = self
             .shown
             .get(&heartbeat.node)
-            .is_some_and(|shown| heartbeat.routing >= shown.since);
+            .is_some_and(|shown| heartbeat.routing >= shown.since)
+            && self.stopped.iter().all(|(&(chain, _), &stopped)| {
+                let waits = |chain: &ChainInfo| chain.state_of(heartbeat.node) == Some(MemberState::Waiting);
+                heartbeat.routing >= stopped || !routing.chain(chain).is_some_and(waits)
+            });
         let wanted = self.suspects.reason(heartbeat.node).is_none();
         let stays = !self.leaving.contains(&process);
         let lease = stays && registered && informed && confirmed && hears && wanted && node.report.fault.is_none();
@@ -244,13 +267,49 @@ impl Leases {
         self.suspects.tick(now, routing);
     }
 
+    /// Whether whatever lease it was granted is over for certain.
+    fn lease_is_over(&self, now: Moment, node: Option<&Node>) -> bool {
+        let granted = node.and_then(|node| node.granted);
+        now >= granted.unwrap_or(self.since).max(self.since).after_ms(NODE_LEASE_MS)
+    }
+
     /// Whether a node that is to stand aside serves no more for certain.
     fn stands_aside(&self, now: Moment, id: StorageId, node: &Node) -> bool {
         let Some(since) = self.suspects.aside_since(id) else {
             return false;
         };
-        let lease = node.granted.unwrap_or(self.since).max(self.since);
-        (node.stands_aside && now > since) || now >= lease.after_ms(NODE_LEASE_MS)
+        (node.stands_aside && now > since) || self.lease_is_over(now, Some(node))
+    }
+
+    /// Whether these events bring a chain back beside a member that served in it and may not have heard that it serves no more.
+    fn too_early(&self, now: Moment, routing: &RoutingTable, events: &[ClusterEvent]) -> bool {
+        let mut after = routing.clone();
+        chains::apply(&mut after, events);
+        // Another process of it has no lease, or one for the table in which it appeared.
+        let stays = |id: StorageId| {
+            let process = |table: &RoutingTable| {
+                let info = table.nodes.get(&id).filter(|info| info.alive);
+                info.map(|info| info.incarnation)
+            };
+            process(routing).is_some() && process(routing) == process(&after)
+        };
+        let unaware = |chain: &ChainInfo, member: &ChainMember| match member.state {
+            MemberState::Serving => true,
+            MemberState::Waiting => {
+                let node = self.nodes.get(&member.node);
+                let stopped = self.stopped.get(&(chain.id, chain.revived));
+                stopped.is_some_and(|&stopped| node.is_none_or(|node| node.routing < stopped))
+                    && !self.lease_is_over(now, node)
+            }
+            MemberState::Syncing | MemberState::LastServer | MemberState::Offline => false,
+        };
+        routing.chains.values().any(|chain| {
+            after.chain(chain.id).is_some_and(|next| next.revived > chain.revived)
+                && chain
+                    .members
+                    .iter()
+                    .any(|member| stays(member.node) && unaware(chain, member))
+        })
     }
 
     /// What the routing table should learn, all in one batch.
@@ -264,6 +323,7 @@ impl Leases {
                 .values()
                 .all(|info| !info.alive || self.nodes.contains_key(&info.id));
         let mut events = Vec::new();
+        let mut returns = Vec::new();
         for info in routing.nodes.values().filter(|info| info.alive) {
             // Deaths too: a new leader may be the last to hear of a stop of everything.
             let dead = self.settled && self.dead.contains_key(&(info.id, info.incarnation));
@@ -297,17 +357,10 @@ impl Leases {
             if !same && (self.settled || !restarted) {
                 if !chains::refused(routing, id, node.store).is_empty() {
                     // It stays away, but so does the process that the table knows.
-                    if let Some(info) = routing.nodes.get(&id).filter(|info| info.alive)
-                        && self.leaving.insert((id, info.incarnation))
-                    {
-                        events.push(ClusterEvent::NodeDown {
-                            node: id,
-                            incarnation: info.incarnation,
-                        });
-                    }
+                    events.extend(Self::replaced(&mut self.leaving, routing, id));
                     continue;
                 }
-                events.push(ClusterEvent::NodeUp {
+                returns.push(ClusterEvent::NodeUp {
                     node: id,
                     incarnation: node.incarnation,
                     store: node.store,
@@ -315,7 +368,35 @@ impl Leases {
                 });
             }
         }
+        let gone = events.len();
+        events.append(&mut returns);
+        if events.len() > gone && self.too_early(now, routing, &events) {
+            // All of them, since together they may do what none does alone. A heartbeat later they are let in.
+            for event in events.split_off(gone) {
+                if let ClusterEvent::NodeUp { node, incarnation, .. } = event
+                    && routing
+                        .nodes
+                        .get(&node)
+                        .is_some_and(|info| info.incarnation != incarnation)
+                {
+                    events.extend(Self::replaced(&mut self.leaving, routing, node));
+                }
+            }
+        }
         events
+    }
+
+    /// The end of the process that the table knows, if that is not on its way yet.
+    fn replaced(
+        leaving: &mut BTreeSet<(StorageId, Incarnation)>,
+        routing: &RoutingTable,
+        id: StorageId,
+    ) -> Option<ClusterEvent> {
+        let info = routing.nodes.get(&id).filter(|info| info.alive)?;
+        let (node, incarnation) = (id, info.incarnation);
+        leaving
+            .insert((node, incarnation))
+            .then_some(ClusterEvent::NodeDown { node, incarnation })
     }
 
     pub fn reports(&self) -> impl Iterator<Item = (StorageId, &NodeReport)> {
@@ -412,6 +493,62 @@ mod tests {
         assert!(!world.beat(3, 1));
         assert_eq!(world.fold().len(), 1, "it is there again");
         assert!(world.beat(3, 1));
+    }
+
+    fn returns(events: &[ClusterEvent], id: u32) -> bool {
+        let mut events = events.iter();
+        events.any(|event| matches!(event, ClusterEvent::NodeUp { node, .. } if *node == StorageId(id)))
+    }
+
+    #[test]
+    fn no_chain_is_brought_back_before_who_served_in_it_has_heard_that_it_stopped() {
+        // It gets the new table; it says nothing more; it says that it is well, but never gets the table.
+        for (told, silent) in [(true, false), (false, true), (false, false)] {
+            let mut world = World::running();
+            assert!(world.beat(1, 1) && world.beat(2, 1) && world.beat(3, 1));
+            let old = world.routing.version;
+            world.leases.died(world.now, StorageId(1), Incarnation(1));
+            world.leases.died(world.now, StorageId(2), Incarnation(1));
+            assert_eq!(world.fold(), [down(1, 1), down(2, 1)]);
+            let waits = |chain: &ChainInfo| chain.state_of(StorageId(3)) == Some(MemberState::Waiting);
+            assert!(world.routing.chains.values().any(waits));
+            world.beat(1, 2);
+            assert_eq!(world.fold(), [], "storage-3 answers reads at ONE");
+            let late = heartbeat(3, 1, old);
+            assert!(!world.leases.heartbeat(world.now, &late, true, &world.routing));
+            assert_eq!(world.fold(), []);
+            if told {
+                assert!(world.beat(3, 1));
+                assert!(returns(&world.fold(), 1));
+                continue;
+            }
+            while world.now < Moment::from_ms(NODE_LEASE_MS) {
+                assert_eq!(world.fold(), []);
+                world.beat(1, 2);
+                if !silent {
+                    assert!(!world.leases.heartbeat(world.now, &late, true, &world.routing));
+                }
+                world.pass(HEARTBEAT_MS);
+            }
+            let events = world.fold();
+            assert!(returns(&events, 1), "{events:?}");
+            assert_eq!(events.contains(&down(3, 1)), silent, "{events:?}");
+        }
+    }
+
+    #[test]
+    fn a_restart_does_not_bring_a_chain_back_beside_who_served_in_it() {
+        let mut world = World::running();
+        assert!(world.beat(1, 1) && world.beat(2, 1) && world.beat(3, 1));
+        world.leases.died(world.now, StorageId(2), Incarnation(1));
+        assert_eq!(world.fold(), [down(2, 1)]);
+        assert!(world.beat(1, 1) && world.beat(3, 1));
+        // Where it was the head, the other one is not settled.
+        world.beat(1, 2);
+        assert_eq!(world.fold(), [down(1, 1)]);
+        assert_eq!(world.fold(), []);
+        world.beat(3, 1);
+        assert!(returns(&world.fold(), 1));
     }
 
     #[test]
@@ -582,8 +719,17 @@ mod tests {
         assert_eq!(world.fold(), [], "2 may be dead as well, and all will be back");
         world.beat(2, 2);
         world.beat(3, 2);
+        assert_eq!(
+            world.fold(),
+            [down(3, 1), down(2, 1)],
+            "together; and 1 served beside them"
+        );
+        world.beat(1, 1);
         let events = world.fold();
-        assert_eq!(events.len(), 3, "{events:?}");
+        assert!(
+            events.len() == 2 && returns(&events, 2) && returns(&events, 3),
+            "{events:?}"
+        );
     }
 
     #[test]
