@@ -121,6 +121,8 @@ pub(crate) enum Asker {
 
 pub(crate) struct Group {
     servers: Vec<Server>,
+    /// What the log comes to, command by command, whoever has applied how much of it: for those who watch.
+    witness: State<MemoryStore>,
     pub(crate) log: Vec<Command>,
     pub(crate) leader: Option<usize>,
     pub(crate) term: u64,
@@ -140,6 +142,7 @@ impl Group {
     pub(crate) fn new(now: u64) -> Self {
         Self {
             servers: (0..SERVERS).map(|_| Server::new()).collect(),
+            witness: empty(),
             log: Vec::new(),
             leader: Some(0),
             term: 1,
@@ -160,8 +163,7 @@ impl Group {
 
     /// As it was decided, whoever leads.
     pub(crate) fn decided(&self) -> Arc<RoutingTable> {
-        let newest = self.servers.iter().max_by_key(|server| server.applied);
-        newest.map_or_else(Arc::default, |server| server.state.routing())
+        self.witness.routing()
     }
 
     pub(crate) fn apply(&mut self, server: usize, generation: u64) {
@@ -241,8 +243,8 @@ impl World {
             self.trace
                 .say(format!("{:>8} ms  DECIDED {:?}", self.now, command.kind));
         }
-        self.group.log.push(command);
         let before = self.group.servers[leader].state.routing();
+        self.decide(command);
         let group = &mut self.group;
         let mut outcome = Outcome::Done;
         while group.servers[leader].applied < group.log.len() {
@@ -257,7 +259,6 @@ impl World {
         }
         let table = self.group.servers[leader].state.routing();
         if table.version != before.version {
-            self.watch_table(&before, &table);
             for node in 0..NODES {
                 if self.nodes[node].is_up() && !self.lost(GROUP, node) {
                     let delay = self.delay_ms();
@@ -285,6 +286,20 @@ impl World {
                     outcome: Box::new(outcome),
                 },
             );
+        }
+    }
+
+    /// A command has its place in the log. Each change of the table is watched, also one that is undone before anybody has heard of it.
+    fn decide(&mut self, command: Command) {
+        let before = self.group.witness.routing();
+        let position = (self.group.log.len() as u64).to_le_bytes();
+        if let Err(error) = self.group.witness.apply(std::slice::from_ref(&command), &position) {
+            panic!("the state machine failed: {error}");
+        }
+        self.group.log.push(command);
+        let table = self.group.witness.routing();
+        if table.version != before.version {
+            self.watch_table(&before, &table);
         }
     }
 
@@ -417,7 +432,7 @@ impl World {
             if self.random.chance(50)
                 && let Some((command, _)) = self.group.proposals.remove(&proposal)
             {
-                self.group.log.push(command);
+                self.decide(command);
             }
         }
         self.group.proposals.clear();
@@ -435,7 +450,6 @@ impl World {
             return self.after(100, Event::Elected { term });
         }
         let leader = up[self.random.below(up.len() as u64) as usize];
-        let before = self.group.decided();
         let group = &mut self.group;
         while group.servers[leader].applied < group.log.len() {
             group.servers[leader].apply_one(&group.log);
@@ -446,9 +460,6 @@ impl World {
         group.last_commit_ms = self.now;
         group.reports.clear();
         self.note(GROUP, "elected", leader as u64, term);
-        if routing.version != before.version {
-            self.watch_table(&before, &routing);
-        }
     }
 
     pub(crate) fn meta_down(&mut self, server: usize) {

@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 use dfs_common::wire::storage::Mutation;
-use dfs_common::{ChainInfo, ChunkId, ChunkVersion, Epoch, MemberState, RequestId, RoutingTable};
+use dfs_common::{ChainInfo, ChunkId, ChunkVersion, MemberState, RequestId, RoutingTable};
 
 use crate::world::World;
 
@@ -57,21 +57,6 @@ impl World {
             .entry((config.id, config.epoch))
             .or_insert_with(|| config.clone())
             .clone();
-        // A server of the group that starts again may go through changes that nobody watched.
-        let before = self
-            .watch
-            .configs
-            .range((config.id, Epoch(0))..(config.id, config.epoch))
-            .next_back();
-        if let Some((_, before)) = before {
-            let (headed, revived) = (config.headed > before.epoch, config.revived > before.epoch);
-            if headed {
-                self.watch.head_left.insert(config.id);
-            }
-            if revived {
-                self.watch.revived.insert(config.id);
-            }
-        }
         // Only whether it is settled, and rests, changes within an epoch.
         let known = ChainInfo {
             settled: config.settled,

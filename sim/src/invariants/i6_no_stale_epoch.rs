@@ -1,7 +1,10 @@
 //! I6: no request of a stale epoch is served. Whoever answers a client with success is a serving member by the group's latest
 //! decision (its lease outlives no removal), and answers in the epoch that it was asked in.
+//!
+//! But one: a member that is well, and no complete one is left. It may answer reads at ONE until it hears of that, as long as the chain stands still:
+//! nothing was acknowledged that it could lack.
 
-use dfs_common::{Level, MemberState};
+use dfs_common::{ChainId, Epoch, Level, MemberState, RoutingTable, StorageId};
 
 use crate::messages::Request;
 use crate::world::World;
@@ -25,13 +28,9 @@ impl World {
         }
         if request.is_clients() {
             let table = self.group.decided();
-            // A third member that is there when the first two go has kept its lease. Until it hears that it has to wait it goes on reading at
-            // ONE what it has, as a replica that is behind may.
-            let waits = table
-                .chain(chain)
-                .is_some_and(|chain| chain.state_of(self.nodes[at].id) == Some(MemberState::Waiting));
-            let excused = waits && matches!(request, Request::Read { level: Level::One, .. });
-            if !excused && !Self::is_serving(&table, chain, self.nodes[at].id) {
+            let id = self.nodes[at].id;
+            let at_one = matches!(request, Request::Read { level: Level::One, .. });
+            if !(Self::is_serving(&table, chain, id) || at_one && stands_still(&table, chain, id, epoch)) {
                 self.fail(
                     "I6",
                     format!(
@@ -42,4 +41,11 @@ impl World {
             }
         }
     }
+}
+
+/// Whether the chain stopped after `epoch`, in which this member served, and was not brought back since.
+fn stands_still(table: &RoutingTable, chain: ChainId, member: StorageId, epoch: Epoch) -> bool {
+    table.chain(chain).is_some_and(|chain| {
+        chain.head().is_none() && chain.revived <= epoch && chain.state_of(member) == Some(MemberState::Waiting)
+    })
 }
