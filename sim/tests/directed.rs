@@ -26,6 +26,19 @@ fn read(client: usize, pick: u64, level: Level) -> What {
     What::Client { client, op }
 }
 
+fn holds(steps: Vec<Step>, which: &str) {
+    let schedule = Schedule {
+        seed: 1,
+        character: Character::default(),
+        steps,
+    };
+    let outcome = run(&schedule, true);
+    if let Some(violation) = outcome.violation {
+        let (invariant, detail) = (violation.invariant, violation.detail);
+        panic!("{which}: {invariant}\n{detail}\n{}", outcome.log.join("\n"));
+    }
+}
+
 /// What somebody read at this level stays, though everybody is killed before the head had it in its store.
 #[test]
 fn what_was_read_outlives_everybody_being_killed() {
@@ -58,21 +71,10 @@ fn what_was_read_outlives_everybody_being_killed() {
                     at(1_900, read(2, 0, read_level)),
                     at(3_500, read(3, 0, read_level)),
                 ];
-                let schedule = Schedule {
-                    seed: 1,
-                    character: Character::default(),
+                holds(
                     steps,
-                };
-                let outcome = run(&schedule, true);
-                if let Some(violation) = outcome.violation {
-                    panic!(
-                        "{write_level}/{read_level}, storage-{} slow, pick {pick}: {}\n{}\n{}",
-                        slow + 1,
-                        violation.invariant,
-                        violation.detail,
-                        outcome.log.join("\n")
-                    );
-                }
+                    &format!("{write_level}/{read_level}, storage-{} slow, pick {pick}", slow + 1),
+                );
             }
         }
     }
@@ -101,20 +103,7 @@ fn the_first_write_after_a_rest_is_safe() {
                 };
                 steps.push(at(3_000 + after, What::Fault(cascade)));
                 steps.push(at(4_500, read(2, 0, Level::Quorum)));
-                let schedule = Schedule {
-                    seed: 1,
-                    character: Character::default(),
-                    steps,
-                };
-                let outcome = run(&schedule, true);
-                if let Some(violation) = outcome.violation {
-                    panic!(
-                        "first {first}, after {after} ms, {apart_ms} ms apart: {}\n{}\n{}",
-                        violation.invariant,
-                        violation.detail,
-                        outcome.log.join("\n")
-                    );
-                }
+                holds(steps, &format!("first {first}, after {after} ms, {apart_ms} ms apart"));
             }
         }
     }

@@ -18,56 +18,27 @@ pub fn apply(routing: &mut RoutingTable, events: &[ClusterEvent]) -> bool {
     let mut moves = Vec::new();
     let mut reports: BTreeMap<ChainId, Vec<ChainEvent>> = BTreeMap::new();
     for event in events {
-        match event {
-            ClusterEvent::Resynced { chain, epoch, node } => {
-                reports.entry(*chain).or_default().push(ChainEvent::Resynced {
-                    node: *node,
-                    epoch: *epoch,
-                });
-            }
-            ClusterEvent::Settled { chain, epoch } => {
-                let report = ChainEvent::Settled { epoch: *epoch };
-                reports.entry(*chain).or_default().push(report);
-            }
-            ClusterEvent::Rest { chain, epoch, rest } => {
-                let (epoch, rest) = (*epoch, *rest);
-                reports
-                    .entry(*chain)
-                    .or_default()
-                    .push(ChainEvent::Rest { epoch, rest });
-            }
+        let (chain, report) = match *event {
+            ClusterEvent::Resynced { chain, epoch, node } => (chain, ChainEvent::Resynced { node, epoch }),
+            ClusterEvent::Settled { chain, epoch } => (chain, ChainEvent::Settled { epoch }),
+            ClusterEvent::Rest { chain, epoch, rest } => (chain, ChainEvent::Rest { epoch, rest }),
             ClusterEvent::Join { chain, epoch, node } => {
-                let there = routing
-                    .nodes
-                    .get(node)
-                    .is_some_and(|info| info.alive && info.duty == Duty::Active);
-                if there {
-                    let (node, epoch) = (*node, *epoch);
-                    reports
-                        .entry(*chain)
-                        .or_default()
-                        .push(ChainEvent::Join { node, epoch });
+                let there = |info: &NodeInfo| info.alive && info.duty == Duty::Active;
+                if !routing.nodes.get(&node).is_some_and(there) {
+                    continue;
                 }
+                (chain, ChainEvent::Join { node, epoch })
             }
-            ClusterEvent::Leave { chain, epoch, node } => {
-                let (node, epoch) = (*node, *epoch);
-                reports
-                    .entry(*chain)
-                    .or_default()
-                    .push(ChainEvent::Leave { node, epoch });
-            }
-            ClusterEvent::Renew { chain, epoch } => {
-                reports
-                    .entry(*chain)
-                    .or_default()
-                    .push(ChainEvent::Renew { epoch: *epoch });
-            }
+            ClusterEvent::Leave { chain, epoch, node } => (chain, ChainEvent::Leave { node, epoch }),
+            ClusterEvent::Renew { chain, epoch } => (chain, ChainEvent::Renew { epoch }),
             ClusterEvent::NodeUp { .. } | ClusterEvent::NodeDown { .. } => {
                 let (touched, event) = register(routing, event, &moves);
                 changed |= touched;
                 moves.extend(event);
+                continue;
             }
-        }
+        };
+        reports.entry(chain).or_default().push(report);
     }
     if !moves.is_empty() || !reports.is_empty() {
         for chain in routing.chains.values_mut() {
