@@ -21,6 +21,9 @@ pub enum NetError {
         address: SocketAddr,
         reason: String,
     },
+    /// Its machine answers, its process is not there.
+    #[error("{peer} at {address} can not be reached: nobody listens there")]
+    NobodyListens { peer: NodeName, address: SocketAddr },
     /// The other side does not accept this certificate, or shows one that is not accepted here.
     #[error(
         "{peer} at {address} and this process do not accept each other's certificate or protocol: {reason}; check that the credentials are of this cluster and role"
@@ -41,7 +44,7 @@ impl From<NetError> for Error {
         let code = match &error {
             NetError::Remote(inner) => return inner.clone(),
             NetError::Timeout { .. } => ErrorCode::Timeout,
-            NetError::Unreachable { .. } => ErrorCode::Unreachable,
+            NetError::Unreachable { .. } | NetError::NobodyListens { .. } => ErrorCode::Unreachable,
             NetError::Refused { .. } | NetError::Credentials(_) => ErrorCode::Unauthorized,
             NetError::Bind { .. } => ErrorCode::InvalidArgument,
         };

@@ -42,9 +42,6 @@ const CRYPTO_ERRORS: std::ops::Range<u64> = 0x100..0x200;
 /// Application close code of a refusal; the reason is text.
 pub(crate) const REFUSED: u32 = 1;
 
-/// Why an attempt failed where the other host's kernel said so: asking again soon costs nobody anything.
-const NOBODY_LISTENS: &str = "nobody listens there";
-
 /// A handle on another process. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Peer {
@@ -272,11 +269,7 @@ impl PeerInner {
             let connecting = async {
                 if gone.load(Ordering::Acquire) {
                     if liveness::is_refused(address).await {
-                        return Err(NetError::Unreachable {
-                            peer: name,
-                            address,
-                            reason: NOBODY_LISTENS.to_owned(),
-                        });
+                        return Err(NetError::NobodyListens { peer: name, address });
                     }
                     gone.store(false, Ordering::Release);
                 }
@@ -356,8 +349,8 @@ impl SlotState {
         self.connection = result.as_ref().ok().cloned();
         self.backoff = match result {
             Ok(_) => Duration::ZERO,
-            // Whoever comes back is waited for by others: they should hear it soon.
-            Err(NetError::Unreachable { reason, .. }) if reason == NOBODY_LISTENS => BACKOFF_MIN,
+            // The other host's kernel said so: asking again soon costs nobody anything, and whoever comes back is waited for by others.
+            Err(NetError::NobodyListens { .. }) => BACKOFF_MIN,
             Err(_) => (self.backoff * 2).clamp(BACKOFF_MIN, BACKOFF_MAX),
         };
         self.not_before = result.is_err().then(|| Instant::now() + self.backoff);
