@@ -348,6 +348,43 @@ async fn one_that_is_far_behind_or_lost_its_state_gets_a_snapshot() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_that_rotted_is_put_aside_and_another_one_sent() {
+    let mut cluster = Cluster::new(40, 5).await;
+    cluster.propose("first").await;
+    cluster.same_everywhere(1).await;
+    cluster.nobody_joins().await;
+    let leader = cluster.leader().await.me();
+    let behind = (1..=3).map(MetaId).find(|id| *id != leader).unwrap();
+    cluster.stop(behind).await;
+    for number in 0..200 {
+        cluster.propose(&format!("{number} {}", "x".repeat(5000))).await;
+    }
+    let purged = || cluster.server(leader).status().purged_index;
+    eventually("a purge", || purged().filter(|&index| index > 100)).await;
+    let directory = cluster.path(leader).join("snapshots");
+    let with = |extension: &str| {
+        let entries = std::fs::read_dir(&directory).unwrap();
+        let paths = entries.map(|entry| entry.unwrap().path());
+        let mut found: Vec<PathBuf> = paths
+            .filter(|path| path.extension().is_some_and(|ext| ext == extension))
+            .collect();
+        found.sort();
+        found
+    };
+    let rotten = with("snap");
+    for path in &rotten {
+        let mut bytes = std::fs::read(path).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        std::fs::write(path, bytes).unwrap();
+    }
+    cluster.start(behind, true).await.unwrap();
+    cluster.same_everywhere(201).await;
+    assert!(!with("damaged").is_empty(), "of {rotten:?}");
+    cluster.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_that_lost_its_disk_is_told_everything_again() {
     let mut cluster = Cluster::new(40, 5).await;
     for number in 0..200 {
