@@ -97,6 +97,22 @@ pub(crate) async fn drop_chunks(
     expect(answer, |response| matches!(response, StorageResponse::Dropped))
 }
 
+/// A copy that is being sent, as the node's budget counts it.
+struct UnderWay<'a>(&'a Node);
+
+impl<'a> UnderWay<'a> {
+    fn new(node: &'a Node) -> Self {
+        node.budget.lock().begin();
+        Self(node)
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.0.budget.lock().end();
+    }
+}
+
 /// Copies one chunk, which the core keeps as it is meanwhile.
 pub(crate) async fn copy_chunk(
     node: &Arc<Node>,
@@ -105,6 +121,7 @@ pub(crate) async fn copy_chunk(
     to: StorageId,
     chunk: ChunkId,
 ) -> Result<CopyReport> {
+    let _under_way = UnderWay::new(node);
     let copy = Copy {
         node,
         chain,

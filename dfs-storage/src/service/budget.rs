@@ -2,17 +2,19 @@
 //!
 //! A bucket of bytes, refilled at a rate that is raised by a step while nineteen of twenty requests of clients are answered nearly as quickly as
 //! when nothing is copied, and halved when they are not (the rule of TCP, which finds its share among others without knowing them).
-//! It is asked before a chunk is begun and never while one is copied, since the chunk's mutations wait for that. Pure; times come from
+//! While there are clients, chunks of all chains go one by one. It is asked before a chunk is begun and never while one is copied, since the chunk's mutations wait for that. Pure; times come from
 //! outside.
 
 use std::collections::VecDeque;
 
 const MIB: u64 = 1 << 20;
 
-/// Bytes a second: never less, or a repair would never end; where it begins; what is added; and what no disk exceeds.
-const RATE_MIN: u64 = 4 * MIB;
+/// Bytes a second: never less, or a repair would never end; where it begins; what is added; never more while clients are there; and what no
+/// disk exceeds.
+const RATE_MIN: u64 = 8 * MIB;
 const RATE_START: u64 = 32 * MIB;
 const RATE_STEP: u64 = 4 * MIB;
+const RATE_BUSY: u64 = 64 * MIB;
 const RATE_MAX: u64 = 1 << 30;
 
 /// What may be begun at once after a pause is this part of a second's: chunk by chunk, not in bursts that clients wait behind.
@@ -44,6 +46,12 @@ pub(crate) struct Budget {
     refilled_ms: u64,
     judged_ms: u64,
     copied_ms: Option<u64>,
+    /// Copies that are being sent.
+    under_way: usize,
+    /// When the last one was allowed; it may not be under way yet.
+    begun_ms: Option<u64>,
+    /// Whether there are clients to yield to.
+    busy: bool,
     /// Of clients' requests since the last judgement.
     took_us: VecDeque<u32>,
     /// Nineteen of twenty requests took less, while nothing was copied.
@@ -59,6 +67,9 @@ impl Default for Budget {
             refilled_ms: 0,
             judged_ms: 0,
             copied_ms: None,
+            under_way: 0,
+            begun_ms: None,
+            busy: false,
             took_us: VecDeque::new(),
             quiet_us: None,
         }
@@ -94,7 +105,21 @@ impl Budget {
             .tokens
             .saturating_add_unsigned(refill)
             .min((self.rate / BURST).cast_signed());
-        !self.paused && self.tokens > 0
+        // Chains do not know of each other: of some megabytes from each at the same time clients feel every burst, at any rate.
+        let in_turn = !self.busy || (self.under_way == 0 && self.begun_ms != Some(now_ms));
+        let may = !self.paused && self.tokens > 0 && in_turn;
+        if may {
+            self.begun_ms = Some(now_ms);
+        }
+        may
+    }
+
+    pub(crate) const fn begin(&mut self) {
+        self.under_way += 1;
+    }
+
+    pub(crate) const fn end(&mut self) {
+        self.under_way = self.under_way.saturating_sub(1);
     }
 
     /// Called also while nothing is copied, so that it is known how quick requests are then.
@@ -105,6 +130,7 @@ impl Budget {
         self.judged_ms = now_ms;
         let p95 = self.p95();
         self.took_us.clear();
+        self.busy = p95.is_some();
         let quiet = self
             .copied_ms
             .is_none_or(|at| now_ms.saturating_sub(at) > QUIET_AFTER_MS);
@@ -113,7 +139,7 @@ impl Budget {
                 self.quiet_us = Some(self.quiet_us.map_or(p95, |known| known / 4 * 3 + p95 / 4));
             }
             Some(p95) if p95 > self.limit_us() => self.rate = (self.rate / 2).max(RATE_MIN),
-            Some(_) => self.rate = (self.rate + RATE_STEP).min(RATE_MAX),
+            Some(_) => self.rate = (self.rate + RATE_STEP).min(RATE_BUSY),
             None => self.rate = (self.rate * 2).min(RATE_MAX),
         }
     }
@@ -146,7 +172,9 @@ mod tests {
                 budget.answered(took_us);
             }
             while budget.may_copy(*now_ms) {
+                budget.begin();
                 budget.copied(*now_ms, MIB);
+                budget.end();
                 bytes += MIB;
             }
         }
@@ -180,6 +208,26 @@ mod tests {
             second(&mut budget, &mut now, None);
         }
         assert_eq!(budget.rate, RATE_MAX, "nobody is there");
+    }
+
+    #[test]
+    fn where_clients_are_chunks_are_copied_one_by_one() {
+        let mut budget = Budget::default();
+        let mut now = JUDGE_MS;
+        for _ in 0..SAMPLES_MIN {
+            budget.answered(1_000);
+        }
+        assert!(budget.may_copy(now));
+        assert!(!budget.may_copy(now), "another chain asks");
+        budget.begin();
+        now += 1;
+        assert!(!budget.may_copy(now), "while the first is under way");
+        budget.end();
+        assert!(budget.may_copy(now));
+        // Nobody is there any more.
+        now += JUDGE_MS;
+        budget.begin();
+        assert!(budget.may_copy(now) && budget.may_copy(now));
     }
 
     #[test]

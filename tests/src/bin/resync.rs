@@ -20,7 +20,10 @@ const BLOCKS: u64 = 4096;
 /// Before each operation: a client that asks as fast as it can measures nothing but itself.
 const PACE: Duration = Duration::from_millis(2);
 
-const IDLE: Duration = Duration::from_secs(10);
+/// What the load left to the kernel and to the stores is done by then.
+const SETTLE: Duration = Duration::from_secs(15);
+
+const IDLE: Duration = Duration::from_secs(20);
 const HEALTHY: Duration = Duration::from_mins(5);
 const O_DIRECT: i32 = 0o40_000;
 
@@ -102,7 +105,7 @@ fn ms(took: &[Duration], percent: usize) -> f64 {
 fn main() {
     let mib: u64 = std::env::args()
         .nth(1)
-        .map_or(2_048, |mib| mib.parse().expect("MiB, a number"));
+        .map_or(2_048, |mib| mib.parse().expect("usage: resync [MIB], 2048 unless said"));
     let cluster = DevCluster::up();
     let at = &cluster.mount;
     let mut random = File::open("/dev/urandom").expect("/dev/urandom");
@@ -119,8 +122,10 @@ fn main() {
     fs::write(at.join("blocks"), vec![1; BLOCK * BLOCKS as usize]).expect("a file");
     cluster.wait_at_rest(HEALTHY);
 
+    thread::sleep(SETTLE);
+
     let stop = AtomicBool::new(false);
-    let idle = load(at, &stop, || thread::sleep(IDLE));
+    let mut idle = load(at, &stop, || thread::sleep(IDLE));
     cluster.kill("storage-2");
     let disk = cluster.data.join("nodes/storage-2/data");
     fs::remove_dir_all(&disk).expect("its disk");
@@ -132,6 +137,12 @@ fn main() {
         let _ = cluster.wait_healthy(HEALTHY);
         took = start.elapsed();
     });
+    thread::sleep(SETTLE);
+    // A noisy machine is noisy before and afterwards.
+    for ((_, before), (_, after)) in idle.iter_mut().zip(load(at, &stop, || thread::sleep(IDLE))) {
+        before.extend(after);
+        before.sort_unstable();
+    }
     println!(
         "{mib} MiB: healthy after {:.1} s, {:.0} MiB/s",
         took.as_secs_f64(),
