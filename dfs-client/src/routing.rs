@@ -84,6 +84,14 @@ impl RoutingCache {
 
     /// Keeps a question parked until told to stop.
     pub(crate) async fn watch(self: Arc<Self>, leader: Arc<Leader>, stop: CancellationToken) {
+        self.keep_asking(|wait_ms, deadline| self.fetch(&leader, wait_ms, deadline), stop)
+            .await;
+    }
+
+    async fn keep_asking<F>(&self, ask: impl Fn(u32, Instant) -> F, stop: CancellationToken)
+    where
+        F: Future<Output = dfs_common::Result<()>>,
+    {
         let mut may_poke = Instant::now();
         let mut poked = false;
         loop {
@@ -96,7 +104,7 @@ impl RoutingCache {
             let wait_ms = if poked { 0 } else { PARK_MS };
             let pause_ms = tokio::select! {
                 () = stop.cancelled() => return,
-                answer = self.fetch(&leader, wait_ms, deadline) => {
+                answer = ask(wait_ms, deadline) => {
                     poked = false;
                     match answer {
                         Ok(()) => NEXT_MS,
@@ -129,5 +137,45 @@ pub(crate) async fn epoch_changed(mut updates: watch::Receiver<Arc<RoutingTable>
         .is_ok();
     if !changed {
         std::future::pending::<()>().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whoever is poked again and again asks again and again, but hears what it asked for.
+    #[tokio::test]
+    async fn pokes_do_not_cancel_a_question_that_will_be_answered() {
+        let cache = Arc::new(RoutingCache::new());
+        let newer = RoutingTable {
+            version: RoutingVersion(1),
+            ..RoutingTable::default()
+        };
+        let (known, stop) = (Arc::clone(&cache), CancellationToken::new());
+        let stopped = stop.clone();
+        let watching = tokio::spawn(async move {
+            let ask = |wait_ms: u32, _| {
+                let (known, newer) = (Arc::clone(&known), newer.clone());
+                async move {
+                    // A parked question is lost on its way; another one is answered, but not soon.
+                    let takes_ms = if wait_ms > 0 { u64::from(wait_ms) } else { 3 * POKE_MS };
+                    tokio::time::sleep(Duration::from_millis(takes_ms)).await;
+                    known.learn(newer);
+                    Ok(())
+                }
+            };
+            known.keep_asking(ask, stopped).await;
+        });
+        let poking = async {
+            while cache.current().version < RoutingVersion(1) {
+                cache.newer_than(RoutingVersion(0), Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(3), poking)
+            .await
+            .expect("a table");
+        stop.cancel();
+        watching.await.expect("it ends");
     }
 }
