@@ -33,10 +33,10 @@ fn holds(steps: Vec<Step>, which: &str) {
         steps,
     };
     let outcome = run(&schedule, true);
-    if let Some(violation) = outcome.violation {
-        let (invariant, detail) = (violation.invariant, violation.detail);
-        panic!("{which}: {invariant}\n{detail}\n{}", outcome.log.join("\n"));
-    }
+    let violation = outcome
+        .violation
+        .map(|violation| format!("{}: {}", violation.invariant, violation.detail));
+    assert_eq!(violation, None, "{which}\n{}", outcome.log.join("\n"));
 }
 
 /// What somebody read at this level stays, though everybody is killed before the head had it in its store.
