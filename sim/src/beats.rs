@@ -6,8 +6,10 @@ use dfs_common::wire::meta::{HEARTBEAT_MS, Heartbeat};
 use dfs_common::{Epoch, Rest, RoutingTable};
 use dfs_storage::replica::{Input, ReplicaCore};
 
+use crate::event::Event;
 use crate::network::GROUP;
-use crate::world::{Event, Member, World};
+use crate::node::Member;
+use crate::world::World;
 
 impl World {
     pub(crate) fn beat(&mut self, at: usize) {

@@ -13,11 +13,12 @@ use dfs_common::{
 };
 use dfs_storage::store::ChunkRead;
 
+use crate::event::Event;
 use crate::invariants::Told;
 use crate::messages::{Call, Reply, Request};
 use crate::network::GROUP;
 use crate::schedule::{BLOCKS, CHUNKS, Kind, Op};
-use crate::world::{Event, World, chain_of, chunk_id};
+use crate::world::{World, chain_of, chunk_id};
 
 /// Requests still to come that a client may hold; more are left out.
 const QUEUE: usize = 40;

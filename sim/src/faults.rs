@@ -5,10 +5,11 @@ use std::io;
 use dfs_storage::disk::SimDisk;
 use dfs_storage::disk::sim::{Image, Mishap, Operation};
 
+use crate::event::{Event, Undo};
 use crate::network::{GROUP, OTHERS};
 use crate::random::Random;
 use crate::schedule::{CLIENTS, Fault, Kind, NODES};
-use crate::world::{Event, Undo, World};
+use crate::world::World;
 
 /// Downtime beyond which a restart counts as late: others have gone on by then.
 const LATE_MS: u64 = 900;

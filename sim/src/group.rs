@@ -13,9 +13,10 @@ use dfs_meta::service::{Leases, Moment};
 use dfs_meta::state::State;
 use dfs_meta::store::{MemoryStore, Rows as _, keys};
 
+use crate::event::Event;
 use crate::network::GROUP;
 use crate::schedule::{Kind, NODES};
-use crate::world::{CLUSTER, Event, World};
+use crate::world::{CLUSTER, World};
 
 const SERVERS: usize = 3;
 

@@ -21,12 +21,14 @@
 mod beats;
 mod clients;
 mod copying;
+mod event;
 mod faults;
 mod group;
 mod invariants;
 mod messages;
 mod names;
 mod network;
+mod node;
 pub mod random;
 pub mod schedule;
 mod shell;

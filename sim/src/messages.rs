@@ -11,9 +11,10 @@ use dfs_storage::replica::{Input, ReadAsk, Ticket, WaiterId};
 use dfs_storage::store::ChunkRead;
 
 use crate::clients::REMEMBERED;
+use crate::event::Event;
 use crate::network::Network;
 use crate::schedule::{BLOCKS, Kind};
-use crate::world::{Event, World};
+use crate::world::World;
 
 /// Deadlines as the real shells have them.
 const FORWARD_MS: u64 = 3_000;

@@ -5,9 +5,10 @@ use dfs_common::wire::namespace::{Caller, NamespaceChange, NamespaceOp, Namespac
 use dfs_common::{Error, ErrorCode, InodeId, SequenceNumber, SessionId, ValidName};
 use dfs_meta::command::{CommandKind, Outcome};
 
+use crate::event::Event;
 use crate::group::Asker;
 use crate::network::GROUP;
-use crate::world::{Event, World};
+use crate::world::World;
 
 const DEADLINE_MS: u64 = 400;
 

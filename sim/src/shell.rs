@@ -13,10 +13,12 @@ use dfs_storage::replica::{Answer, Effect, Input, Now, StoreView, WaiterId};
 use dfs_storage::store::StoreError;
 
 use crate::copying::Copy;
+use crate::event::Event;
 use crate::messages::{Call, For, Reply, Request, Waiting, read_of};
 use crate::network::OTHERS;
+use crate::node::Node;
 use crate::schedule::BLOCKS;
-use crate::world::{Event, Node, World};
+use crate::world::World;
 
 struct View<'a>(&'a Node);
 

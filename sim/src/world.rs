@@ -1,26 +1,26 @@
 //! The world of one seed: virtual time, one queue of events, and everybody in it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::rc::Rc;
 use std::sync::Arc;
 
 use dfs_common::{
-    ChainId, ChunkId, ChunkIndex, ClusterId, Error, ErrorCode, Incarnation, InodeId, MemberState, RoutingTable,
-    StorageId, StoreId,
+    ChainId, ChunkId, ChunkIndex, ClusterId, Error, ErrorCode, Incarnation, InodeId, MemberState, StorageId, StoreId,
 };
 use dfs_storage::Lease;
 use dfs_storage::disk::SimDisk;
-use dfs_storage::replica::{Effect, Input, ReplicaCore, WaiterId};
+use dfs_storage::replica::Input;
 use dfs_storage::store::{ChunkStore, StoreOptions};
 
 use crate::Violation;
 use crate::clients::Client;
 use crate::copying::Copy;
+use crate::event::Event;
 use crate::group::Group;
 use crate::invariants::Watch;
-use crate::messages::{Call, Reply, Request, Waiting};
+use crate::messages::Call;
 use crate::names::Namer;
 use crate::network::Network;
+use crate::node::Node;
 use crate::random::Random;
 use crate::schedule::{CLIENTS, Kind, NAMERS, NODES, STORM_MS, Schedule};
 use crate::trace::Trace;
@@ -37,178 +37,6 @@ const CAPACITY_BYTES: u64 = 4 << 20;
 const TICK_MS: u64 = 20;
 
 const CHECKPOINT_BYTES: u64 = 192 << 10;
-
-pub(crate) struct Member {
-    pub(crate) core: ReplicaCore,
-    /// The last epoch in which it brought the second member up to date.
-    pub(crate) settled: dfs_common::Epoch,
-    pub(crate) rest: (dfs_common::Epoch, dfs_common::Rest),
-    pub(crate) next_waiter: u64,
-    pub(crate) waiting: BTreeMap<WaiterId, Waiting>,
-}
-
-/// A storage node: one process at a time over one disk.
-pub(crate) struct Node {
-    pub(crate) id: StorageId,
-    pub(crate) disk: SimDisk,
-    pub(crate) store: Option<ChunkStore>,
-    pub(crate) incarnation: u64,
-    pub(crate) paused_until_ms: u64,
-    pub(crate) slow: (u64, u64),
-    /// Its monotonic clock: (world time, its time) at the last change, and how fast it runs in thousandths.
-    pub(crate) clock: (u64, u64, u64),
-    pub(crate) lease: Lease,
-    pub(crate) fault: Option<String>,
-    pub(crate) chains: BTreeMap<ChainId, Member>,
-    pub(crate) table: Arc<RoutingTable>,
-    pub(crate) full: BTreeSet<StorageId>,
-    pub(crate) rotten: BTreeSet<ChunkId>,
-    pub(crate) fetching: bool,
-    /// Chains whose unsynced data went with a power cut, and the process that it was in.
-    pub(crate) lossy: BTreeMap<ChainId, u64>,
-    /// Mishaps of the disk that are to come, with how many there had been.
-    pub(crate) due: Vec<(Kind, u64)>,
-}
-
-impl Node {
-    pub(crate) fn clock_ms(&self, now: u64) -> u64 {
-        self.clock.1 + (now - self.clock.0) * self.clock.2 / 1_000
-    }
-
-    pub(crate) const fn is_up(&self) -> bool {
-        self.store.is_some()
-    }
-}
-
-#[derive(Debug)]
-pub(crate) enum Event {
-    /// A request reaches a node.
-    Deliver {
-        to: usize,
-        from: usize,
-        call: u64,
-        request: Rc<Request>,
-        tries: u32,
-    },
-    /// An answer, or a deadline, reaches who asked.
-    Answer {
-        call: u64,
-        result: Box<Result<Reply, Error>>,
-    },
-    Carry {
-        node: usize,
-        incarnation: u64,
-        chain: ChainId,
-        effect: Box<Effect>,
-    },
-    CopyOn {
-        node: usize,
-        incarnation: u64,
-        copy: u64,
-    },
-    ReadNow {
-        node: usize,
-        incarnation: u64,
-        chain: ChainId,
-        call: u64,
-        request: Rc<Request>,
-    },
-    Beat {
-        node: usize,
-        incarnation: u64,
-    },
-    BeatHeard {
-        node: usize,
-        incarnation: u64,
-        heartbeat: Box<dfs_common::wire::meta::Heartbeat>,
-        sent_ms: u64,
-    },
-    BeatAnswered {
-        node: usize,
-        incarnation: u64,
-        lease: bool,
-        full: BTreeSet<StorageId>,
-        table: Option<Arc<RoutingTable>>,
-        sent_ms: u64,
-    },
-    Table {
-        node: usize,
-        incarnation: u64,
-        table: Arc<RoutingTable>,
-    },
-    Resynced {
-        node: usize,
-        incarnation: u64,
-        chain: ChainId,
-        to: StorageId,
-        epoch: dfs_common::Epoch,
-    },
-    Died {
-        node: usize,
-        incarnation: u64,
-    },
-    Ticks,
-    Upkeep,
-    GroupTick,
-    Commit {
-        term: u64,
-        proposal: u64,
-    },
-    Apply {
-        server: usize,
-        generation: u64,
-    },
-    Elected {
-        term: u64,
-    },
-    MetaUp {
-        server: usize,
-    },
-    Restart {
-        node: usize,
-        incarnation: u64,
-    },
-    Client {
-        client: usize,
-    },
-    ClientDeadline {
-        client: usize,
-        attempt: u64,
-    },
-    Resend {
-        client: usize,
-        attempt: u64,
-    },
-    Namer {
-        namer: usize,
-        attempt: u64,
-    },
-    NameAnswer {
-        namer: usize,
-        attempt: u64,
-        outcome: Box<dfs_meta::command::Outcome>,
-    },
-    Step(usize),
-    Undo(Undo),
-}
-
-/// The end of a fault.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Undo {
-    Disk(usize),
-    /// A fault goes on.
-    Strike(crate::schedule::Fault),
-    Stale {
-        node: usize,
-        apart_ms: u64,
-    },
-    /// A node whose store gave up is looked after.
-    Replace {
-        node: usize,
-        incarnation: u64,
-        down_ms: u64,
-    },
-}
 
 pub struct World {
     pub(crate) schedule: Schedule,

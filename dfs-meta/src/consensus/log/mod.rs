@@ -8,11 +8,12 @@
 mod openraft_store;
 pub(crate) mod record;
 pub(crate) mod replay;
+mod table;
 #[cfg(test)]
 mod tests;
 mod writer;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -22,11 +23,11 @@ use std::time::{Duration, Instant};
 
 use dfs_common::ClusterId;
 use parking_lot::Mutex;
-use tokio::sync::watch;
 
 pub(super) use openraft_store::LogStore;
 use record::{Found, SEGMENT_HEADER_BYTES, SEGMENT_VERSION, SegmentHeader, aad, decode_record};
 use replay::{Location, Replay};
+use table::{Segment, Shared, Slot, Table, size_of};
 pub(crate) use writer::Done;
 use writer::{Current, Op, Spares, Writer, create_segment, zero_file};
 
@@ -34,9 +35,6 @@ use super::Seal;
 use super::error::LogError;
 use super::small::SmallFile;
 use super::types::{Entry, LogId, Vote};
-
-/// Bytes of recent entries kept in memory for replication and apply. Covers seconds of heavy load.
-const CACHE_BYTES: usize = 32 << 20;
 
 /// Operations that may wait for the writer. openraft has one at a time; the bound is for everybody else.
 const MAX_WAITING_OPS: usize = 1024;
@@ -64,184 +62,6 @@ pub(super) struct Log {
     vote: Arc<Mutex<Option<Vote>>>,
     cluster: ClusterId,
     sealer: Arc<dyn Seal>,
-}
-
-struct Slot {
-    id: LogId,
-    /// `None` until it is on disk.
-    location: Option<Location>,
-    cached: Option<Entry>,
-    /// About what its record takes.
-    size_bytes: usize,
-}
-
-/// Bytes of a record beside its commands, and of an entry without any.
-const RECORD_OVERHEAD_BYTES: usize = 256;
-
-fn size_of(entry: &Entry) -> usize {
-    let commands = match &entry.payload {
-        openraft::EntryPayload::Normal(batch) => batch.0.iter().map(|command| command.len() + 16).sum(),
-        openraft::EntryPayload::Blank | openraft::EntryPayload::Membership(_) => 0,
-    };
-    RECORD_OVERHEAD_BYTES + commands
-}
-
-/// A segment for reading and for deciding when it can go.
-struct Segment {
-    file: Arc<File>,
-    path: PathBuf,
-    /// Index of the first entry that may stand in it, as its header says.
-    begins_at: u64,
-}
-
-#[derive(Default)]
-struct Table {
-    purged: Option<LogId>,
-    slots: VecDeque<Slot>,
-    next_index: u64,
-    committed: Option<LogId>,
-    segments: BTreeMap<u64, Segment>,
-    /// Entries below this index are not cached.
-    cached_from: u64,
-    cached_bytes: usize,
-    poisoned: Option<String>,
-    /// Since when the disk owes something and has taken nothing.
-    owes_since: Option<Instant>,
-}
-
-impl Table {
-    fn note_progress(&mut self) {
-        let owes = self.slots.back().is_some_and(|slot| slot.location.is_none());
-        self.owes_since = owes.then(Instant::now);
-    }
-
-    fn first_index(&self) -> u64 {
-        self.slots.front().map_or(self.next_index, |slot| slot.id.index)
-    }
-
-    fn slot(&self, index: u64) -> Option<&Slot> {
-        self.slots
-            .get(usize::try_from(index.checked_sub(self.first_index())?).ok()?)
-    }
-
-    fn slot_mut(&mut self, index: u64) -> Option<&mut Slot> {
-        let at = index.checked_sub(self.first_index())?;
-        self.slots.get_mut(usize::try_from(at).ok()?)
-    }
-
-    /// Lets go of the oldest cached entries, but of none that is not on disk.
-    fn evict(&mut self) {
-        while self.cached_bytes > CACHE_BYTES {
-            let index = self.cached_from.max(self.first_index());
-            let Some(slot) = self.slot_mut(index) else { return };
-            let Some(location) = slot.location else { return };
-            if slot.cached.take().is_some() {
-                self.cached_bytes = self.cached_bytes.saturating_sub(location.record_bytes);
-            }
-            self.cached_from = index + 1;
-        }
-    }
-
-    fn forget(&mut self, slot: &Slot) {
-        if slot.cached.is_some()
-            && let Some(location) = slot.location
-        {
-            self.cached_bytes = self.cached_bytes.saturating_sub(location.record_bytes);
-        }
-    }
-}
-
-/// What readers and the writer share; the lock is held for memory operations only.
-pub(crate) struct Shared {
-    table: Mutex<Table>,
-    /// Counts what was synced, or failed: those who wait for the disk look again.
-    synced: watch::Sender<u64>,
-}
-
-impl Shared {
-    fn new(table: Table) -> Self {
-        Self {
-            table: Mutex::new(table),
-            synced: watch::Sender::new(0),
-        }
-    }
-
-    fn poisoned(&self) -> Option<String> {
-        self.table.lock().poisoned.clone()
-    }
-
-    fn poison(&self, reason: String) {
-        self.table.lock().poisoned.get_or_insert(reason);
-        self.tell();
-    }
-
-    fn tell(&self) {
-        self.synced.send_modify(|count| *count += 1);
-    }
-
-    fn committed(&self) -> Option<LogId> {
-        self.table.lock().committed
-    }
-
-    fn add_segment(&self, current: &Current, begins_at: u64) {
-        let segment = Segment {
-            file: current.file.clone(),
-            path: current.path.clone(),
-            begins_at,
-        };
-        self.table.lock().segments.insert(current.sequence, segment);
-    }
-
-    fn written(&self, written: &[(LogId, Location)]) {
-        let mut index = self.table.lock();
-        for (id, location) in written {
-            let counted = match index.slot_mut(id.index) {
-                // A truncation may have been asked for since.
-                Some(slot) if slot.id == *id => {
-                    slot.location = Some(*location);
-                    slot.cached.is_some()
-                }
-                _ => false,
-            };
-            if counted {
-                index.cached_bytes += location.record_bytes;
-            }
-        }
-        index.evict();
-        index.note_progress();
-        drop(index);
-        self.tell();
-    }
-
-    /// Forgets entries up to `upto` and returns the files that hold nothing else.
-    fn purge(&self, upto: LogId, current: u64) -> Vec<PathBuf> {
-        let mut index = self.table.lock();
-        while index.slots.front().is_some_and(|slot| slot.id.index <= upto.index) {
-            if let Some(slot) = index.slots.pop_front() {
-                index.forget(&slot);
-            }
-        }
-        index.next_index = index.next_index.max(upto.index + 1);
-        index.purged = index.purged.max(Some(upto));
-        let first = index
-            .slots
-            .front()
-            .and_then(|slot| slot.location)
-            .map_or(current, |location| location.sequence);
-        // Replay must be able to begin with what is kept: a segment may start behind a truncation that it holds itself,
-        // and then those before it are still needed.
-        let keep = index
-            .segments
-            .range(..=first)
-            .rev()
-            .find(|(_, segment)| segment.begins_at <= upto.index + 1)
-            .map_or(0, |(&sequence, _)| sequence);
-        let kept = index.segments.split_off(&keep);
-        std::mem::replace(&mut index.segments, kept)
-            .into_values()
-            .map(|segment| segment.path)
-            .collect()
-    }
 }
 
 /// Segment files by sequence number.

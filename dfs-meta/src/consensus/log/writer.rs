@@ -16,7 +16,8 @@ use super::record::{
     RecordHeader, RecordKind, SEGMENT_HEADER_BYTES, SEGMENT_VERSION, SegmentHeader, aad, encode_record, record_bytes,
 };
 use super::replay::Location;
-use super::{Shared, sync_directory};
+use super::sync_directory;
+use super::table::Shared;
 use crate::consensus::Seal;
 use crate::consensus::error::LogError;
 use crate::consensus::small::SmallFile;
