@@ -46,13 +46,16 @@ impl Process {
 }
 
 /// Start time, and whether it is more than a zombie. The command's name may hold blanks and parentheses.
+///
+/// The first thread is a zombie before the others are: until they have ended, files are open and ports are taken.
 fn parse_stat(stat: &str) -> Option<(u64, bool)> {
     let (_, after_name) = stat.rsplit_once(')')?;
     let mut fields = after_name.split_whitespace();
     let state = fields.next()?;
-    // starttime is field 22; state is field 3.
-    let started = fields.nth(18)?.parse().ok()?;
-    Some((started, !matches!(state, "Z" | "X")))
+    // state is field 3, num_threads field 20, starttime field 22.
+    let threads: u32 = fields.nth(16)?.parse().ok()?;
+    let started = fields.nth(1)?.parse().ok()?;
+    Some((started, threads > 1 || !matches!(state, "Z" | "X")))
 }
 
 /// Becomes leader of a session of its own, so that no terminal's hang-up or Ctrl-C reaches it.
@@ -127,6 +130,8 @@ mod tests {
         assert_eq!(parse_stat(&format!("7 (a) b (c) S {fields}")), Some((4711, true)));
         assert_eq!(parse_stat(&format!("7 (dfs) Z {fields}")), Some((4711, false)));
         assert_eq!(parse_stat("7 (dfs) S 1"), None);
+        let ending = fields.replace(" 20 0 1 0 ", " 20 0 3 0 ");
+        assert_eq!(parse_stat(&format!("7 (dfs) Z {ending}")), Some((4711, true)));
     }
 
     #[test]
