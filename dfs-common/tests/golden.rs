@@ -247,6 +247,7 @@ fn messages_encode_to_their_golden_bytes() {
                 syncs: Pace {
                     median_us: Some(900),
                     running_us: 0,
+                    done: 70,
                 },
                 writes: Pace::default(),
                 damage: DamageCount { open: 2, lost: 1 },

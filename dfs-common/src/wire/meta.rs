@@ -340,6 +340,8 @@ pub struct Pace {
     pub median_us: Option<u32>,
     /// Age of the oldest work that has not ended.
     pub running_us: u32,
+    /// Work that has ended since the process began, from 0 again after 2^32: whether a figure is news.
+    pub done: u32,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

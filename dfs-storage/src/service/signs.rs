@@ -23,6 +23,7 @@ pub(crate) struct PaceMeter {
     /// Start of each that is under way, in microseconds.
     running: BTreeMap<u64, u64>,
     next: u64,
+    ended: u32,
 }
 
 impl PaceMeter {
@@ -40,6 +41,7 @@ impl PaceMeter {
         if self.done.len() >= SAMPLES {
             self.done.pop_front();
         }
+        self.ended = self.ended.wrapping_add(1);
         let took = u32::try_from(now_us.saturating_sub(begun)).unwrap_or(u32::MAX);
         self.done.push_back((now_us / 1_000, took));
     }
@@ -59,7 +61,11 @@ impl PaceMeter {
             took.insert(at, running_us);
             median_us = Some(took[took.len() / 2].max(median));
         }
-        Pace { median_us, running_us }
+        Pace {
+            median_us,
+            running_us,
+            done: self.ended,
+        }
     }
 }
 

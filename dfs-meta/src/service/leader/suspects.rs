@@ -67,7 +67,7 @@ struct Aside {
 struct Said {
     at: Moment,
     signs: Signs,
-    /// Heartbeats in a row in which it was slow.
+    /// Heartbeats in a row in which it was slow, but for those without news.
     slow_beats: u32,
 }
 
@@ -98,12 +98,17 @@ impl Suspects {
         let (syncs, writes) = (heartbeat.signs.syncs, heartbeat.signs.writes);
         let slow = slowness(syncs, &self.paces(now, node, |signs| signs.syncs))
             .or_else(|| slowness(writes, &self.paces(now, node, |signs| signs.writes)));
-        let before = self.said.get(&node).map_or(0, |said| said.slow_beats);
+        let before = self.said.get(&node);
+        // What was slow a moment ago is no more proof for being said twice.
+        let running = syncs.running_us.max(writes.running_us) >= SLOW_US;
+        let is_news = before.is_none_or(|before| {
+            running || (before.signs.syncs.done, before.signs.writes.done) != (syncs.done, writes.done)
+        });
         let said = Said {
             at: now,
             signs: heartbeat.signs.clone(),
             slow_beats: if slow.is_some() && !self.aside.contains_key(&node) {
-                before + 1
+                before.map_or(0, |said| said.slow_beats) + u32::from(is_news)
             } else {
                 0
             },
@@ -319,7 +324,15 @@ mod tests {
         }
 
         /// A heartbeat of each, then ticks.
+        /// After a piece of work everywhere.
         fn beat(&mut self) {
+            for signs in self.signs.values_mut() {
+                signs.syncs.done += 1;
+            }
+            self.idle_beat();
+        }
+
+        fn idle_beat(&mut self) {
             for (&node, signs) in &self.signs {
                 let heartbeat = Heartbeat {
                     node: StorageId(node),
@@ -367,10 +380,8 @@ mod tests {
         }
 
         fn sync_takes(&mut self, node: u32, us: u32) {
-            self.signs.get_mut(&node).unwrap().syncs = Pace {
-                median_us: Some(us),
-                running_us: 0,
-            };
+            let syncs = &mut self.signs.get_mut(&node).unwrap().syncs;
+            syncs.median_us = Some(us);
         }
     }
 
@@ -456,7 +467,11 @@ mod tests {
 
     #[test]
     fn slow_is_a_ratio_and_a_floor() {
-        let pace = |median_us, running_us| Pace { median_us, running_us };
+        let pace = |median_us, running_us| Pace {
+            median_us,
+            running_us,
+            done: 0,
+        };
         let at = |us| pace(Some(us), 0);
         assert_eq!(slowness(at(100_000), &[at(1_000), at(2_000)]), Some(100_000));
         assert_eq!(slowness(at(SLOW_US), &[at(2_000), at(2_000)]), Some(SLOW_US));
@@ -510,6 +525,23 @@ mod tests {
         world.sync_takes(3, 1_000);
         world.beats(20);
         assert!(world.aside().is_empty());
+    }
+
+    #[test]
+    fn what_was_slow_once_does_not_become_slower_by_being_said_again() {
+        let mut world = World::of(3);
+        for node in 1..=3 {
+            world.sync_takes(node, 1_000);
+        }
+        world.sync_takes(3, 150_000);
+        world.beats(2);
+        for _ in 0..20 {
+            world.idle_beat();
+        }
+        assert!(world.aside().is_empty());
+        world.signs.get_mut(&3).unwrap().syncs.running_us = SLOW_US;
+        world.idle_beat();
+        assert_eq!(world.aside(), [3], "something is under way again, and takes long");
     }
 
     #[test]
