@@ -129,7 +129,7 @@ async fn lead(shared: &Arc<Shared>, peer: NodeName, request: MetaRequest, time: 
         MetaRequest::Status => status(shared).await,
         MetaRequest::Damage => Ok(MetaResponse::Damage(shared.damage.clone())),
         MetaRequest::Heartbeat(heartbeat) => {
-            let answer = shared.ask(|reply| Ask::Heartbeat(heartbeat, reply)).await?;
+            let answer = shared.ask(|reply| Ask::Heartbeat(Box::new(heartbeat), reply)).await?;
             Ok(MetaResponse::Heartbeat(answer))
         }
         MetaRequest::ResyncDone { chain, epoch, node } => {

@@ -41,7 +41,7 @@ const BATCH_MAX: usize = 1024;
 /// Requests to the owner. Dropping a reply means `NotLeader`.
 #[derive(Debug)]
 pub(super) enum Ask {
-    Heartbeat(Heartbeat, oneshot::Sender<HeartbeatAnswer>),
+    Heartbeat(Box<Heartbeat>, oneshot::Sender<HeartbeatAnswer>),
     /// The kernel of this process says that it is dead.
     Died {
         node: StorageId,
