@@ -326,7 +326,7 @@ pub struct DamageCount {
     pub lost: u64,
 }
 
-/// The last question to `node` that it answered was asked so long ago.
+/// `node` was asked all the time, and its last answer came so long ago.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Unheard {
     pub node: StorageId,

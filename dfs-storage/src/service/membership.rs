@@ -18,6 +18,10 @@ const HEARTBEAT_DEADLINE: Duration = Duration::from_millis(500);
 /// Heartbeats under way at a time: a lost one must not hold up the next.
 const MAX_HEARTBEATS: usize = 4;
 
+/// How late an answer of a neighbour may be on a busy machine and still count, and how many are under way meanwhile.
+const QUESTION_DEADLINE: Duration = Duration::from_secs(1);
+const MAX_QUESTIONS: usize = 10;
+
 /// How long the metadata group may hold a request for a newer table.
 const POLL_MS: u32 = 5_000;
 
@@ -159,20 +163,19 @@ pub(crate) async fn neighbours(node: Arc<Node>) {
         under_way.retain(|asked, _| neighbours.get(&asked.0) == Some(&asked.1));
         for (other, process) in neighbours {
             let asking = Arc::clone(under_way.entry((other, process)).or_default());
-            if asking.load(Ordering::Acquire) >= MAX_HEARTBEATS {
+            if asking.load(Ordering::Acquire) >= MAX_QUESTIONS {
                 continue;
             }
             asking.fetch_add(1, Ordering::AcqRel);
             let (node, table) = (Arc::clone(&node), Arc::clone(&table));
             tokio::spawn(async move {
-                let asked_ms = node.lease.now_ms();
                 let question = StorageRequest::NodeStatus;
                 let answer = node
                     .network
-                    .storage(&table, other, Lane::Control, &question, &[], HEARTBEAT_DEADLINE)
+                    .storage(&table, other, Lane::Control, &question, &[], QUESTION_DEADLINE)
                     .await;
                 if answer.is_ok() {
-                    node.neighbours.lock().answered(other, asked_ms);
+                    node.neighbours.lock().answered(other, node.lease.now_ms());
                 }
                 asking.fetch_sub(1, Ordering::AcqRel);
             });

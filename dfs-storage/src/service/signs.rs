@@ -110,7 +110,8 @@ impl Meter {
 /// When each neighbour last answered.
 #[derive(Debug, Default)]
 pub(crate) struct Neighbours {
-    /// Of each in its present process, when the last question that it answered was asked; else since when it is asked.
+    /// Of each in its present process, when it last answered, else since when it is asked. Not when that question was
+    /// asked: an answer that waited its turn behind a burst of data is late, and still no sign of a cut cable.
     heard: BTreeMap<StorageId, (Incarnation, u64)>,
     asked_ms: u64,
 }
@@ -132,9 +133,9 @@ impl Neighbours {
         }
     }
 
-    pub(crate) fn answered(&mut self, node: StorageId, asked_ms: u64) {
+    pub(crate) fn answered(&mut self, node: StorageId, now_ms: u64) {
         if let Some((_, heard)) = self.heard.get_mut(&node) {
-            *heard = asked_ms.max(*heard);
+            *heard = now_ms.max(*heard);
         }
     }
 
