@@ -34,9 +34,13 @@ const GREETING_TIMEOUT: Duration = Duration::from_secs(1);
 /// Between attempts at a port that does not answer, or does not keep what it answered.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// The same, the first times: a kernel that buries a process needs a moment from one socket to the next.
+/// The same, the first time after a connection broke, and twice as long each time: a kernel that buries a process needs a
+/// moment from one socket to the next.
 const HURRY: Duration = Duration::from_millis(5);
-const HURRIES: u32 = 3;
+
+/// As many pauses are waited for an answer. While a listener is closed its kernel may drop a connection's first packet, which is
+/// sent again after a second only.
+const PATIENCE: u32 = 10;
 
 /// A connection that broke sooner than this is no sign that the next one will last.
 const SHORT_LIVED: Duration = Duration::from_secs(1);
@@ -112,15 +116,15 @@ enum Held {
     Silent,
 }
 
-async fn hold_on(address: SocketAddr, expected: Option<Incarnation>) -> Held {
-    let mut stream = match timeout(GREETING_TIMEOUT, TcpStream::connect(address)).await {
+async fn hold_on(address: SocketAddr, expected: Option<Incarnation>, patience: Duration) -> Held {
+    let mut stream = match timeout(patience, TcpStream::connect(address)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) if error.kind() == ErrorKind::ConnectionRefused => return Held::Refused,
         Ok(Err(_)) | Err(_) => return Held::Silent,
     };
     keep_alive(&stream);
     let mut greeting = [0; 8];
-    match timeout(GREETING_TIMEOUT, stream.read_exact(&mut greeting)).await {
+    match timeout(patience, stream.read_exact(&mut greeting)).await {
         Ok(Ok(_)) => {}
         Ok(Err(_)) | Err(_) => return Held::Silent,
     }
@@ -144,27 +148,25 @@ pub(crate) async fn is_refused(address: SocketAddr) -> bool {
 pub async fn death(address: SocketAddr, expected: Option<Incarnation>) {
     let mut expected = expected;
     let mut answered = false;
-    let mut hurries = HURRIES;
+    let mut pause = RETRY;
     loop {
-        match hold_on(address, expected).await {
+        match hold_on(address, expected, (PATIENCE * pause).min(GREETING_TIMEOUT)).await {
             Held::Answered(process, _) if expected.is_some_and(|expected| expected != process) => return,
             Held::Answered(process, lasted) => {
                 expected = Some(process);
+                if !answered || lasted >= SHORT_LIVED {
+                    pause = HURRY;
+                }
                 answered = true;
                 if lasted >= SHORT_LIVED {
-                    hurries = HURRIES;
                     continue;
                 }
             }
             Held::Refused if answered => return,
             Held::Refused | Held::Silent => {}
         }
-        if answered && hurries > 0 {
-            hurries -= 1;
-            sleep(HURRY).await;
-        } else {
-            sleep(RETRY).await;
-        }
+        sleep(pause).await;
+        pause = (2 * pause).min(RETRY);
     }
 }
 
@@ -248,8 +250,30 @@ mod tests {
         {
             greeted += 1;
         }
-        assert_eq!(greeted, 1 + HURRIES, "no storm");
+        // After pauses of 5, 10, ... 320 ms.
+        assert!((6..=8).contains(&greeted), "no storm: {greeted}");
         assert!(!watched.is_finished());
         watched.abort();
+    }
+
+    #[tokio::test]
+    async fn a_question_that_is_lost_while_a_process_is_buried_is_asked_again() {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind(local()).unwrap();
+        let listener = socket.listen(1).unwrap();
+        let address = listener.local_addr().unwrap();
+        let watched = tokio::spawn(death(address, Some(FIRST)));
+        let (mut held, _) = listener.accept().await.unwrap();
+        held.write_all(&FIRST.0.to_le_bytes()).await.unwrap();
+        // Whoever comes now is dropped without a word, as by a listener that is being closed.
+        let mut waiting = Vec::new();
+        while let Ok(stream) = timeout(Duration::from_millis(100), TcpStream::connect(address)).await {
+            waiting.push(stream.unwrap());
+        }
+        drop(held);
+        sleep(Duration::from_millis(50)).await;
+        assert!(!watched.is_finished());
+        drop((listener, waiting));
+        assert!(soon(watched).await);
     }
 }
