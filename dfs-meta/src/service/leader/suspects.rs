@@ -370,12 +370,16 @@ mod tests {
         }
 
         fn unheard(&mut self, reporter: u32, suspects: &[u32]) {
+            self.unheard_for(reporter, suspects, UNHEARD_MS);
+        }
+
+        fn unheard_for(&mut self, reporter: u32, suspects: &[u32], ms: u32) {
             let signs = self.signs.get_mut(&reporter).unwrap();
             signs.unheard = suspects
                 .iter()
                 .map(|&node| Unheard {
                     node: StorageId(node),
-                    ms: UNHEARD_MS,
+                    ms,
                 })
                 .collect();
         }
@@ -433,6 +437,19 @@ mod tests {
         assert_eq!(world.aside(), [2], "not at the first word");
         world.beats(3);
         assert!(world.aside().is_empty());
+    }
+
+    #[test]
+    fn a_busy_machine_answers_late_and_nobody_leaves_for_it() {
+        let mut world = World::of(3);
+        world.beats(5);
+        // Silence that stays under the limit, by both sides, with an answer between.
+        for ms in [300, 400, 475, 150, 300, 400, 499] {
+            world.unheard_for(1, &[3], ms);
+            world.unheard_for(3, &[1, 2], ms);
+            world.beat();
+            assert!(world.aside().is_empty(), "{ms}");
+        }
     }
 
     #[test]
