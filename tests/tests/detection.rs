@@ -56,27 +56,29 @@ fn cut_cables_cost_about_a_second_in_every_direction() {
     for (what, cut, victim) in cuts {
         let victim = victim(&cluster);
         let users = [
-            Actor::metadata_user(mount.clone()),
-            Actor::follower(log.clone(), Arc::default()),
-            Actor::reader(&mount).unwrap(),
+            ("metadata user", Actor::metadata_user(mount.clone())),
+            ("follower", Actor::follower(log.clone(), Arc::default())),
+            ("reader", Actor::reader(&mount).unwrap()),
         ];
         thread::sleep(Duration::from_millis(500));
         let before = writer.acknowledged();
-        users.iter().for_each(Actor::begin);
+        users.iter().for_each(|(_, user)| user.begin());
+        // Shown when the test fails, to be held against the servers' logs.
+        println!("{what} ({victim}): cut at {}", shell("date -u +%T.%6N").trim());
         cut(&cluster, cluster.host(&victim));
         thread::sleep(Duration::from_millis(2_500));
-        for user in &users {
+        for (name, user) in &users {
             assert!(
                 user.longest() < STALL_MAX,
-                "{what} ({victim}): {:?}\n{}",
+                "{what} ({victim}), the {name}: {:?}\n{}",
                 user.longest(),
                 cluster.logs()
             );
-            assert_eq!(user.errors(), Vec::<String>::new(), "{what} ({victim})");
+            assert_eq!(user.errors(), Vec::<String>::new(), "{what} ({victim}), the {name}");
         }
         assert!(
             writer.longest() < STALL_MAX,
-            "{what} ({victim}): {:?}\n{}",
+            "{what} ({victim}), the writer: {:?}\n{}",
             writer.longest(),
             cluster.logs()
         );
