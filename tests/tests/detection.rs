@@ -62,7 +62,9 @@ fn cut_cables_cost_about_a_second_in_every_direction() {
         ];
         thread::sleep(Duration::from_millis(500));
         let before = writer.acknowledged();
-        users.iter().for_each(|(_, user)| user.begin());
+        for (_, user) in &users {
+            user.begin();
+        }
         // Shown when the test fails, to be held against the servers' logs.
         println!("{what} ({victim}): cut at {}", shell("date -u +%T.%6N").trim());
         cut(&cluster, cluster.host(&victim));
