@@ -12,6 +12,7 @@ mod dev;
 mod failure;
 mod files;
 mod init;
+mod lateness;
 mod mounting;
 mod node;
 mod output;

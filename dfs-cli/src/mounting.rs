@@ -20,7 +20,7 @@ use dfs_fuse::{MountError, MountOptions, check_mount_point, resolve_mount_point,
 use crate::args::{MountArgs, UmountArgs};
 use crate::config::{self, Loaded};
 use crate::failure::{Code, Failure, Outcome};
-use crate::{files, process, program, serve};
+use crate::{files, lateness, process, program, serve};
 
 /// What the serving process says when the mount is there.
 const READY: &str = "ready";
@@ -258,6 +258,7 @@ fn apply_option(options: &mut MountOptions, levels: &mut Levels, option: &str) -
 fn serve(loaded: &Loaded, options: &MountOptions, levels: Levels) -> Outcome {
     let runtime = program::runtime()?;
     runtime.block_on(async {
+        lateness::watch();
         let shutdown = serve::on_signal()?;
         let client = Client::connect(mount_client(loaded, options, levels)?).await?;
         let mut mounted = dfs_fuse::mount(client.clone(), runtime.handle(), options)?;

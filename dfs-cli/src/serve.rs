@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::args::ServeArgs;
 use crate::config::{self, Loaded};
 use crate::failure::{Code, Failure, Outcome};
-use crate::{again, process, program};
+use crate::{again, lateness, process, program};
 
 pub(crate) fn meta(arguments: &ServeArgs) -> Outcome {
     let loaded = prepare(arguments, Role::Meta)?;
@@ -26,6 +26,7 @@ pub(crate) fn meta(arguments: &ServeArgs) -> Outcome {
         snapshot_every: node.snapshot_every,
     };
     let ended = program::block_on(async {
+        lateness::watch();
         let shutdown = on_signal()?;
         let server = MetaServer::start(options).await?;
         Ok(server.run_until(shutdown).await)
@@ -55,6 +56,7 @@ pub(crate) fn storage(arguments: &ServeArgs) -> Outcome {
         scrub_bytes_per_s: node.scrub_mib_per_s.map(|mib| mib.saturating_mul(1 << 20)),
     };
     let ended = program::block_on(async {
+        lateness::watch();
         let shutdown = on_signal()?;
         let condemned = options.condemned.clone().filter(|_| options.ends_on_fault);
         let server = match StorageServer::start(options, &shutdown).await {

@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use dfs_common::{InodeId, Result};
 use fuser::{Errno, Request};
@@ -104,10 +105,14 @@ impl Requests {
         };
         self.runtime.spawn(async move {
             let _slot = slot;
+            let begun = Instant::now();
             let mut work = pin!(work);
             tokio::select! {
                 biased;
-                result = &mut work => answer(result.map_err(|error| report(subject, &error))),
+                result = &mut work => {
+                    slow(subject, begun.elapsed());
+                    answer(result.map_err(|error| report(subject, &error)));
+                }
                 () = signals::killed(subject.thread) => {
                     answer(Err(Errno::EINTR));
                     // The client's own state stays whole when a call runs to its end, which is bounded.
@@ -143,6 +148,22 @@ impl Requests {
             Ok(slot) => Some(slot),
             Err(_) => self.runtime.block_on(slots.acquire_owned()).ok(),
         }
+    }
+}
+
+/// Whoever waited that long will ask why.
+const SLOW: Duration = Duration::from_secs(1);
+
+fn slow(subject: Subject, took: Duration) {
+    let Subject {
+        operation,
+        inode,
+        thread,
+        ..
+    } = subject;
+    if took >= SLOW {
+        let took_ms = took.as_millis() as u64;
+        tracing::warn!(operation, %inode, thread, took_ms, "slow request");
     }
 }
 

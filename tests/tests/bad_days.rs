@@ -101,6 +101,8 @@ fn one_server_that_stands_still_costs_a_pause_and_nothing_else() {
         );
         log.check();
         cluster.verify_replicas();
+        let said = fs::read_to_string(cluster.data.join(format!("log/{victim}.log"))).unwrap();
+        assert!(said.contains("this process stood still"), "{victim}:\n{said}");
     }
 }
 
@@ -126,6 +128,7 @@ fn writes_wait_for_a_second_replica_and_then_say_why_not() {
     assert!(start.elapsed() < Duration::from_secs(75), "{:?}", start.elapsed());
     let log = fs::read_to_string(cluster.data.join("log/mount.log")).unwrap();
     assert!(log.contains("in sync"), "the log says why:\n{log}");
+    assert!(log.contains("slow request operation=\"fsync\""), "{log}");
 
     // kill -9 of a process that waits inside the mount works.
     let mut stuck = std::process::Command::new("sh")

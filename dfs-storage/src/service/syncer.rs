@@ -2,11 +2,15 @@
 
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use dfs_common::{Error, ErrorCode, Result};
 
 use super::signs::Meter;
 use crate::store::ChunkStore;
+
+/// A sync that takes this long is worth a line in the log.
+const SLOW: Duration = Duration::from_millis(200);
 
 /// Called on the sync thread with the outcome.
 type Done = Box<dyn FnOnce(Result<()>) + Send>;
@@ -26,7 +30,15 @@ impl Syncer {
                 while let Ok(first) = requests.recv() {
                     let mut waiting = vec![first];
                     waiting.extend(requests.try_iter());
+                    let begun = Instant::now();
                     let outcome = meter.measure(|| store.sync()).map_err(Error::from);
+                    let took = begun.elapsed();
+                    if took >= SLOW {
+                        tracing::warn!(
+                            took_ms = took.as_millis() as u64,
+                            "the disk was slow to sync the store: writes waited for it"
+                        );
+                    }
                     for done in waiting {
                         done(outcome.clone());
                     }

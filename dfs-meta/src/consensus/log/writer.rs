@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dfs_common::ClusterId;
 
@@ -37,6 +37,9 @@ pub(crate) enum Op {
 /// How long the committed hint may wait for an append to travel with. It also marks the last batch as synced, so that
 /// rot in it is no longer taken for a torn write.
 const IDLE: Duration = Duration::from_millis(500);
+
+/// A write and sync that takes this long is worth a line in the log of the server.
+const SLOW: Duration = Duration::from_millis(200);
 
 /// Operations taken into one batch; bounds the buffer together with the size of an entry.
 const MAX_BATCH_OPS: usize = 256;
@@ -287,6 +290,7 @@ impl Writer {
             return Ok(());
         }
         let current = &mut self.current;
+        let begun = Instant::now();
         current
             .file
             .write_all_at(&buffer.bytes, current.end)
@@ -295,6 +299,13 @@ impl Writer {
             .file
             .sync_data()
             .map_err(LogError::io("syncing", &current.path))?;
+        let took = begun.elapsed();
+        if took >= SLOW {
+            tracing::warn!(
+                took_ms = took.as_millis() as u64,
+                "the disk was slow to take the log: changes waited for it"
+            );
+        }
         current.end += buffer.bytes.len() as u64;
         self.synced_next = self.next_index;
         self.shared.written(&buffer.written);
