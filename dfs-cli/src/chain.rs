@@ -232,7 +232,7 @@ fn chain_verify_view(report: &ChainReport) -> ChainVerifyView {
         unreachable: report
             .unreachable
             .iter()
-            .map(|(node, error)| format!("{}: {}", storage_name(*node), error.detail))
+            .map(|(_, error)| error.detail.clone())
             .collect(),
     }
 }

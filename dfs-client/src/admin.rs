@@ -1,6 +1,6 @@
 //! For the admin tools: status, routing, comparison of replicas, and where a file's chunks are.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,12 +19,16 @@ use dfs_common::{
 };
 use dfs_crypto::certificate::Credentials;
 use dfs_net::Endpoint;
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::client::local_address;
 use crate::conflicts;
 use crate::meta::{Leader, LeaderSearch};
 use crate::network::Network;
+
+/// Between two attempts to reach a node.
+const RETRY: Duration = Duration::from_millis(100);
 
 /// Chunks asked for at a time.
 const PAGE: u32 = 512;
@@ -40,6 +44,8 @@ pub struct AdminClient {
     servers: Vec<(MetaId, SocketAddr)>,
     cluster: ClusterId,
     deadline: Duration,
+    /// Nodes that did not answer until a deadline.
+    silent: Arc<Mutex<BTreeSet<StorageId>>>,
 }
 
 impl std::fmt::Debug for AdminClient {
@@ -89,6 +95,7 @@ impl AdminClient {
             servers: config.meta_addresses().collect(),
             cluster,
             deadline,
+            silent: Arc::default(),
         })
     }
 
@@ -163,19 +170,42 @@ impl AdminClient {
         Ok(response)
     }
 
+    /// A node that the table shows as alive is tried until the deadline: what an administrator asks may be asked twice, and one
+    /// handshake that was lost, or late on a busy machine, is no verdict. Once that was in vain it is asked once each time, so
+    /// that a long comparison does not wait for it at every chunk.
     pub(crate) async fn storage_data(
         &self,
         table: &RoutingTable,
         node: StorageId,
         request: &StorageRequest,
     ) -> Result<(StorageResponse, Bytes)> {
-        let address = table
-            .address(node)
+        let info = table
+            .nodes
+            .get(&node)
             .ok_or_else(|| Error::new(ErrorCode::NotFound, format!("storage-{node} is not in the cluster")))?;
-        self.network
-            .storage((node, address), Lane::Control, request, &[], self.deadline)
-            .await
-            .map_err(|error| error.context(format_args!("storage-{node}")))
+        let deadline = Instant::now() + self.deadline;
+        loop {
+            let remaining = deadline.saturating_duration_since(Instant::now());
+            let answer = self
+                .network
+                .storage((node, info.address), Lane::Control, request, &[], remaining)
+                .await;
+            match answer {
+                Err(error) if error.code == ErrorCode::Unreachable => {
+                    let again = info.alive && Instant::now() + RETRY < deadline && !self.silent.lock().contains(&node);
+                    if !again {
+                        self.silent.lock().insert(node);
+                        // It names the node already.
+                        return Err(error);
+                    }
+                    tokio::time::sleep(RETRY).await;
+                }
+                answer => {
+                    self.silent.lock().remove(&node);
+                    return answer.map_err(|error| error.context(format_args!("storage-{node}")));
+                }
+            }
+        }
     }
 
     pub async fn node_status(&self, node: StorageId) -> Result<NodeStatus> {
