@@ -19,27 +19,57 @@ pub struct Appender {
     stop: Arc<AtomicBool>,
     acknowledged: Arc<AtomicU64>,
     errors: Arc<AtomicU64>,
-    longest: Arc<AtomicU64>,
+    waits: Arc<Waits>,
     thread: Option<JoinHandle<()>>,
+}
+
+/// How long appends take.
+#[derive(Debug)]
+struct Waits {
+    origin: Instant,
+    longest_us: AtomicU64,
+    /// Start of the append under way, in microseconds since `origin`; `NONE` between two.
+    begun: AtomicU64,
+}
+
+const NONE: u64 = u64::MAX;
+
+impl Waits {
+    fn now_us(&self) -> u64 {
+        u64::try_from(self.origin.elapsed().as_micros()).unwrap_or(NONE - 1)
+    }
+
+    fn measure<T>(&self, work: impl FnOnce() -> T) -> T {
+        let begun = self.now_us();
+        self.begun.store(begun, Ordering::SeqCst);
+        let result = work();
+        self.longest_us.fetch_max(self.now_us() - begun, Ordering::SeqCst);
+        self.begun.store(NONE, Ordering::SeqCst);
+        result
+    }
 }
 
 impl Appender {
     #[must_use]
     pub fn start(path: &Path) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
-        let (acknowledged, errors, longest) = (Arc::default(), Arc::default(), Arc::default());
+        let (acknowledged, errors) = (Arc::default(), Arc::default());
+        let waits = Arc::new(Waits {
+            origin: Instant::now(),
+            longest_us: AtomicU64::new(0),
+            begun: AtomicU64::new(NONE),
+        });
         let thread = {
             let (path, stop) = (path.to_path_buf(), Arc::clone(&stop));
-            let (acknowledged, errors, longest) =
-                (Arc::clone(&acknowledged), Arc::clone(&errors), Arc::clone(&longest));
-            thread::spawn(move || append_until(&path, &stop, &acknowledged, &errors, &longest))
+            let (acknowledged, errors, waits) = (Arc::clone(&acknowledged), Arc::clone(&errors), Arc::clone(&waits));
+            thread::spawn(move || append_until(&path, &stop, &acknowledged, &errors, &waits))
         };
         Self {
             path: path.to_path_buf(),
             stop,
             acknowledged,
             errors,
-            longest,
+            waits,
             thread: Some(thread),
         }
     }
@@ -54,15 +84,19 @@ impl Appender {
         self.errors.load(Ordering::SeqCst)
     }
 
-    /// Longest time that one append with its fsync took.
+    /// Longest time that one append with its fsync took, the one under way included.
     #[must_use]
     pub fn longest(&self) -> Duration {
-        Duration::from_micros(self.longest.load(Ordering::SeqCst))
+        let under_way = match self.waits.begun.load(Ordering::SeqCst) {
+            NONE => 0,
+            begun => self.waits.now_us().saturating_sub(begun),
+        };
+        Duration::from_micros(self.waits.longest_us.load(Ordering::SeqCst).max(under_way))
     }
 
     /// Forgets how long appends took so far.
     pub fn begin(&self) {
-        self.longest.store(0, Ordering::SeqCst);
+        self.waits.longest_us.store(0, Ordering::SeqCst);
     }
 
     /// Stops writing, without judging.
@@ -179,13 +213,11 @@ impl Drop for Appender {
     }
 }
 
-fn append_until(path: &Path, stop: &AtomicBool, acknowledged: &AtomicU64, errors: &AtomicU64, longest: &AtomicU64) {
+fn append_until(path: &Path, stop: &AtomicBool, acknowledged: &AtomicU64, errors: &AtomicU64, waits: &Waits) {
     let mut file: Option<File> = None;
     while !stop.load(Ordering::SeqCst) {
-        let start = Instant::now();
-        let result = append(&mut file, path, &record(acknowledged.load(Ordering::SeqCst)));
-        let micros = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
-        longest.fetch_max(micros, Ordering::SeqCst);
+        let record = record(acknowledged.load(Ordering::SeqCst));
+        let result = waits.measure(|| append(&mut file, path, &record));
         if result.is_ok() {
             acknowledged.fetch_add(1, Ordering::SeqCst);
             thread::sleep(Duration::from_millis(2));

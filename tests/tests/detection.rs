@@ -17,7 +17,8 @@ use dfs_tests::actors::Actor;
 use dfs_tests::history::Appender;
 use dfs_tests::{HostCluster, shell};
 
-/// What is asked for is a second; a machine that builds something else meanwhile may take some more.
+/// What is asked for is a second; a machine that builds something else meanwhile may take some more. What its disk takes comes on
+/// top: all servers share it.
 const STALL_MAX: Duration = Duration::from_millis(1_600);
 
 fn wait_for(what: &str, bound: Duration, mut so: impl FnMut() -> bool) {
@@ -42,6 +43,7 @@ fn cut_cables_cost_about_a_second_in_every_direction() {
     let log = mount.join("log");
     let mut writer = Appender::start(&log);
     wait_for("appends", Duration::from_secs(5), || writer.acknowledged() > 5);
+    let disk = Actor::disk_user(cluster.scratch()).unwrap();
     let cuts: [Cut; 5] = [
         ("storage node deaf", |cluster, host| cluster.deafen(host), first_storage),
         ("storage node mute", |cluster, host| cluster.mute(host), first_storage),
@@ -65,25 +67,23 @@ fn cut_cables_cost_about_a_second_in_every_direction() {
         for (_, user) in &users {
             user.begin();
         }
+        writer.begin();
+        disk.begin();
         // Shown when the test fails, to be held against the servers' logs.
         println!("{what} ({victim}): cut at {}", shell("date -u +%T.%6N").trim());
         cut(&cluster, cluster.host(&victim));
         thread::sleep(Duration::from_millis(2_500));
-        for (name, user) in &users {
-            assert!(
-                user.longest() < STALL_MAX,
-                "{what} ({victim}), the {name}: {:?}\n{}",
-                user.longest(),
-                cluster.logs()
-            );
-            assert_eq!(user.errors(), Vec::<String>::new(), "{what} ({victim}), the {name}");
-        }
+        let allowed = STALL_MAX + disk.longest();
+        let stalls = users.iter().map(|(name, user)| (*name, user.longest()));
+        let stalls: Vec<_> = stalls.chain([("writer", writer.longest())]).collect();
         assert!(
-            writer.longest() < STALL_MAX,
-            "{what} ({victim}), the writer: {:?}\n{}",
-            writer.longest(),
+            stalls.iter().all(|(_, stall)| *stall < allowed),
+            "{what} ({victim}): {stalls:?}, allowed is {allowed:?}\n{}",
             cluster.logs()
         );
+        for (name, user) in &users {
+            assert_eq!(user.errors(), Vec::<String>::new(), "{what} ({victim}), the {name}");
+        }
         assert!(writer.acknowledged() > before, "{what} ({victim})");
         if what.contains("parted") {
             let health = cluster.admin(&["health", "detail"]);
@@ -99,6 +99,30 @@ fn cut_cables_cost_about_a_second_in_every_direction() {
     writer.stop();
     writer.check();
     let _ = cluster.admin(&["chain", "verify", "--deep"]).expect_ok("chain verify");
+}
+
+#[test]
+fn an_admin_verb_does_not_take_a_late_handshake_for_a_dead_node() {
+    let cluster = HostCluster::up(1, false);
+    fs::write(cluster.mount_points().remove(0).join("file"), vec![7; 300_000]).unwrap();
+    // The verb's host and the node do not hear each other for longer than one handshake may take; everybody else does.
+    cluster.part(7, cluster.host("storage-2"));
+    let verdict = thread::scope(|scope| {
+        let verb = scope.spawn(|| cluster.admin(&["chain", "verify"]));
+        thread::sleep(Duration::from_secs(2));
+        assert!(!verb.is_finished(), "it has said something already");
+        cluster.hosts.clear_rules(7);
+        cluster.hosts.clear_rules(cluster.host("storage-2"));
+        verb.join().unwrap()
+    });
+    let _ = verdict.expect_ok("chain verify");
+    // A node that stays silent is named, once.
+    cluster.part(7, cluster.host("storage-2"));
+    let start = Instant::now();
+    let verdict = cluster.admin(&["chain", "verify"]);
+    let said = format!("{}{}", verdict.stdout, verdict.stderr);
+    assert!(said.contains("not compared: storage-2 at "), "{said}");
+    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
 }
 
 /// `strace` on a process, so that its syncs take this long.
@@ -154,9 +178,7 @@ fn a_disk_a_hundred_times_slower_than_its_peers_leaves_and_health_says_why() {
     assert_eq!(writer.errors(), 0);
     writer.stop();
     writer.check();
-    assert!(
-        fs::read_to_string(cluster.scratch().join("storage-2.log"))
-            .unwrap()
-            .contains("asked to stand aside")
-    );
+    let said = fs::read_to_string(cluster.scratch().join("storage-2.log")).unwrap();
+    assert!(said.contains("asked to stand aside"), "{said}");
+    assert!(said.contains("the disk was slow to sync the store"), "{said}");
 }
