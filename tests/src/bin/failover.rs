@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use clap::Parser;
 use dfs_tests::HostCluster;
 use dfs_tests::actors::Actor;
 use dfs_tests::history::Appender;
@@ -34,30 +35,18 @@ const AFTER: Duration = Duration::from_millis(200);
 
 const HEALTHY: Duration = Duration::from_secs(30);
 
+/// How long an application waits when a server fails. Needs root.
+#[derive(Parser)]
 struct Options {
+    /// Of each way to fail and each role.
+    #[arg(long, default_value_t = 3)]
     runs: usize,
+    /// Where each run becomes a line of JSON; what is there already counts.
+    #[arg(long, default_value = "failover.jsonl", value_name = "FILE")]
     results: PathBuf,
+    /// Part of `WAY/ROLE`, such as `kill -9/leader`, or `deaf`.
+    #[arg(long, value_name = "PART")]
     only: Option<String>,
-}
-
-fn options() -> Options {
-    let mut options = Options {
-        runs: 3,
-        results: PathBuf::from("failover.jsonl"),
-        only: None,
-    };
-    let mut arguments = std::env::args().skip(1);
-    while let Some(name) = arguments.next() {
-        let value = arguments.next().unwrap_or_else(|| panic!("{name} needs a value"));
-        match name.as_str() {
-            "--runs" => options.runs = value.parse().expect("a number"),
-            "--results" => options.results = value.into(),
-            // Such as `kill -9/leader`, or `deaf`.
-            "--only" => options.only = Some(value),
-            other => panic!("{other} is none of --runs N, --results FILE, --only PART-OF-WAY/ROLE"),
-        }
-    }
-    options
 }
 
 fn results(file: &Path) -> Vec<Value> {
@@ -69,7 +58,7 @@ fn results(file: &Path) -> Vec<Value> {
 }
 
 fn main() {
-    let options = options();
+    let options = Options::parse();
     let wanted = |way: &str, role: &str| {
         let kind = format!("{way}/{role}");
         options.only.as_ref().is_none_or(|only| kind.contains(only.as_str()))

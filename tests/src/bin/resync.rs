@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use clap::Parser;
 use dfs_tests::DevCluster;
 
 const BLOCK: usize = 4096;
@@ -26,6 +27,14 @@ const SETTLE: Duration = Duration::from_secs(15);
 const IDLE: Duration = Duration::from_secs(20);
 const HEALTHY: Duration = Duration::from_mins(5);
 const O_DIRECT: i32 = 0o40_000;
+
+/// What a node with an empty disk costs the others. Needs root.
+#[derive(Parser)]
+struct Options {
+    /// How much is on the cluster.
+    #[arg(default_value_t = 2_048)]
+    mib: u64,
+}
 
 /// A buffer whose place in memory suits `O_DIRECT`.
 #[repr(align(4096))]
@@ -103,9 +112,7 @@ fn ms(took: &[Duration], percent: usize) -> f64 {
 }
 
 fn main() {
-    let mib: u64 = std::env::args()
-        .nth(1)
-        .map_or(2_048, |mib| mib.parse().expect("usage: resync [MIB], 2048 unless said"));
+    let Options { mib } = Options::parse();
     let cluster = DevCluster::up();
     let at = &cluster.mount;
     let mut random = File::open("/dev/urandom").expect("/dev/urandom");
