@@ -240,6 +240,12 @@ fn print_errors(views: &[NodeView]) {
         ]);
     }
     table.print();
+    if views.iter().any(|view| view.lost > 0) {
+        output::line(
+            "lost: write those blocks again, or restore or remove the file; 4098:2 is chunk 2 of the file that find -inum 4098 finds. Then: \
+             dfs scrub start --wait",
+        );
+    }
     for view in views {
         if let Some(reason) = &view.unreachable {
             output::line(&format!("{} does not answer: {reason}", view.node));

@@ -343,14 +343,30 @@ fn what_is_rotten_everywhere_is_an_error() {
         verified.stdout,
         verified.stderr
     );
-    // Written anew, it is whole.
+    let said = cluster.admin(&["scrub", "errors"]).stdout;
+    assert!(said.contains("lost: write those blocks again, or restore"), "{said}");
+    // A node that comes with an empty disk waits for it, and does not fill the logs meanwhile.
+    cluster.kill("storage-3");
+    shell(&format!(
+        "find {}/nodes/storage-3/data -mindepth 1 -delete",
+        cluster.data.display()
+    ));
+    cluster.start("storage-3");
+    thread::sleep(Duration::from_secs(8));
+    let health = cluster.admin(&["health", "detail"]).stdout;
+    assert!(health.contains("2 of 3 replicas in sync"), "{health}");
+    let count = format!("cat {}/log/*.log | grep -c 'not copied yet'", cluster.data.display());
+    let lines: usize = shell(&count).trim().parse().unwrap();
+    assert!((1..=3).contains(&lines), "{lines} lines in 8 s");
+    // Written anew, it is whole, and that is seen as soon as somebody asks.
     shell(&format!(
         "head -c 200000 /dev/urandom > {0} && sync {0}",
         path.display()
     ));
     shell("echo 3 > /proc/sys/vm/drop_caches");
     assert_eq!(fs::read(&path).unwrap().len(), 200_000);
-    cluster.wait_healthy(Duration::from_secs(90));
+    let _ = cluster.admin(&["scrub", "start", "--wait"]).expect_ok("scrub");
+    cluster.wait_healthy(Duration::from_secs(10));
     let _ = cluster.down().expect_ok("dev down");
 }
 

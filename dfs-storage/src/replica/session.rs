@@ -23,8 +23,10 @@ const MAX_COPIES: usize = 4;
 /// Chunks named in one drop message.
 const MAX_DROPS: usize = 256;
 
-/// Pause after a failed message to the successor.
+/// Pause after a failed message to the successor, twice as long after each further one while none succeeds: one chunk that
+/// nobody has sound is tried as long as the session lasts.
 const PAUSE_MS: u64 = 100;
+const MAX_PAUSE_MS: u64 = 2_000;
 
 /// How a successor stands to the mutations of one chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +62,8 @@ pub(super) struct Session {
     queue: VecDeque<ChunkId>,
     copies: usize,
     pause_until_ms: u64,
+    /// Pauses since a message succeeded.
+    failures: u32,
     chunks_done: u64,
     bytes_done: u64,
 }
@@ -73,6 +77,7 @@ impl Session {
             queue: VecDeque::new(),
             copies: 0,
             pause_until_ms: 0,
+            failures: 0,
             chunks_done: 0,
             bytes_done: 0,
         }
@@ -84,6 +89,16 @@ impl Session {
 
     pub(super) const fn wants_syncs(&self) -> bool {
         matches!(self.phase, Phase::Flushing | Phase::Done)
+    }
+
+    /// A message to the successor failed. Of several that were under way the first counts.
+    fn failed(&mut self, now: Now) {
+        if now.ms < self.pause_until_ms {
+            return;
+        }
+        let pause_ms = PAUSE_MS << self.failures.min(16);
+        self.failures = self.failures.saturating_add(1);
+        self.pause_until_ms = now.ms + pause_ms.min(MAX_PAUSE_MS);
     }
 
     /// A sync did not reach the successor: what it covered must be flushed before it counts.
@@ -307,12 +322,13 @@ impl ReplicaCore {
         };
         session.copies = session.copies.saturating_sub(1);
         if let Ok(report) = result {
+            session.failures = 0;
             session.work.remove(&chunk);
             session.chunks_done += 1;
             session.bytes_done += report.size_bytes;
             self.release(now, chunk, Some(report.version), store);
         } else {
-            session.pause_until_ms = now.ms + PAUSE_MS;
+            session.failed(now);
             session.enqueue(chunk);
             self.release(now, chunk, None, store);
         }
@@ -329,12 +345,15 @@ impl ReplicaCore {
             .filter(|&(_, &work)| work == Work::Dropping(ticket))
             .map(|(&chunk, _)| chunk)
             .collect();
+        match result {
+            Ok(()) => session.failures = 0,
+            Err(_) => session.failed(now),
+        }
         for &chunk in &chunks {
             if result.is_ok() {
                 session.work.remove(&chunk);
                 session.chunks_done += 1;
             } else {
-                session.pause_until_ms = now.ms + PAUSE_MS;
                 session.enqueue(chunk);
             }
         }
@@ -397,11 +416,43 @@ impl ReplicaCore {
         }
         if result.is_err() {
             session.phase = Phase::Copying;
-            session.pause_until_ms = now.ms + PAUSE_MS;
+            session.failed(now);
             return;
         }
         session.phase = Phase::Done;
         let to = session.to;
         self.effects.push(Effect::ReportResyncDone { to, epoch });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use dfs_common::Timestamp;
+
+    use super::*;
+
+    #[test]
+    fn what_fails_again_and_again_is_tried_seldom_and_success_ends_that() {
+        let mut session = Session::new(StorageId(2));
+        let at = |ms| Now {
+            ms,
+            wall: Timestamp::from_nanos(0),
+            lease: true,
+            faulty: false,
+        };
+        let mut now_ms = 1_000;
+        let mut pauses = Vec::new();
+        for _ in 0..40 {
+            session.failed(at(now_ms));
+            // Another that was under way.
+            session.failed(at(now_ms + 1));
+            pauses.push(session.pause_until_ms - now_ms);
+            now_ms = session.pause_until_ms;
+        }
+        assert_eq!(pauses[..6], [100, 200, 400, 800, 1_600, 2_000]);
+        assert_eq!(pauses.last(), Some(&MAX_PAUSE_MS));
+        session.failures = 0;
+        session.failed(at(now_ms));
+        assert_eq!(session.pause_until_ms - now_ms, PAUSE_MS);
     }
 }

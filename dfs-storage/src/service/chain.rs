@@ -25,6 +25,9 @@ use super::node::Node;
 use crate::replica::{Answer, Effect, Input, Now, ReplicaCore, StoreView, WaiterId};
 use crate::resync;
 
+/// Between two lines of one chain about chunks that can not be copied.
+const COMPLAIN_EVERY_MS: u64 = 10_000;
+
 /// For a forwarded mutation to be on every member after this one. Longer than any hiccup, shorter than a client's patience.
 const FORWARD_DEADLINE: Duration = Duration::from_secs(3);
 
@@ -54,6 +57,8 @@ pub(crate) struct Chain {
     /// The epoch in which this node serves no more, since it is about to leave the chain; 0: none.
     retired: AtomicU64,
     retired_ms: AtomicU64,
+    /// When it was last said that a chunk could not be copied; 0: never.
+    complained_ms: AtomicU64,
     next_waiter: AtomicU64,
 }
 
@@ -91,12 +96,23 @@ impl Chain {
             rest: Mutex::default(),
             retired: AtomicU64::new(0),
             retired_ms: AtomicU64::new(0),
+            complained_ms: AtomicU64::new(0),
             next_waiter: AtomicU64::new(1),
         }
     }
 
     pub(crate) const fn id(&self) -> ChainId {
         self.id
+    }
+
+    /// Whether one more line about a chunk that can not be copied is due: some are tried as long as the chain lives.
+    fn may_complain(&self, now_ms: u64) -> bool {
+        let last_ms = self.complained_ms.load(Ordering::Relaxed);
+        let due = last_ms == 0 || now_ms.saturating_sub(last_ms) >= COMPLAIN_EVERY_MS;
+        if due {
+            self.complained_ms.store(now_ms.max(1), Ordering::Relaxed);
+        }
+        due
     }
 
     pub(crate) fn epoch(&self) -> Epoch {
@@ -387,7 +403,9 @@ impl Chain {
                 } => {
                     pause(after_ms).await;
                     let result = resync::copy_chunk(&node, id, epoch, to, chunk).await;
-                    if let Err(error) = &result {
+                    if let Err(error) = &result
+                        && chain.may_complain(node.lease.now_ms())
+                    {
                         tracing::info!(chain = %id, %chunk, to = %to, %error, "a chunk is not copied yet");
                     }
                     Input::Copied { ticket, result }

@@ -192,6 +192,15 @@ impl DamageTable {
         }
     }
 
+    /// Everything open is tried now, and what was lost may have been written or removed since: somebody asks how it stands.
+    pub(crate) fn hurry(&self) {
+        for open in self.table.lock().open.values_mut() {
+            open.due = Instant::now();
+            open.lost = false;
+        }
+        self.noted.notify_one();
+    }
+
     /// What is to be mended now.
     pub(crate) fn due(&self) -> Vec<ChunkId> {
         let now = Instant::now();
@@ -236,6 +245,11 @@ mod tests {
         assert!(table.lost(chunk(1)) && !table.lost(chunk(1)));
         assert_eq!(table.remembered()[0].outcome, DamageOutcome::Lost);
         assert_eq!((table.counts().open, table.counts().lost), (1, 1));
+        assert!(table.due().is_empty());
+        table.hurry();
+        assert_eq!(table.due(), [chunk(1)]);
+        assert_eq!((table.counts().open, table.counts().lost), (1, 0));
+        assert_eq!((table.counts().open, table.counts().lost), (1, 0));
         let mended = DamageOutcome::Mended { from: StorageId(2) };
         assert!(table.settled(chunk(1), mended) && !table.settled(chunk(1), mended));
         assert_eq!(table.remembered()[0].outcome, mended);

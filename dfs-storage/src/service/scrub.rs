@@ -71,6 +71,7 @@ impl Scrub {
                     Self::begin(&mut state, node);
                 }
                 self.start.notify_one();
+                node.damage.hurry();
             }
             state.report.clone()
         };
