@@ -7,7 +7,7 @@
 )]
 
 use std::fs;
-use std::net::UdpSocket;
+use std::net::{SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -215,7 +215,10 @@ fn a_fourth_node_takes_over_chains_and_another_one_drains_and_is_removed_while_f
     let mut log = Appender::start(&cluster.mount.join("log"));
     let watch = Watch::start(&cluster);
 
-    let port = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    // Like those that `dev up` chooses: not one that the kernel may give to a connection meanwhile.
+    let first = 10_240 + u16::try_from(std::process::id() % 20_000).unwrap();
+    let mut ports = (first..32_768).map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
+    let port = ports.find(|port| UdpSocket::bind(port).is_ok()).unwrap();
     let _ = dfs(["node", "add", cluster.data.to_str().unwrap(), &format!("4={port}")]).expect_ok("node add");
     let start = Instant::now();
     cluster.start("storage-4");

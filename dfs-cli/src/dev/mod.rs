@@ -9,6 +9,7 @@
 
 mod down;
 mod layout;
+mod ports;
 mod up;
 
 use std::path::PathBuf;

@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -17,6 +17,7 @@ use dfs_fuse::{MountError, check_mount_point};
 use rustix::process::Signal;
 
 use super::layout::{self, CLUSTER_FILE, DevCluster, DevNode, MOUNT};
+use super::ports;
 use crate::failure::{Code, Failure, Outcome};
 use crate::init::{self, Member};
 use crate::mounting::{self, Log};
@@ -151,16 +152,7 @@ fn check_port(node: &DevNode) -> Outcome<()> {
 }
 
 fn create(directory: &Path, meta: u32, storage: u32) -> Outcome<()> {
-    // All are held until the last is chosen, so that no port is chosen twice.
-    let sockets = (0..meta + storage)
-        .map(|_| UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)))
-        .collect::<io::Result<Vec<_>>>()
-        .context("no free port on 127.0.0.1")?;
-    let addresses = sockets
-        .iter()
-        .map(UdpSocket::local_addr)
-        .collect::<io::Result<Vec<SocketAddr>>>()?;
-    drop(sockets);
+    let addresses = ports::free((meta + storage) as usize).context("no free port on 127.0.0.1")?;
     let (meta_addresses, storage_addresses) = addresses.split_at(meta as usize);
     let members = |addresses: &[SocketAddr]| -> Vec<Member> {
         let numbered = (1_u64..).zip(addresses);

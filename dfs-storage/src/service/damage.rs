@@ -249,7 +249,6 @@ mod tests {
         table.hurry();
         assert_eq!(table.due(), [chunk(1)]);
         assert_eq!((table.counts().open, table.counts().lost), (1, 0));
-        assert_eq!((table.counts().open, table.counts().lost), (1, 0));
         let mended = DamageOutcome::Mended { from: StorageId(2) };
         assert!(table.settled(chunk(1), mended) && !table.settled(chunk(1), mended));
         assert_eq!(table.remembered()[0].outcome, mended);
