@@ -242,6 +242,7 @@ fn messages_encode_to_their_golden_bytes() {
                 stands_aside: false,
                 unheard: vec![Unheard {
                     node: StorageId(3),
+                    process: Incarnation(9),
                     ms: 400,
                 }],
                 syncs: Pace {

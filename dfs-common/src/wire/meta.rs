@@ -330,6 +330,8 @@ pub struct DamageCount {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Unheard {
     pub node: StorageId,
+    /// As which process it was asked. Of an earlier one that is dead it says nothing about this one.
+    pub process: Incarnation,
     pub ms: u32,
 }
 

@@ -147,11 +147,12 @@ impl Neighbours {
         let silent = self
             .heard
             .iter()
-            .map(|(&node, &(_, heard))| (node, now_ms.saturating_sub(heard)));
+            .map(|(&node, &(process, heard))| (node, process, now_ms.saturating_sub(heard)));
         silent
-            .filter(|&(_, ms)| ms > WELL_MS)
-            .map(|(node, ms)| Unheard {
+            .filter(|&(.., ms)| ms > WELL_MS)
+            .map(|(node, process, ms)| Unheard {
                 node,
+                process,
                 ms: u32::try_from(ms).unwrap_or(u32::MAX),
             })
             .collect()
@@ -210,6 +211,7 @@ mod tests {
         }
         let unheard = Unheard {
             node: StorageId(3),
+            process: Incarnation(1),
             ms: 850,
         };
         assert_eq!(neighbours.unheard(1_050), [unheard]);

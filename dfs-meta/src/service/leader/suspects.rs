@@ -148,12 +148,19 @@ impl Suspects {
             let takes_part = routing.nodes.get(&node).is_some_and(|info| info.alive);
             (takes_part || self.aside.contains_key(&node)) && self.is_fresh(now, node)
         };
+        // Who has just come back was dead, not silent: its neighbours learn of it later than this one.
+        let is_present = |unheard: Unheard| {
+            let info = routing.nodes.get(&unheard.node);
+            info.is_some_and(|info| info.incarnation == unheard.process)
+        };
         let reports: Vec<(StorageId, Unheard)> = self
             .said
             .iter()
             .filter(|&(&node, _)| there(node))
             .flat_map(|(&node, said)| said.signs.unheard.iter().map(move |&unheard| (node, unheard)))
-            .filter(|&(node, unheard)| unheard.ms >= UNHEARD_MS && unheard.node != node && there(unheard.node))
+            .filter(|&(node, unheard)| {
+                unheard.ms >= UNHEARD_MS && unheard.node != node && there(unheard.node) && is_present(unheard)
+            })
             .collect();
         for &(reporter, unheard) in &reports {
             for node in [reporter, unheard.node] {
@@ -379,6 +386,7 @@ mod tests {
                 .iter()
                 .map(|&node| Unheard {
                     node: StorageId(node),
+                    process: Incarnation(1),
                     ms,
                 })
                 .collect();
@@ -396,6 +404,30 @@ mod tests {
 
     fn pairs(of: &[(u32, u32)]) -> Vec<(StorageId, StorageId)> {
         of.iter().map(|&(a, b)| (StorageId(a), StorageId(b))).collect()
+    }
+
+    #[test]
+    fn who_comes_back_is_not_judged_by_what_was_said_of_its_dead_process() {
+        let mut world = World::of(3);
+        world.beats(2);
+        // It was dead for long, and one neighbour has not heard yet that it is back.
+        chains::apply(
+            &mut world.routing,
+            &[ClusterEvent::NodeUp {
+                node: StorageId(2),
+                incarnation: Incarnation(2),
+                store: StoreId::default(),
+                address: address(2),
+            }],
+        );
+        world.unheard_for(3, &[2], 5_000);
+        world.beats(5);
+        assert!(world.aside().is_empty());
+        // The present one may be.
+        let signs = world.signs.get_mut(&3).unwrap();
+        signs.unheard[0].process = Incarnation(2);
+        world.beats(5);
+        assert_eq!(world.aside().len(), 1);
     }
 
     #[test]

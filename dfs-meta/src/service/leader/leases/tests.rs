@@ -242,6 +242,7 @@ fn who_stands_aside_leaves_when_it_serves_no_more() {
             lonely.signs.unheard = [1, 2]
                 .map(|node| Unheard {
                     node: StorageId(node),
+                    process: Incarnation(1),
                     ms: 900,
                 })
                 .into();
