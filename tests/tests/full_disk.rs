@@ -8,6 +8,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -18,6 +19,9 @@ const TOLD_WITHIN: Duration = Duration::from_secs(25);
 
 /// Deleted space comes back after two keep-alives and a purge.
 const FREED_WITHIN: Duration = Duration::from_secs(15);
+
+/// Both fill the same disk of this machine with gigabytes: one after the other, so that each is measured alone.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 fn fill_and_recover(cluster: &DevCluster, over_mib: u32) {
     let at = &cluster.mount;
@@ -39,7 +43,8 @@ fn fill_and_recover(cluster: &DevCluster, over_mib: u32) {
 
     shell("echo 3 > /proc/sys/vm/drop_caches");
     assert_eq!(sum("kept"), kept);
-    assert!(cluster.admin(&["health"]).ok(), "a full disk is no fault");
+    // A full disk is no fault. One that also was ten times slower than its peers may stand aside for a while.
+    cluster.wait_healthy(Duration::from_secs(30));
     shell(&format!(
         "mkdir {0} && mv {0} {0}.moved && rmdir {0}.moved",
         at.join("names").display()
@@ -62,6 +67,7 @@ fn fill_and_recover(cluster: &DevCluster, over_mib: u32) {
 
 #[test]
 fn one_small_storage_node() {
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let cluster = DevCluster::up();
     let _ = cluster.down().expect_ok("dev down");
     let _disk = LoopDisk::under(&cluster, "storage-2", "ext4", 700);
@@ -73,6 +79,7 @@ fn one_small_storage_node() {
 /// The metadata servers live on the same small disk, and go on.
 #[test]
 fn everything_on_one_small_disk() {
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let image = tempfile::Builder::new()
         .prefix("dfs-test-")
         .tempdir_in("/var/tmp")
