@@ -303,6 +303,27 @@ fn the_damaged_node_was_the_last_server() {
     let _ = cluster.down().expect_ok("dev down");
 }
 
+/// In every record of data that this node has.
+fn rot_second_block(cluster: &DevCluster, node: &str) {
+    for (path, offsets) in records(cluster, node) {
+        for &offset in &offsets {
+            flip(&path, offset + 128 + 4 * 49 + 28 * 49 + 8_000);
+        }
+    }
+}
+
+fn wait_lost(cluster: &DevCluster) {
+    let start = Instant::now();
+    loop {
+        let health = cluster.admin(&["health", "detail"]).stdout;
+        if health.contains("nobody has a sound copy") {
+            break;
+        }
+        assert!(start.elapsed() < Duration::from_secs(20), "{health}");
+        thread::sleep(Duration::from_millis(200));
+    }
+}
+
 /// The same blocks are rotten on all three: an error, never other bytes, and it is said; what is written anew is sound.
 #[test]
 fn what_is_rotten_everywhere_is_an_error() {
@@ -313,24 +334,12 @@ fn what_is_rotten_everywhere_is_an_error() {
         path.display()
     ));
     for node in ["storage-1", "storage-2", "storage-3"] {
-        for (path, offsets) in records(&cluster, node) {
-            for &offset in &offsets {
-                flip(&path, offset + 128 + 4 * 49 + 28 * 49 + 8_000);
-            }
-        }
+        rot_second_block(&cluster, node);
     }
     shell("echo 3 > /proc/sys/vm/drop_caches");
     let error = fs::read(&path).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(5), "{error}");
-    let start = Instant::now();
-    loop {
-        let health = cluster.admin(&["health", "detail"]).stdout;
-        if health.contains("nobody has a sound copy") {
-            break;
-        }
-        assert!(start.elapsed() < Duration::from_secs(20), "{health}");
-        thread::sleep(Duration::from_millis(200));
-    }
+    wait_lost(&cluster);
     assert!(
         errors(&cluster)
             .iter()
@@ -366,6 +375,23 @@ fn what_is_rotten_everywhere_is_an_error() {
     shell("echo 3 > /proc/sys/vm/drop_caches");
     assert_eq!(fs::read(&path).unwrap().len(), 200_000);
     let _ = cluster.admin(&["scrub", "start", "--wait"]).expect_ok("scrub");
+    cluster.wait_healthy(Duration::from_secs(10));
+    // Or it goes with its file.
+    for node in ["storage-1", "storage-2", "storage-3"] {
+        rot_second_block(&cluster, node);
+    }
+    shell("echo 3 > /proc/sys/vm/drop_caches");
+    assert_eq!(fs::read(&path).unwrap_err().raw_os_error(), Some(5));
+    wait_lost(&cluster);
+    fs::remove_file(&path).unwrap();
+    let start = Instant::now();
+    while !cluster.admin(&["scrub", "start", "--wait"]).ok() {
+        assert!(
+            start.elapsed() < Duration::from_secs(30),
+            "{}",
+            cluster.admin(&["scrub", "errors"]).stdout
+        );
+    }
     cluster.wait_healthy(Duration::from_secs(10));
     let _ = cluster.down().expect_ok("dev down");
 }
