@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::OFlags;
 
-/// Not `fadvise`: that waits until the kernel has run work of its own on every processor (`lru_add_drain_all`), which on a
-/// machine short of processors took it up to 4.8 s, whatever file system the file is on.
+/// Not `fadvise`: that may wait until the kernel has run work of its own on every processor (`lru_add_drain_all`), and was seen
+/// to take 3.9 s on a machine short of processors.
 fn past_the_cache(path: &Path) -> io::Result<File> {
     let direct = OFlags::DIRECT.bits().cast_signed();
     OpenOptions::new().read(true).custom_flags(direct).open(path)
@@ -128,18 +128,6 @@ impl Actor {
                 result => result,
             }
         })
-    }
-
-    /// Appends to a file beside the servers' own and syncs it: how long the machine itself makes whoever does that wait.
-    ///
-    /// # Errors
-    /// When the file can not be made.
-    pub fn disk_user(at: &Path) -> io::Result<Self> {
-        let mut file = File::create(at.join("disk-user"))?;
-        Ok(Self::start(move |_| {
-            file.write_all(&[0; 4_096])?;
-            file.sync_data()
-        }))
     }
 
     /// Makes, asks for and removes files.

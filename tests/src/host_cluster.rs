@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use crate::hosts::{Hosts, address};
-use crate::loop_disk::{LoopDisk, cut_power};
+use crate::loop_disk::{LoopDisk, MemoryDisk, cut_power};
 use crate::process::{Finished, dfs, run, shell};
 
 /// One cluster at a time in one test binary: two on two cores measure each other.
@@ -74,12 +74,13 @@ struct HostMount {
     child: Child,
 }
 
-// The order of the fields is the order in which they go: mounts, servers and their disks, hosts, files.
+// The order of the fields is the order in which they go: mounts, servers and their disks, hosts, memory, files.
 #[derive(Debug)]
 pub struct HostCluster {
     mounts: Vec<HostMount>,
     pub servers: Vec<Server>,
     pub hosts: Hosts,
+    _memory: Option<MemoryDisk>,
     root: TempDir,
     _turn: MutexGuard<'static, ()>,
 }
@@ -89,11 +90,22 @@ impl HostCluster {
     /// ext4 and XFS alternately.
     #[must_use]
     pub fn up(mounts: usize, disks: bool) -> Self {
+        Self::start_on(mounts, disks, false)
+    }
+
+    /// The same with all data in memory.
+    #[must_use]
+    pub fn in_memory(mounts: usize) -> Self {
+        Self::start_on(mounts, false, true)
+    }
+
+    fn start_on(mounts: usize, disks: bool, memory: bool) -> Self {
         let turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         let root = tempfile::Builder::new()
             .prefix("dfs-faults-")
             .tempdir_in("/var/tmp")
             .expect("/var/tmp is writable");
+        let memory = memory.then(|| MemoryDisk::on(root.path()));
         let at = root.path().join("cluster");
         let mut arguments = vec!["init".to_owned(), at.display().to_string()];
         for number in 1..=3 {
@@ -122,6 +134,7 @@ impl HostCluster {
             mounts: Vec::new(),
             servers: servers.collect(),
             hosts: Hosts::new(6 + mounts),
+            _memory: memory,
             root,
             _turn: turn,
         };

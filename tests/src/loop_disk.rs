@@ -1,4 +1,4 @@
-//! Disks that can be filled, and whose power can be cut.
+//! Disks that can be filled, whose power can be cut, or which take no time.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -66,6 +66,24 @@ impl LoopDisk {
     pub fn cut_power(&self, cluster: &DevCluster, name: &str) {
         cut_power(&[(cluster.pid(name), self)]);
         self.unmount();
+    }
+}
+
+/// A file system in memory: what a test measures there does not depend on who else uses the disk of the machine.
+#[derive(Debug)]
+pub struct MemoryDisk(PathBuf);
+
+impl MemoryDisk {
+    #[must_use]
+    pub fn on(at: &Path) -> Self {
+        shell(&format!("mount -t tmpfs -o size=4g,mode=755 tmpfs {}", at.display()));
+        Self(at.to_owned())
+    }
+}
+
+impl Drop for MemoryDisk {
+    fn drop(&mut self) {
+        let _ = run(std::process::Command::new("umount").arg("-l").arg(&self.0));
     }
 }
 
