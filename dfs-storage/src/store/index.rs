@@ -453,6 +453,7 @@ impl Index {
 
     /// Puts a chunk in as a checkpoint has it.
     pub(super) fn restore(&mut self, chain: ChainId, chunk: ChunkId, entry: Entry) {
+        self.live_chunks += u64::from(!entry.removed);
         self.chain_of.insert(chunk, chain);
         self.chunks.insert((chain, chunk), entry);
     }
@@ -478,7 +479,6 @@ impl Index {
                 entry.base = sequence;
                 self.account(&[], &entry.extents);
                 self.account_base(sequence, entry.base_bytes, true);
-                self.live_chunks += u64::from(!entry.removed);
                 self.restore(chain, chunk, entry);
             }
             Effect::Write(_) | Effect::Truncate { .. } | Effect::Remove => {
