@@ -16,22 +16,14 @@ pub use real::RealDisk;
 pub(crate) use real::usable_bytes;
 pub use sim::SimDisk;
 
-/// How new bytes of a segment are provided for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Preallocate {
-    /// Space is reserved, nothing is written: cheap to make; the first sync of each part also commits its extents.
-    Reserve,
-    /// Written with zeros and synced: dear to make (one full write), then a sync only moves data.
-    Zero,
-}
-
 /// A directory on a disk. Calls block; every one may be made from any thread.
 pub trait Disk: Send + Sync + 'static {
-    /// Makes file `name` of `size_bytes` readable bytes with all its space reserved, or fails with nothing left behind.
+    /// Makes file `name` of `size_bytes` zeros with all its space reserved, or fails with nothing left behind. Nothing is written yet: the
+    /// first sync of each part also commits its extents.
     ///
     /// # Errors
     /// `StorageFull` is the one error after which the disk is still to be trusted.
-    fn create(&self, name: &str, size_bytes: u64, how: Preallocate) -> io::Result<Arc<dyn DiskFile>>;
+    fn create(&self, name: &str, size_bytes: u64) -> io::Result<Arc<dyn DiskFile>>;
     /// Opens an existing file for reading and writing.
     fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>>;
     /// Names of all files.

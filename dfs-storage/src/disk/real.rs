@@ -8,10 +8,7 @@ use std::sync::Arc;
 
 use rustix::fs::FallocateFlags;
 
-use super::{Disk, DiskFile, Preallocate};
-
-/// Zeros are written in pieces of this size.
-const ZERO_PIECE_BYTES: usize = 1 << 20;
+use super::{Disk, DiskFile};
 
 /// Buffers in one vectored write; the log uses three or four, the kernel takes 1024.
 const MAX_PARTS: usize = 16;
@@ -58,7 +55,7 @@ fn sync_directory(path: &Path) -> io::Result<()> {
 }
 
 impl Disk for RealDisk {
-    fn create(&self, name: &str, size_bytes: u64, how: Preallocate) -> io::Result<Arc<dyn DiskFile>> {
+    fn create(&self, name: &str, size_bytes: u64) -> io::Result<Arc<dyn DiskFile>> {
         if usable_bytes(&self.directory)? < size_bytes {
             return Err(io::ErrorKind::StorageFull.into());
         }
@@ -69,7 +66,7 @@ impl Disk for RealDisk {
             .create(true)
             .truncate(true)
             .open(&path)?;
-        let reserved = reserve(&file, size_bytes, how);
+        let reserved = reserve(&file, size_bytes);
         if let Err(error) = reserved {
             // The first error is the one to report; a file left behind is found and reused by the next start.
             let _ = std::fs::remove_file(&path);
@@ -123,17 +120,8 @@ impl Disk for RealDisk {
     }
 }
 
-fn reserve(file: &File, size_bytes: u64, how: Preallocate) -> io::Result<()> {
+fn reserve(file: &File, size_bytes: u64) -> io::Result<()> {
     rustix::fs::fallocate(file, FallocateFlags::empty(), 0, size_bytes)?;
-    if how == Preallocate::Zero {
-        let zeros = vec![0_u8; ZERO_PIECE_BYTES];
-        let mut offset = 0;
-        while offset < size_bytes {
-            let length = (size_bytes - offset).min(ZERO_PIECE_BYTES as u64) as usize;
-            file.write_all_at(&zeros[..length], offset)?;
-            offset += length as u64;
-        }
-    }
     // Size and extents must be on the medium before fdatasync of the contents may be relied upon.
     file.sync_all()
 }

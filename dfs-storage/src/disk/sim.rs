@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::{Disk, DiskFile, Preallocate};
+use super::{Disk, DiskFile};
 
 /// Smallest unit that a medium writes whole.
 const SECTOR_BYTES: usize = 512;
@@ -231,7 +231,7 @@ impl SimDisk {
 }
 
 impl Disk for SimDisk {
-    fn create(&self, name: &str, size_bytes: u64, _how: Preallocate) -> io::Result<Arc<dyn DiskFile>> {
+    fn create(&self, name: &str, size_bytes: u64) -> io::Result<Arc<dyn DiskFile>> {
         let mut inner = self.inner.lock();
         inner.step(Operation::Create)?;
         let used: u64 = inner.files.values().map(|file| file.live.len() as u64).sum();

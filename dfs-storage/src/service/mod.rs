@@ -22,6 +22,7 @@ mod signs;
 mod starts;
 mod syncer;
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -319,10 +320,14 @@ async fn upkeep(node: Arc<Node>) {
         let store = node.store.clone();
         let stopping = node.stopping.clone();
         let step = move || {
+            let owed = Cell::new(Duration::ZERO);
             store.maintain(&|took| {
-                // Parts that cost nothing need no pause of their own.
-                let pause = (took > UPKEEP_BUSY / UPKEEP_SHARE).then(|| upkeep_pause(took));
-                (!stopping.is_cancelled()).then(|| pause.unwrap_or_default())
+                // Parts that cost little need no pause of their own.
+                let work = owed.get() + took;
+                let pauses = work > UPKEEP_BUSY / UPKEEP_SHARE;
+                owed.set(if pauses { Duration::ZERO } else { work });
+                let pause = if pauses { upkeep_pause(work) } else { Duration::ZERO };
+                (!stopping.is_cancelled()).then_some(pause)
             })
         };
         let start = std::time::Instant::now();

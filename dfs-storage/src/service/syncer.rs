@@ -1,5 +1,6 @@
 //! The thread that makes the store durable: everybody who asked while one sync ran shares the next.
 
+use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -11,6 +12,12 @@ use crate::store::ChunkStore;
 
 /// A sync that takes this long is worth a line in the log.
 const SLOW: Duration = Duration::from_millis(200);
+
+/// Nobody asks for a sync, but so much is written: whoever asks next would wait for all of it.
+const BACKLOG_BYTES: u64 = 4 << 20;
+
+/// How often to look for that.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// Called on the sync thread with the outcome.
 type Done = Box<dyn FnOnce(Result<()>) + Send>;
@@ -27,8 +34,13 @@ impl Syncer {
         let thread = std::thread::Builder::new()
             .name("dfs-sync".into())
             .spawn(move || {
-                while let Ok(first) = requests.recv() {
-                    let mut waiting = vec![first];
+                loop {
+                    let mut waiting = match requests.recv_timeout(LOOK) {
+                        Ok(first) => vec![first],
+                        Err(RecvTimeoutError::Timeout) if store.unsynced_bytes() >= BACKLOG_BYTES => Vec::new(),
+                        Err(RecvTimeoutError::Timeout) => continue,
+                        Err(RecvTimeoutError::Disconnected) => break,
+                    };
                     waiting.extend(requests.try_iter());
                     let begun = Instant::now();
                     let outcome = meter.measure(|| store.sync()).map_err(Error::from);
@@ -52,5 +64,63 @@ impl Syncer {
         if let Err(mpsc::SendError(done)) = self.asked.send(Box::new(done)) {
             done(Err(Error::new(ErrorCode::Poisoned, "the sync thread is gone")));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use dfs_common::units::{BLOCK_SIZE_BYTES, SEAL_SIZE_BYTES};
+    use dfs_common::wire::storage::{Mutation, Origin};
+    use dfs_common::{
+        BlockIndex, ChainId, ChunkId, ChunkIndex, ChunkVersion, ClusterId, Epoch, HybridClock, InodeId, Level,
+        RequestId, StorageId,
+    };
+
+    use super::*;
+    use crate::disk::SimDisk;
+    use crate::store::StoreOptions;
+
+    #[test]
+    fn what_nobody_asks_to_sync_does_not_pile_up() {
+        let disk = SimDisk::new();
+        let options = StoreOptions::new(ClusterId([7; 16]), StorageId(3), 1 << 30);
+        let (store, _) = ChunkStore::open(Arc::new(disk), options).unwrap();
+        let (syncer, thread) = Syncer::start(store.clone(), Arc::default()).unwrap();
+        let origin = Origin {
+            id: RequestId::SYSTEM,
+            level: Level::Quorum,
+            stamp: HybridClock::default(),
+        };
+        let chunk = ChunkId::new(InodeId(7), ChunkIndex(0));
+        let write = |counter: u64| {
+            let mutation = Mutation::Write {
+                first: BlockIndex(0),
+                blocks: 64,
+                last_length_bytes: BLOCK_SIZE_BYTES as u32,
+                conditions: Vec::new(),
+            };
+            let payload = Bytes::from(vec![1; 64 * (BLOCK_SIZE_BYTES + SEAL_SIZE_BYTES)]);
+            let version = ChunkVersion {
+                epoch: Epoch(1),
+                counter,
+            };
+            store
+                .apply(ChainId(1), chunk, version, origin, &mutation, &payload)
+                .unwrap();
+        };
+        write(1);
+        std::thread::sleep(LOOK * 10);
+        assert!(store.unsynced_bytes() > 0, "a little may wait for who asks");
+        for counter in 2..=20 {
+            write(counter);
+        }
+        let end = Instant::now() + Duration::from_secs(20);
+        while store.unsynced_bytes() >= BACKLOG_BYTES {
+            assert!(Instant::now() < end, "{}", store.unsynced_bytes());
+            std::thread::sleep(LOOK);
+        }
+        drop(syncer);
+        thread.join().unwrap();
     }
 }

@@ -19,7 +19,7 @@ use super::format::{
     DATA_START, Kind, Lsn, RECORD_ALIGN_BYTES, RecordHeader, SegmentHeader, SegmentState, Sequence, record_length_bytes,
 };
 use super::index::{Effect, Extent, Index, Publication, Sealed, Segment, SegmentFile};
-use crate::disk::{Disk, DiskFile, Preallocate};
+use crate::disk::{Disk, DiskFile};
 
 /// Segments that only removing, truncating and compaction may begin, so that a full store can always be emptied.
 pub(super) const RESERVE_SEGMENTS: u32 = 2;
@@ -103,6 +103,8 @@ pub(super) struct State {
     /// Last record that the checkpoint on disk is sure to know of.
     pub(super) checkpointed: Lsn,
     pub(super) since_maintain_bytes: u64,
+    /// What was appended since the last sync began, about: what is being written at that moment may be on either side.
+    pub(super) unsynced_bytes: u64,
     pub(super) staged: HashMap<ChunkId, Staged>,
 }
 
@@ -172,11 +174,7 @@ impl Log {
         // The reserve is real: made now, so that a disk that others fill can not take it away.
         let wanted = RESERVE_SEGMENTS as usize + usize::from(start.active.is_none());
         while free.len() < wanted && slots < geometry.max_slots {
-            let made = disk.create(
-                &segment_name(next_slot),
-                u64::from(geometry.segment_size_bytes),
-                Preallocate::Reserve,
-            );
+            let made = disk.create(&segment_name(next_slot), u64::from(geometry.segment_size_bytes));
             let file = match made {
                 Ok(file) => file,
                 // A node that has data serves it, with whatever reserve the disk has left.
@@ -251,6 +249,7 @@ impl Log {
                 since_checkpoint_bytes: 0,
                 checkpointed: start.checkpointed,
                 since_maintain_bytes: 0,
+                unsynced_bytes: 0,
                 staged: HashMap::new(),
             }),
             changed: Condvar::new(),
@@ -400,6 +399,7 @@ impl Log {
         state.offset += length as u32;
         state.since_checkpoint_bytes += length as u64;
         state.since_maintain_bytes += length as u64;
+        state.unsynced_bytes += length as u64;
         Ok(place)
     }
 
@@ -418,7 +418,7 @@ impl Log {
         // A new one is made while the reserve is all that is left on the free list.
         let must_make = state.free.len() as u32 <= keep;
         if must_make {
-            let segment = self.make_segment(state, Preallocate::Reserve)?;
+            let segment = self.make_segment(state)?;
             state.free.push_front(segment);
         }
         let Some(segment) = state.free.pop_front() else {
@@ -469,14 +469,14 @@ impl Log {
     }
 
     /// Makes one more segment file.
-    pub(super) fn make_segment(&self, state: &mut State, how: Preallocate) -> Result<FreeSegment, StoreError> {
+    pub(super) fn make_segment(&self, state: &mut State) -> Result<FreeSegment, StoreError> {
         if state.slots >= self.geometry.max_slots {
             return Err(self.no_space(state));
         }
         let slot = state.next_slot;
         match self
             .disk
-            .create(&segment_name(slot), u64::from(self.geometry.segment_size_bytes), how)
+            .create(&segment_name(slot), u64::from(self.geometry.segment_size_bytes))
         {
             Ok(file) => {
                 state.slots += 1;
@@ -588,6 +588,7 @@ impl Log {
         }
         state.syncing = true;
         let upto = state.published;
+        state.unsynced_bytes = 0;
         let files: Vec<_> = state.dirty.iter().map(|dirty| Arc::clone(&dirty.file)).collect();
         drop(state);
         // Oldest first, so that what a crash in between leaves is a prefix as far as the disk allows.

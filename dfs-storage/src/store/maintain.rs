@@ -21,13 +21,19 @@ use super::read::read_extent;
 use super::recovery::free_header;
 use super::scan::scan;
 use super::types::MaintainReport;
-use crate::disk::Preallocate;
+use crate::disk::DiskFile;
 
 /// A segment is worth emptying when less of it than this lives.
 const COMPACT_BELOW_PERCENT: u64 = 50;
 
 /// Dead bytes up to this part of all are left alone: they cost nothing but space, and that is not short.
 const DEAD_SLACK_FRACTION: u64 = 50;
+
+/// The log is quiet while less than this part of a segment is written between two steps.
+const QUIET_FRACTION: u64 = 16;
+
+/// A segment is zeroed in pieces of this size.
+const ZERO_PIECE_BYTES: usize = 1 << 20;
 
 /// The same when space runs out: then any gain counts.
 const COMPACT_BELOW_PERCENT_WHEN_FULL: u64 = 95;
@@ -91,7 +97,7 @@ impl Log {
             }
             report.reclaimed_bytes += self.retire()?;
         } else {
-            self.prepare_segment()?;
+            self.prepare_segment(pace)?;
         }
         let next = self.victim()?;
         report.more = next.is_some();
@@ -99,15 +105,15 @@ impl Log {
         Ok(report)
     }
 
-    /// One zeroed segment ahead of need, if the log is quiet enough for it: a sync into written blocks is a third
-    /// faster than one that must also commit extents. Under a heavy stream the copy would cost more than it gains.
-    fn prepare_segment(&self) -> Result<(), StoreError> {
+    /// One segment ahead of need, so that no writer waits for the making of it. If the log is quiet enough, also zeroed: a sync into
+    /// written blocks is a third faster than one that must also commit extents. Under a heavy stream the zeros would cost
+    /// more than they gain.
+    fn prepare_segment(&self, pace: Pace<'_>) -> Result<(), StoreError> {
         let mut state = self.lock();
-        let quiet = state.since_maintain_bytes < u64::from(self.geometry.segment_size_bytes) / 4
-            && state.since_maintain_bytes > 0;
-        state.since_maintain_bytes = 0;
+        let written = std::mem::take(&mut state.since_maintain_bytes);
+        let quiet = written < u64::from(self.geometry.segment_size_bytes) / QUIET_FRACTION;
         let wanted = state.free.len() as u32 <= RESERVE_SEGMENTS && state.slots < self.geometry.max_slots;
-        if !(quiet && wanted) {
+        if written == 0 || !wanted {
             return Ok(());
         }
         let slot = state.next_slot;
@@ -115,7 +121,12 @@ impl Log {
         state.slots += 1;
         drop(state);
         let size = u64::from(self.geometry.segment_size_bytes);
-        let made = self.disk().create(&segment_name(slot), size, Preallocate::Zero);
+        let made = self.disk().create(&segment_name(slot), size).and_then(|file| {
+            if quiet {
+                self.zero(&*file, pace)?;
+            }
+            Ok(file)
+        });
         match made {
             Ok(file) => {
                 self.lock().free.push_front(FreeSegment { slot, file });
@@ -129,6 +140,22 @@ impl Log {
             }
             Err(error) => Err(self.poison("making a log segment", &error)),
         }
+    }
+
+    /// Writes zeros over a new segment, piece by piece with a sync each: all at once, everybody's next sync waits for all of it. What
+    /// is left when the step must end is as good, only slower once.
+    fn zero(&self, file: &dyn DiskFile, pace: Pace<'_>) -> std::io::Result<()> {
+        let zeros = vec![0; ZERO_PIECE_BYTES];
+        let size = self.geometry.segment_size_bytes as usize;
+        for offset in (0..size).step_by(ZERO_PIECE_BYTES) {
+            let start = Instant::now();
+            file.write_at(offset as u64, &[&zeros[..ZERO_PIECE_BYTES.min(size - offset)]])?;
+            file.sync_data()?;
+            if !self.pause(start.elapsed(), pace) {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// Pauses as `pace` says after a part that took `took`, unless writers come to need the space. `false`: the step ends.

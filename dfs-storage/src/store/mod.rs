@@ -358,6 +358,11 @@ impl ChunkStore {
         self.log.sync().map(drop)
     }
 
+    /// About how much was appended since the last sync began.
+    pub fn unsynced_bytes(&self) -> u64 {
+        self.log.lock().unsynced_bytes
+    }
+
     /// Blocks of `first .. first + blocks`, checked against their checksums. An unknown chunk is one hole of version `NONE`.
     pub fn read(&self, chunk: ChunkId, first: BlockIndex, blocks: u32) -> Result<ChunkRead, StoreError> {
         read::read(&self.log.index, chunk, first, blocks)

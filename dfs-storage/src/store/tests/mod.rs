@@ -5,6 +5,7 @@ mod faults;
 mod golden;
 mod oracle;
 mod rot;
+mod segments;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
