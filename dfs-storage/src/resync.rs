@@ -16,11 +16,15 @@ use crate::service::chain::{Chain, blocking, expect};
 use crate::service::node::Node;
 use crate::store::{ChunkRead, StoreError};
 
-/// For one part. Mutations of the chunk wait meanwhile, so it is short.
+/// For one part. Mutations of the chunk wait for it, so it is short.
 const PART_DEADLINE: Duration = Duration::from_secs(3);
 
-/// Blocks in one part: with their seals within 1 MiB.
-const PART_BLOCKS: u32 = ((1 << 20) / (BLOCK_SIZE_BYTES + SEAL_SIZE_BYTES)) as u32;
+/// Blocks in one part: with their seals within half a MiB. Larger ones are felt by clients, smaller ones cost memory: each becomes an
+/// extent of the copy's index.
+const PART_BLOCKS: u32 = ((1 << 19) / (BLOCK_SIZE_BYTES + SEAL_SIZE_BYTES)) as u32;
+
+/// Between two looks whether a mutation of the chunk has come meanwhile.
+const YIELD: Duration = Duration::from_millis(5);
 
 const MAX_BLOCKS: u32 = MAX_CHUNK_SIZE_BYTES / BLOCK_SIZE_BYTES as u32;
 
@@ -116,6 +120,7 @@ impl Drop for UnderWay<'_> {
 /// Copies one chunk, which the core keeps as it is meanwhile.
 pub(crate) async fn copy_chunk(
     node: &Arc<Node>,
+    state: &Chain,
     chain: ChainId,
     epoch: Epoch,
     to: StorageId,
@@ -155,6 +160,7 @@ pub(crate) async fn copy_chunk(
             node.budget.lock().copied(node.lease.now_ms(), payload.len() as u64);
             copy.send(begin, false, runs, payload).await?;
             begin = false;
+            give_way(node, state, chunk).await;
         }
     }
     let (runs, payload) = ready.unwrap_or_default();
@@ -165,6 +171,16 @@ pub(crate) async fn copy_chunk(
         version: copy.version,
         size_bytes,
     })
+}
+
+/// Lets clients pass between two parts, unless one of them wants to change this chunk: then the sooner it ends the better.
+async fn give_way(node: &Node, state: &Chain, chunk: ChunkId) {
+    while !state.is_waited_for(chunk) {
+        let Some(pause) = node.budget.lock().wait(node.lease.now_ms()) else {
+            return;
+        };
+        tokio::time::sleep(pause.min(YIELD)).await;
+    }
 }
 
 /// The next part that is not all holes; `first` moves behind it.

@@ -13,7 +13,7 @@ use dfs_common::planted::{self, Bug};
 use dfs_common::wire::meta::ResyncProgress;
 use dfs_common::{ChainId, ChunkId, ChunkVersion, Epoch, Error, Level, StorageId};
 
-use super::pending::Downstream;
+use super::pending::{Downstream, Local};
 use super::types::{CopyReport, Effect, Now, StoreView, Ticket};
 use super::{Purpose, ReplicaCore};
 
@@ -285,6 +285,12 @@ impl ReplicaCore {
                 after_ms: 0,
             });
         }
+    }
+
+    /// Whether a mutation of the chunk waits, for the end of its copy say.
+    pub fn is_waited_for(&self, chunk: ChunkId) -> bool {
+        let queue = self.queues.get(&chunk);
+        queue.is_some_and(|queue| queue.entries.iter().any(|entry| entry.local == Local::Staged))
     }
 
     /// Starts the copy of a chosen chunk once the store is not changing it.

@@ -2,10 +2,11 @@
 //!
 //! A bucket of bytes, refilled at a rate that is raised by a step while nineteen of twenty requests of clients are answered nearly as quickly as
 //! when nothing is copied, and halved when they are not (the rule of TCP, which finds its share among others without knowing them).
-//! While there are clients, chunks of all chains go one by one. It is asked before a chunk is begun and never while one is copied, since the chunk's mutations wait for that. Pure; times come from
-//! outside.
+//! While there are clients, chunks of all chains go one by one, and each of them part by part as the rate allows, unless a client waits for
+//! that very chunk. Pure; times come from outside.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 const MIB: u64 = 1 << 20;
 
@@ -17,8 +18,8 @@ const RATE_STEP: u64 = 4 * MIB;
 const RATE_BUSY: u64 = 64 * MIB;
 const RATE_MAX: u64 = 1 << 30;
 
-/// What may be begun at once after a pause is this part of a second's: chunk by chunk, not in bursts that clients wait behind.
-const BURST: u64 = 32;
+/// What may be sent at once after a pause is this part of a second's: part by part, not in bursts that clients wait behind.
+const BURST: u64 = 128;
 
 /// How often the rate is judged.
 const JUDGE_MS: u64 = 250;
@@ -33,6 +34,9 @@ const PATIENCE_US: u32 = 2_000;
 
 /// Unless it is known how quick requests are while nothing is copied.
 const QUIET_UNKNOWN_US: u32 = 5_000;
+
+/// Requests that are quicker than this part of it, although something is copied, show that it is not true any more.
+const STALE: u32 = 2;
 
 /// After the last copy nothing counts as quiet for so long.
 const QUIET_AFTER_MS: u64 = 1_000;
@@ -95,8 +99,7 @@ impl Budget {
         self.tokens = self.tokens.saturating_sub_unsigned(bytes);
     }
 
-    /// Whether another chunk may be begun now.
-    pub(crate) fn may_copy(&mut self, now_ms: u64) -> bool {
+    fn refill(&mut self, now_ms: u64) {
         self.judge(now_ms);
         let passed_ms = now_ms.saturating_sub(self.refilled_ms).min(1_000);
         self.refilled_ms = now_ms;
@@ -105,6 +108,18 @@ impl Budget {
             .tokens
             .saturating_add_unsigned(refill)
             .min((self.rate / BURST).cast_signed());
+    }
+
+    /// How long another part of a chunk that was begun has to wait; `None`: it may go. What was begun is ended also while paused.
+    pub(crate) fn wait(&mut self, now_ms: u64) -> Option<Duration> {
+        self.refill(now_ms);
+        let owed = 1_u64.saturating_sub_signed(self.tokens);
+        (self.busy && owed > 0).then(|| Duration::from_millis((owed * 1_000).div_ceil(self.rate)))
+    }
+
+    /// Whether another chunk may be begun now.
+    pub(crate) fn may_copy(&mut self, now_ms: u64) -> bool {
+        self.refill(now_ms);
         // Chains do not know of each other: of some megabytes from each at the same time clients feel every burst, at any rate.
         let in_turn = !self.busy || (self.under_way == 0 && self.begun_ms != Some(now_ms));
         let may = !self.paused && self.tokens > 0 && in_turn;
@@ -135,13 +150,21 @@ impl Budget {
             .copied_ms
             .is_none_or(|at| now_ms.saturating_sub(at) > QUIET_AFTER_MS);
         match p95 {
-            Some(p95) if quiet => {
-                self.quiet_us = Some(self.quiet_us.map_or(p95, |known| known / 4 * 3 + p95 / 4));
-            }
+            Some(p95) if quiet => self.learn(p95),
             Some(p95) if p95 > self.limit_us() => self.rate = (self.rate / 2).max(RATE_MIN),
-            Some(_) => self.rate = (self.rate + RATE_STEP).min(RATE_BUSY),
+            Some(p95) => {
+                // Known from a time of more load: nothing would be felt as slow any more.
+                if self.quiet_us.is_some_and(|known| p95 < known / STALE) {
+                    self.learn(p95);
+                }
+                self.rate = (self.rate + RATE_STEP).min(RATE_BUSY);
+            }
             None => self.rate = (self.rate * 2).min(RATE_MAX),
         }
+    }
+
+    fn learn(&mut self, p95: u32) {
+        self.quiet_us = Some(self.quiet_us.map_or(p95, |known| known / 4 * 3 + p95 / 4));
     }
 
     fn limit_us(&self) -> u32 {
@@ -228,6 +251,58 @@ mod tests {
         now += JUDGE_MS;
         budget.begin();
         assert!(budget.may_copy(now) && budget.may_copy(now));
+    }
+
+    #[test]
+    fn what_was_learnt_under_more_load_is_unlearnt() {
+        let (mut budget, mut now) = (Budget::default(), 0);
+        for _ in 0..1_000 {
+            now += 1;
+            budget.answered(200_000);
+            budget.judge(now);
+        }
+        // The load is gone; a copy begins at once and costs the clients that are left nothing that shows.
+        for _ in 0..10 {
+            second(&mut budget, &mut now, Some(2_000));
+        }
+        assert_eq!(budget.rate, RATE_BUSY);
+        for _ in 0..5 {
+            second(&mut budget, &mut now, Some(9_000));
+        }
+        assert_eq!(budget.rate, RATE_MIN, "quicker than under the load, but it shows");
+    }
+
+    #[test]
+    fn parts_of_a_chunk_wait_for_their_turn() {
+        let mut budget = Budget::default();
+        let mut now = JUDGE_MS;
+        for _ in 0..SAMPLES_MIN {
+            budget.answered(1_000);
+        }
+        assert!(budget.may_copy(now));
+        budget.begin();
+        let mut bytes = 0;
+        while now < 2 * JUDGE_MS {
+            budget.copied(now, MIB / 2);
+            bytes += MIB / 2;
+            while let Some(wait) = budget.wait(now) {
+                assert!(!wait.is_zero() && wait <= Duration::from_secs(1), "{wait:?}");
+                now += wait.as_millis() as u64;
+            }
+        }
+        let share = budget.rate * JUDGE_MS / 1_000;
+        assert!(
+            (share / 2..=share * 2).contains(&bytes),
+            "{bytes} of {share}, spread over the time"
+        );
+        budget.pause(true);
+        now += 1_000;
+        assert_eq!(budget.wait(now), None, "what was begun is ended");
+        assert!(!budget.may_copy(now), "but nothing more is begun");
+        // Nobody is there.
+        budget.copied(now, 64 * MIB);
+        now += JUDGE_MS;
+        assert_eq!(budget.wait(now), None);
     }
 
     #[test]

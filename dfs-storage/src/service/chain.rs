@@ -154,6 +154,10 @@ impl Chain {
         self.inner.lock().core.wants_tick()
     }
 
+    pub(crate) fn is_waited_for(&self, chunk: ChunkId) -> bool {
+        self.inner.lock().core.is_waited_for(chunk)
+    }
+
     pub(crate) fn is_idle(&self) -> bool {
         self.inner.lock().core.is_idle()
     }
@@ -402,7 +406,7 @@ impl Chain {
                     after_ms,
                 } => {
                     pause(after_ms).await;
-                    let result = resync::copy_chunk(&node, id, epoch, to, chunk).await;
+                    let result = resync::copy_chunk(&node, &chain, id, epoch, to, chunk).await;
                     if let Err(error) = &result
                         && chain.may_complain(node.lease.now_ms())
                     {
