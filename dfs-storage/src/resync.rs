@@ -160,7 +160,7 @@ pub(crate) async fn copy_chunk(
             node.budget.lock().copied(node.lease.now_ms(), payload.len() as u64);
             copy.send(begin, false, runs, payload).await?;
             begin = false;
-            give_way(node, state, chunk).await;
+            give_way(node, state, epoch, chunk).await;
         }
     }
     let (runs, payload) = ready.unwrap_or_default();
@@ -174,8 +174,8 @@ pub(crate) async fn copy_chunk(
 }
 
 /// Lets clients pass between two parts, unless one of them wants to change this chunk: then the sooner it ends the better.
-async fn give_way(node: &Node, state: &Chain, chunk: ChunkId) {
-    while !state.is_waited_for(chunk) {
+async fn give_way(node: &Node, state: &Chain, epoch: Epoch, chunk: ChunkId) {
+    while !state.is_waited_for(chunk) && state.epoch() == epoch && !node.stopping.is_cancelled() {
         let Some(pause) = node.budget.lock().wait(node.lease.now_ms()) else {
             return;
         };

@@ -46,7 +46,8 @@ pub trait StoreView {
     /// Whether another member said that it should get no more data.
     fn is_full(&self, member: StorageId) -> bool;
 
-    /// Whether another chunk may be copied to a successor now. Asked before one is begun; mutations of it wait until it has ended.
+    /// Whether another chunk may be copied to a successor now. Asked before one is begun; mutations of it wait until it has
+    /// ended, and how fast it goes on is the store's owner's affair ([`ReplicaCore::is_waited_for`](super::ReplicaCore::is_waited_for)).
     fn may_copy(&self) -> bool {
         true
     }

@@ -38,6 +38,11 @@ const QUIET_UNKNOWN_US: u32 = 5_000;
 /// Requests that are quicker than this part of it, although something is copied, show that it is not true any more.
 const STALE: u32 = 2;
 
+/// After so many judgements in a row that speak against what is known (4 s) copying pauses for so long, and not again for so long.
+const DOUBTS: u32 = 16;
+const LOOK_MS: u64 = 3_000;
+const LOOK_EVERY_MS: u64 = 60_000;
+
 /// After the last copy nothing counts as quiet for so long.
 const QUIET_AFTER_MS: u64 = 1_000;
 
@@ -45,7 +50,7 @@ const QUIET_AFTER_MS: u64 = 1_000;
 pub(crate) struct Budget {
     paused: bool,
     rate: u64,
-    /// Negative after a chunk that was larger than what was left.
+    /// Negative after a part that was larger than what was left.
     tokens: i64,
     refilled_ms: u64,
     judged_ms: u64,
@@ -60,6 +65,10 @@ pub(crate) struct Budget {
     took_us: VecDeque<u32>,
     /// Nineteen of twenty requests took less, while nothing was copied.
     quiet_us: Option<u32>,
+    /// Judgements in a row that spoke against that.
+    doubts: u32,
+    /// When copying paused for that.
+    looked_ms: Option<u64>,
 }
 
 impl Default for Budget {
@@ -76,6 +85,8 @@ impl Default for Budget {
             busy: false,
             took_us: VecDeque::new(),
             quiet_us: None,
+            doubts: 0,
+            looked_ms: None,
         }
     }
 }
@@ -122,7 +133,7 @@ impl Budget {
         self.refill(now_ms);
         // Chains do not know of each other: of some megabytes from each at the same time clients feel every burst, at any rate.
         let in_turn = !self.busy || (self.under_way == 0 && self.begun_ms != Some(now_ms));
-        let may = !self.paused && self.tokens > 0 && in_turn;
+        let may = !self.paused && self.tokens > 0 && in_turn && !self.looks(now_ms);
         if may {
             self.begun_ms = Some(now_ms);
         }
@@ -137,6 +148,20 @@ impl Budget {
         self.under_way = self.under_way.saturating_sub(1);
     }
 
+    /// From now on a chunk may be begun, and its second part waits for an hour.
+    #[cfg(test)]
+    pub(crate) const fn starve(&mut self) {
+        self.busy = true;
+        self.rate = BURST;
+        self.tokens = 1;
+        self.judged_ms = u64::MAX;
+    }
+
+    #[cfg(test)]
+    pub(crate) const fn is_under_way(&self) -> bool {
+        self.under_way > 0
+    }
+
     /// Called also while nothing is copied, so that it is known how quick requests are then.
     pub(crate) fn judge(&mut self, now_ms: u64) {
         if now_ms.saturating_sub(self.judged_ms) < JUDGE_MS {
@@ -149,22 +174,40 @@ impl Budget {
         let quiet = self
             .copied_ms
             .is_none_or(|at| now_ms.saturating_sub(at) > QUIET_AFTER_MS);
-        match p95 {
-            Some(p95) if quiet => self.learn(p95),
-            Some(p95) if p95 > self.limit_us() => self.rate = (self.rate / 2).max(RATE_MIN),
-            Some(p95) => {
-                // Known from a time of more load: nothing would be felt as slow any more.
-                if self.quiet_us.is_some_and(|known| p95 < known / STALE) {
-                    self.learn(p95);
-                }
-                self.rate = (self.rate + RATE_STEP).min(RATE_BUSY);
-            }
-            None => self.rate = (self.rate * 2).min(RATE_MAX),
+        let Some(p95) = p95 else {
+            self.rate = (self.rate * 2).min(RATE_MAX);
+            return;
+        };
+        // It may have grown while nobody was there.
+        self.rate = self.rate.min(RATE_BUSY);
+        if quiet {
+            self.rate = RATE_START;
+            self.doubts = 0;
+            self.quiet_us = Some(self.quiet_us.map_or(p95, |known| known / 4 * 3 + p95 / 4));
+            return;
+        }
+        let (slow, least) = (p95 > self.limit_us(), self.rate == RATE_MIN);
+        self.rate = if slow {
+            (self.rate / 2).max(RATE_MIN)
+        } else {
+            (self.rate + RATE_STEP).min(RATE_BUSY)
+        };
+        // Much quicker although something is copied: known from a time of more load. Slow however little is copied: perhaps of less.
+        let doubtful = (slow && least) || self.quiet_us.is_some_and(|known| p95 < known / STALE);
+        self.doubts = if doubtful { self.doubts + 1 } else { 0 };
+        if self.doubts >= DOUBTS
+            && self
+                .looked_ms
+                .is_none_or(|at| now_ms.saturating_sub(at) >= LOOK_EVERY_MS)
+        {
+            self.looked_ms = Some(now_ms);
+            self.quiet_us = None;
         }
     }
 
-    fn learn(&mut self, p95: u32) {
-        self.quiet_us = Some(self.quiet_us.map_or(p95, |known| known / 4 * 3 + p95 / 4));
+    /// No chunk is begun for a while, to see how quick requests are then.
+    fn looks(&self, now_ms: u64) -> bool {
+        self.busy && self.looked_ms.is_some_and(|at| now_ms.saturating_sub(at) < LOOK_MS)
     }
 
     fn limit_us(&self) -> u32 {
@@ -217,7 +260,7 @@ mod tests {
         let first = second(&mut budget, &mut now, Some(1_500));
         let second_ = second(&mut budget, &mut now, Some(1_500));
         assert!(second_ > first, "{first} {second_}: nobody minds");
-        for _ in 0..5 {
+        for _ in 0..3 {
             second(&mut budget, &mut now, Some(9_000));
         }
         assert_eq!(budget.rate, RATE_MIN, "everybody minds");
@@ -253,23 +296,83 @@ mod tests {
         assert!(budget.may_copy(now) && budget.may_copy(now));
     }
 
+    /// Copies for some seconds while requests take what `took_us` says of now and of whether something was copied in the last tenth of
+    /// a second; returns the bytes.
+    fn seconds(budget: &mut Budget, now_ms: &mut u64, seconds: u64, took_us: impl Fn(bool) -> u32) -> u64 {
+        let (mut bytes, mut copied_ms) = (0, 0);
+        for _ in 0..seconds * 1_000 {
+            *now_ms += 1;
+            budget.answered(took_us(*now_ms - copied_ms < 100));
+            while budget.may_copy(*now_ms) {
+                budget.begin();
+                budget.copied(*now_ms, MIB);
+                budget.end();
+                bytes += MIB;
+                copied_ms = *now_ms;
+            }
+        }
+        bytes
+    }
+
     #[test]
-    fn what_was_learnt_under_more_load_is_unlearnt() {
+    fn what_was_learnt_under_another_load_is_learnt_anew() {
         let (mut budget, mut now) = (Budget::default(), 0);
         for _ in 0..1_000 {
             now += 1;
             budget.answered(200_000);
             budget.judge(now);
         }
-        // The load is gone; a copy begins at once and costs the clients that are left nothing that shows.
-        for _ in 0..10 {
-            second(&mut budget, &mut now, Some(2_000));
+        // The load is gone when the copy begins: those who are left are slower by it, which would not show beside 200 ms.
+        seconds(&mut budget, &mut now, 8, |copying| if copying { 9_000 } else { 2_000 });
+        assert_eq!(budget.quiet_us, Some(2_000));
+        let bytes = seconds(&mut budget, &mut now, 10, |copying| if copying { 9_000 } else { 2_000 });
+        assert!(bytes <= 12 * RATE_MIN, "{bytes}: it yields");
+        // Now they ask for something dearer, which is as slow without the copy.
+        seconds(&mut budget, &mut now, 90, |_| 9_000);
+        assert_eq!((budget.rate, budget.quiet_us), (RATE_BUSY, Some(9_000)));
+        // For two seconds some ask for something cheap.
+        seconds(&mut budget, &mut now, 2, |_| 500);
+        seconds(&mut budget, &mut now, 1, |_| 9_000);
+        assert_eq!(
+            (budget.rate, budget.quiet_us),
+            (RATE_BUSY, Some(9_000)),
+            "that changes nothing"
+        );
+    }
+
+    #[test]
+    fn looking_costs_little() {
+        let (mut budget, mut now) = (Budget::default(), 0);
+        for _ in 0..1_000 {
+            now += 1;
+            budget.answered(1_000);
+            budget.judge(now);
         }
-        assert_eq!(budget.rate, RATE_BUSY);
+        // However little is copied it is felt.
+        let bytes = seconds(
+            &mut budget,
+            &mut now,
+            120,
+            |copying| if copying { 9_000 } else { 1_000 },
+        );
+        assert_eq!(budget.quiet_us, Some(1_000));
+        assert!(bytes >= 120 * RATE_MIN * 9 / 10, "{bytes}");
+        assert!(bytes <= 120 * RATE_MIN * 13 / 10, "{bytes}");
+    }
+
+    #[test]
+    fn who_comes_while_nobody_was_there_is_not_run_over() {
+        let (mut budget, mut now) = (Budget::default(), 0);
         for _ in 0..5 {
-            second(&mut budget, &mut now, Some(9_000));
+            second(&mut budget, &mut now, None);
         }
-        assert_eq!(budget.rate, RATE_MIN, "quicker than under the load, but it shows");
+        assert_eq!(budget.rate, RATE_MAX);
+        now += JUDGE_MS;
+        for _ in 0..SAMPLES_MIN {
+            budget.answered(90_000);
+        }
+        budget.judge(now);
+        assert!(budget.rate <= RATE_BUSY / 2, "{}", budget.rate);
     }
 
     #[test]
@@ -282,27 +385,30 @@ mod tests {
         assert!(budget.may_copy(now));
         budget.begin();
         let mut bytes = 0;
-        while now < 2 * JUDGE_MS {
+        let end = now + 1_000;
+        while now < end {
             budget.copied(now, MIB / 2);
             bytes += MIB / 2;
             while let Some(wait) = budget.wait(now) {
                 assert!(!wait.is_zero() && wait <= Duration::from_secs(1), "{wait:?}");
-                now += wait.as_millis() as u64;
+                for _ in 0..wait.as_millis() {
+                    now += 1;
+                    budget.answered(1_000);
+                }
             }
         }
-        let share = budget.rate * JUDGE_MS / 1_000;
-        assert!(
-            (share / 2..=share * 2).contains(&bytes),
-            "{bytes} of {share}, spread over the time"
-        );
+        let (least, most) = (RATE_START, RATE_START + 4 * RATE_STEP);
+        assert!((least..=most).contains(&bytes), "{bytes}, spread over the time");
         budget.pause(true);
-        now += 1_000;
         assert_eq!(budget.wait(now), None, "what was begun is ended");
-        assert!(!budget.may_copy(now), "but nothing more is begun");
-        // Nobody is there.
+        assert!(budget.busy && !budget.may_copy(now), "but nothing more is begun");
         budget.copied(now, 64 * MIB);
-        now += JUDGE_MS;
-        assert_eq!(budget.wait(now), None);
+        assert!(budget.wait(now).is_some());
+        for _ in 0..2 {
+            now += JUDGE_MS;
+            budget.judge(now);
+        }
+        assert_eq!(budget.wait(now), None, "nobody is there");
     }
 
     #[test]

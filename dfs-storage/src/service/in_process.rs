@@ -163,6 +163,7 @@ struct Cluster {
     client: Endpoint,
     peers: Mutex<BTreeMap<StorageId, Peer>>,
     servers: BTreeMap<u32, (CancellationToken, tokio::task::JoinHandle<Result<Ended>>)>,
+    nodes: BTreeMap<u32, std::sync::Weak<super::node::Node>>,
     _meta_endpoint: Endpoint,
 }
 
@@ -217,6 +218,7 @@ impl Cluster {
             client,
             peers: Mutex::new(BTreeMap::new()),
             servers: BTreeMap::new(),
+            nodes: BTreeMap::new(),
             _meta_endpoint: meta_endpoint,
         };
         for node in 1..=3 {
@@ -246,6 +248,7 @@ impl Cluster {
         )
         .await
         .unwrap();
+        self.nodes.insert(node, Arc::downgrade(&server.running.node));
         let stop = CancellationToken::new();
         let run = tokio::spawn(server.run_until(stop.clone()));
         self.servers.insert(node, (stop, run));
@@ -536,6 +539,44 @@ async fn a_chain_loses_a_member_and_gets_it_back() {
             assert_eq!(cluster.chunks(other).await, expected, "storage-{other} differs");
         }
     }
+    for node in 1..=3 {
+        cluster.stop_node(node).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_write_ends_the_pauses_of_a_copy_that_holds_its_chunk() {
+    let mut cluster = Cluster::start().await;
+    cluster.stop_node(3).await;
+    cluster.meta.set(3, MemberState::Offline);
+    for n in 0..4_u32 {
+        cluster
+            .mutate(10 + u64::from(n), chunk(1), write(n * 254, 254, vec![]), 1, true)
+            .await
+            .unwrap();
+    }
+    let sender = cluster.nodes[&2].upgrade().unwrap();
+    sender.budget.lock().starve();
+    cluster.start_node(3).await;
+    let start = Instant::now();
+    while !sender.budget.lock().is_under_way() {
+        assert!(start.elapsed() < Duration::from_secs(20), "no copy is begun");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(sender.budget.lock().is_under_way(), "nobody wants the chunk");
+    assert_eq!(cluster.meta.state(3), Some(MemberState::Syncing));
+    let start = Instant::now();
+    let version = cluster
+        .mutate(20, chunk(1), write(1, 1, vec![]), 2, false)
+        .await
+        .unwrap();
+    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+    cluster.until(|meta| meta.state(3) == Some(MemberState::Serving)).await;
+    let (_, data) = cluster.read(StorageId(3), chunk(1), version).await;
+    assert_eq!((data[0], data[data.len() - 1]), (1, 1), "the copy has what was there");
+    assert!(data.contains(&2), "and what came");
+    drop(sender);
     for node in 1..=3 {
         cluster.stop_node(node).await;
     }

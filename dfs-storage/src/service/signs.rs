@@ -46,6 +46,11 @@ impl PaceMeter {
         self.done.push_back((now_us / 1_000, took));
     }
 
+    /// Work ended that says nothing of how quick others are.
+    pub(crate) fn forget(&mut self, work: u64) {
+        self.running.remove(&work);
+    }
+
     pub(crate) fn pace(&self, now_us: u64) -> Pace {
         let oldest = self.running.values().min();
         let running_us = oldest.map_or(0, |&begun| {
@@ -94,6 +99,14 @@ impl Meter {
         let begun = self.inner.lock().begin(self.now_us());
         let result = work();
         self.inner.lock().end(begun, self.now_us());
+        result
+    }
+
+    /// Work that is larger than what peers do: seen while it runs, so that it is noticed if it hangs, and no sample afterwards.
+    pub(crate) fn watch<T>(&self, work: impl FnOnce() -> T) -> T {
+        let begun = self.inner.lock().begin(self.now_us());
+        let result = work();
+        self.inner.lock().forget(begun);
         result
     }
 
@@ -196,6 +209,27 @@ mod tests {
         assert_eq!(meter.pace(at + 3_000_000).median_us, None, "long ago");
         let _ = meter.begin(at + 3_000_000);
         assert_eq!(meter.pace(at + 3_700_000).running_us, 700_000);
+    }
+
+    #[test]
+    fn larger_work_is_seen_while_it_hangs_and_is_no_measure() {
+        let mut meter = PaceMeter::default();
+        let mut now = 0;
+        for _ in 0..3 {
+            let small = meter.begin(now);
+            now += 1_000;
+            meter.end(small, now);
+            for _ in 0..5 {
+                let large = meter.begin(now);
+                now += 25_000;
+                meter.forget(large);
+            }
+        }
+        let pace = meter.pace(now);
+        assert_eq!((pace.median_us, pace.running_us, pace.done), (Some(1_000), 0, 3));
+        let _ = meter.begin(now);
+        let pace = meter.pace(now + 700_000);
+        assert_eq!((pace.median_us, pace.running_us), (Some(1_000), 700_000));
     }
 
     #[test]

@@ -554,6 +554,19 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_chunk_of_the_checkpoint_is_counted_until_it_is_dropped() {
+        let mut index = Index::default();
+        let (chain, chunk) = (
+            ChainId(1),
+            ChunkId::new(dfs_common::InodeId(7), dfs_common::ChunkIndex(0)),
+        );
+        index.restore(chain, chunk, Entry::default());
+        assert_eq!(index.live_chunks(), 1);
+        index.forget(chunk);
+        assert_eq!(index.live_chunks(), 0);
+    }
+
     proptest! {
         #[test]
         fn extents_agree_with_an_array_of_blocks(

@@ -16,7 +16,7 @@ use super::checkpoint::{self, CHECKPOINT_FILE, Chunks, SegmentEntry};
 use super::error::StoreError;
 use super::format::{DATA_START, Kind, SEGMENT_HEADER_BYTES, SegmentHeader, SegmentHeaderRead, Sequence};
 use super::index::{Effect, Extent, Sealed, SegmentFile};
-use super::log::{Draft, FreeSegment, Log, RESERVE_SEGMENTS, Urgency, is_full, segment_name};
+use super::log::{Draft, FreeSegment, Log, RESERVE_SEGMENTS, State, Urgency, is_full, segment_name};
 use super::read::read_extent;
 use super::recovery::free_header;
 use super::scan::scan;
@@ -29,7 +29,7 @@ const COMPACT_BELOW_PERCENT: u64 = 50;
 /// Dead bytes up to this part of all are left alone: they cost nothing but space, and that is not short.
 const DEAD_SLACK_FRACTION: u64 = 50;
 
-/// The log is quiet while less than this part of a segment is written between two steps.
+/// The log is quiet while less than this part of a segment is written since the last look.
 const QUIET_FRACTION: u64 = 16;
 
 /// A segment is zeroed in pieces of this size.
@@ -105,13 +105,13 @@ impl Log {
         Ok(report)
     }
 
-    /// One segment ahead of need, so that no writer waits for the making of it. If the log is quiet enough, also zeroed: a sync into
-    /// written blocks is a third faster than one that must also commit extents. Under a heavy stream the zeros would cost
-    /// more than they gain.
+    /// One segment ahead of need, so that fewer writers wait for the making of one. If the log is quiet enough, also zeroed: a sync
+    /// into written blocks is a third faster than one that must also commit extents. Under a heavy stream the zeros would
+    /// cost more than they gain.
     fn prepare_segment(&self, pace: Pace<'_>) -> Result<(), StoreError> {
         let mut state = self.lock();
+        let quiet = self.is_quiet(&state);
         let written = std::mem::take(&mut state.since_maintain_bytes);
-        let quiet = written < u64::from(self.geometry.segment_size_bytes) / QUIET_FRACTION;
         let wanted = state.free.len() as u32 <= RESERVE_SEGMENTS && state.slots < self.geometry.max_slots;
         if written == 0 || !wanted {
             return Ok(());
@@ -121,14 +121,15 @@ impl Log {
         state.slots += 1;
         drop(state);
         let size = u64::from(self.geometry.segment_size_bytes);
-        let made = self.disk().create(&segment_name(slot), size).and_then(|file| {
-            if quiet {
-                self.zero(&*file, pace)?;
-            }
-            Ok(file)
-        });
-        match made {
+        match self.disk().create(&segment_name(slot), size) {
             Ok(file) => {
+                if quiet && let Err(error) = self.zero(&*file, pace) {
+                    if !is_full(&error) {
+                        return Err(self.poison("zeroing a log segment", &error));
+                    }
+                    // Its space was promised all the same.
+                    self.lock().disk_full = true;
+                }
                 self.lock().free.push_front(FreeSegment { slot, file });
                 Ok(())
             }
@@ -142,8 +143,12 @@ impl Log {
         }
     }
 
-    /// Writes zeros over a new segment, piece by piece with a sync each: all at once, everybody's next sync waits for all of it. What
-    /// is left when the step must end is as good, only slower once.
+    fn is_quiet(&self, state: &State) -> bool {
+        state.since_maintain_bytes < u64::from(self.geometry.segment_size_bytes) / QUIET_FRACTION
+    }
+
+    /// Writes zeros over a new segment, piece by piece with a sync each: all at once, everybody's next sync waits for all of it. It
+    /// ends when writers come to need the segment, or the disk. What is left then is as good, only slower once.
     fn zero(&self, file: &dyn DiskFile, pace: Pace<'_>) -> std::io::Result<()> {
         let zeros = vec![0; ZERO_PIECE_BYTES];
         let size = self.geometry.segment_size_bytes as usize;
@@ -151,7 +156,9 @@ impl Log {
             let start = Instant::now();
             file.write_at(offset as u64, &[&zeros[..ZERO_PIECE_BYTES.min(size - offset)]])?;
             file.sync_data()?;
-            if !self.pause(start.elapsed(), pace) {
+            let goes_on = self.pause(start.elapsed(), pace) && !self.is_short();
+            let state = self.lock();
+            if !goes_on || !self.is_quiet(&state) || state.check().is_err() {
                 break;
             }
         }

@@ -27,6 +27,13 @@ fn main() -> ExitCode {
         serve(&plan);
         return ExitCode::SUCCESS;
     }
+    if arguments
+        .iter()
+        .any(|argument| argument == "--help" || argument == "-h")
+    {
+        println!("{USAGE}");
+        return ExitCode::SUCCESS;
+    }
     let only_power = arguments.first().is_some_and(|first| first == "power");
     let (mut options, seeds, cuts) = match parse(arguments.into_iter().skip(usize::from(only_power)), only_power) {
         Ok(parsed) => parsed,

@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::time::Duration;
 
 use super::*;
+use crate::disk::sim::Operation;
 
 const SEGMENT: u32 = 4 << 20;
 
@@ -71,14 +72,55 @@ fn under_a_stream_the_next_segment_is_made_but_not_zeroed() {
 }
 
 #[test]
+fn zeroing_ends_when_a_stream_begins() {
+    let disk = SimDisk::new();
+    let store = open(&disk);
+    let model = std::cell::RefCell::new(Model::new());
+    write(&store, &mut model.borrow_mut(), 0, 1);
+    let pieces = Cell::new(0);
+    let stream = |_: Duration| {
+        pieces.set(pieces.get() + 1);
+        write(&store, &mut model.borrow_mut(), pieces.get(), 64);
+        Some(Duration::ZERO)
+    };
+    let before = disk.files().len();
+    store.maintain(&stream).unwrap();
+    assert_eq!((disk.files().len(), pieces.get()), (before + 1, 1));
+    assert_eq!(contents(&store), model.into_inner());
+}
+
+#[test]
+fn a_segment_that_can_not_be_zeroed_is_used_as_it_is() {
+    let disk = SimDisk::new();
+    let store = open(&disk);
+    let mut model = Model::new();
+    write(&store, &mut model, 0, 1);
+    let before = disk.files().len();
+    disk.fail(Operation::Write, 0, std::io::ErrorKind::StorageFull);
+    store.maintain(&|_| Some(Duration::ZERO)).unwrap();
+    disk.heal();
+    assert!(store.fault().is_none());
+    assert_eq!(disk.files().len(), before + 1);
+    assert_eq!(made_by_writers(&disk, &store, &mut model), 0);
+    disk.fail(Operation::Sync, 0, std::io::ErrorKind::Other);
+    assert!(store.maintain(&|_| Some(Duration::ZERO)).is_err());
+    assert!(store.fault().is_some(), "nobody knows what such a disk has");
+}
+
+#[test]
 fn a_step_that_ends_between_two_pieces_leaves_a_good_segment() {
     let disk = SimDisk::new();
     let store = open(&disk);
     let mut model = Model::new();
     write(&store, &mut model, 0, 1);
     let before = disk.files().len();
-    store.maintain(&|_| None).unwrap();
-    assert_eq!(disk.files().len(), before + 1);
+    let pieces = Cell::new(0);
+    let end = |_: Duration| {
+        pieces.set(pieces.get() + 1);
+        None
+    };
+    store.maintain(&end).unwrap();
+    assert_eq!((disk.files().len(), pieces.get()), (before + 1, 1));
     assert_eq!(made_by_writers(&disk, &store, &mut model), 0);
     store.sync().unwrap();
     drop(store);
