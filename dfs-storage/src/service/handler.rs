@@ -12,6 +12,7 @@ use dfs_common::{
 
 use super::chain::{Chain, blocking};
 use super::node::Node;
+use super::syncer::let_disk_catch_up;
 use crate::replica::{Answer, Input, ReadAsk};
 
 /// How long a request of an epoch that this node has not heard of waits for it.
@@ -25,9 +26,6 @@ const MAX_LISTED_CHUNKS: u32 = 4_096;
 
 /// Inodes in one removal.
 const MAX_REMOVED_INODES: usize = 4_096;
-
-/// A copy's next part waits while more than this is not synced, whoever wrote it.
-const COPIES_UNSYNCED_BYTES: u64 = 16 << 20;
 
 const MAX_READ_BLOCKS: u32 = (MAX_IO_SIZE_BYTES / BLOCK_SIZE_BYTES) as u32 + 1;
 
@@ -266,7 +264,7 @@ pub(crate) async fn handle(
         StorageRequest::InstallChunk {
             chunk, version, part, ..
         } => {
-            let_disk_catch_up(node, deadline).await;
+            let_disk_catch_up(&node.store, deadline).await;
             at.ask(node, deadline, |waiter| Input::Install {
                 from,
                 epoch,
@@ -296,17 +294,6 @@ pub(crate) async fn handle(
     match answer {
         Answer::Response(response) => Ok((response, Bytes::new())),
         Answer::Proceed => Err(Error::new(ErrorCode::Internal, "an answer without a response")),
-    }
-}
-
-/// A neighbour's copies come as fast as the network: the sender waits for this disk, not the next client that asks for a sync.
-async fn let_disk_catch_up(node: &Node, deadline: Duration) {
-    let end = tokio::time::Instant::now() + deadline / 2;
-    while node.store.unsynced_bytes() > COPIES_UNSYNCED_BYTES
-        && node.store.fault().is_none()
-        && tokio::time::Instant::now() < end
-    {
-        tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 
