@@ -14,8 +14,8 @@ use dfs_common::chain::RoutingTable;
 use dfs_common::wire::Lane;
 use dfs_common::wire::storage::{BlockRun, MutateRequest, Mutation, StorageRequest, StorageResponse};
 use dfs_common::{
-    BlockIndex, ChainId, ChunkId, ChunkIndex, ChunkVersion, Epoch, Error, ErrorCode, InodeId, Level, RequestId, Result,
-    SequenceNumber, SessionId, StorageId,
+    BlockIndex, ChainId, ChunkId, ChunkIndex, ChunkVersion, CutEpoch, Epoch, Error, ErrorCode, InodeId, Level,
+    RequestId, Result, SequenceNumber, SessionId, StorageId,
 };
 use parking_lot::Mutex;
 use tokio::time::Instant;
@@ -158,7 +158,7 @@ impl Chunks {
         &self,
         chain: ChainId,
         chunk: ChunkId,
-        session: SessionId,
+        (session, cut): (SessionId, CutEpoch),
         (level, sync): (Level, bool),
         mutation: &Mutation,
         payload: Bytes,
@@ -184,6 +184,7 @@ impl Chunks {
                 level,
                 sync,
                 uncut_since: None,
+                cut,
                 mutation: mutation.clone(),
             })
         };
@@ -204,7 +205,7 @@ impl Chunks {
         chain: ChainId,
         chunk: ChunkId,
         (first, blocks): (BlockIndex, u32),
-        write_level: Level,
+        (session, write_level): (SessionId, Level),
         deadline: Instant,
     ) -> Result<(StorageId, Vec<BlockRun>, Bytes)> {
         let request = ReadRequest {
@@ -214,6 +215,7 @@ impl Chunks {
             blocks,
             level: Level::Quorum,
             not_before: ChunkVersion::NONE,
+            session,
         };
         // The level tells how many members the write after it needs.
         self.read_from(Target::Head, write_level, request, &[], deadline).await
@@ -225,7 +227,7 @@ impl Chunks {
         chain: ChainId,
         chunk: ChunkId,
         (first, blocks): (BlockIndex, u32),
-        level: Level,
+        (session, level): (SessionId, Level),
         avoid: &[StorageId],
         deadline: Instant,
     ) -> Result<(StorageId, Vec<BlockRun>, Bytes)> {
@@ -237,6 +239,7 @@ impl Chunks {
             blocks,
             level,
             not_before: ChunkVersion::NONE,
+            session,
         };
         let mut target = Target::Reader { turn };
         if level == Level::One {
@@ -304,7 +307,7 @@ impl Chunks {
         chain: ChainId,
         level: Level,
         (since, written): (Epoch, Level),
-        inode: InodeId,
+        (session, inode): (SessionId, InodeId),
         deadline: Instant,
     ) -> Result<()> {
         let what = || format!("fsync of inode {inode}");
@@ -323,6 +326,7 @@ impl Chunks {
             level,
             since,
             written,
+            session,
         };
         match self.drive(&ask, build, &[]).await?.response {
             StorageResponse::Synced => Ok(()),
@@ -337,6 +341,7 @@ impl Chunks {
         level: Level,
         inode: InodeId,
         from: ChunkIndex,
+        (session, cut): (SessionId, CutEpoch),
         deadline: Instant,
     ) -> Result<Epoch> {
         let what = || format!("truncate of inode {inode} from chunk {from}");
@@ -354,6 +359,8 @@ impl Chunks {
             epoch,
             inodes: vec![inode],
             from,
+            cut,
+            session,
         };
         let answer = self.drive(&ask, build, &[]).await?;
         match answer.response {
@@ -485,6 +492,7 @@ struct ReadRequest {
     blocks: u32,
     level: Level,
     not_before: ChunkVersion,
+    session: SessionId,
 }
 
 impl ReadRequest {
@@ -497,6 +505,7 @@ impl ReadRequest {
             blocks: self.blocks,
             level: self.level,
             not_before: self.not_before,
+            session: self.session,
         }
     }
 }

@@ -11,7 +11,8 @@ use dfs_common::units::{BLOCK_SIZE_BYTES, MAX_IO_SIZE_BYTES, SEAL_SIZE_BYTES};
 use dfs_common::wire::namespace::Attributes;
 use dfs_common::wire::storage::{BlockRun, StorageRequest, StorageResponse};
 use dfs_common::{
-    BlockIndex, ChainInfo, ChunkId, ChunkIndex, ChunkVersion, Error, ErrorCode, Level, Result, RoutingTable, StorageId,
+    BlockIndex, ChainInfo, ChunkId, ChunkIndex, ChunkVersion, Error, ErrorCode, Level, Result, RoutingTable, SessionId,
+    StorageId,
 };
 use dfs_crypto::block::BlockCipher;
 use dfs_crypto::key::RootKey;
@@ -220,6 +221,7 @@ impl Look<'_> {
             blocks,
             level: Level::One,
             not_before: ChunkVersion::NONE,
+            session: SessionId::SYSTEM,
         };
         let (response, payload) = self.admin.storage_data(self.table, node, &request).await?;
         let StorageResponse::Read { version, runs } = response else {

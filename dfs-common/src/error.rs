@@ -129,6 +129,8 @@ codes! {
     BadMessage = 86, 71, Fatal;
     /// The session's hold was taken before it told this change, and others may have gone on since.
     HoldLost = 88, 5, Fatal;
+    /// The file was truncated, or cut at its end, since the sender last looked at it: read its attributes and write anew.
+    StaleCut = 89, 11, Fatal;
     Internal = 99, 5, Fatal;
 }
 

@@ -9,6 +9,7 @@ pub mod chain;
 pub mod codec;
 pub mod config;
 pub mod conflict;
+pub mod cut;
 pub mod error;
 pub mod id;
 pub mod layout;
@@ -23,6 +24,7 @@ pub mod wire;
 
 pub use chain::{ChainInfo, ChainMember, ChainTable, Duty, MemberState, NodeInfo, Rest, RoutingTable};
 pub use conflict::{Conflict, ConflictId, ConflictState, Divergence, Settlement, Verdict};
+pub use cut::CutEpoch;
 pub use error::{Error, ErrorCode, Result, RetryClass};
 pub use id::{
     ActorId, BlockIndex, ChainId, ChainTableId, ChunkId, ChunkIndex, ClusterId, Epoch, FileHandleId, Hold, HoldEpoch,

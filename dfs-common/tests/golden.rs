@@ -82,6 +82,7 @@ fn messages_encode_to_their_golden_bytes() {
         level: Level::Quorum,
         sync: true,
         uncut_since: None,
+        cut: dfs_common::CutEpoch::NONE,
         mutation: Mutation::Write {
             first: BlockIndex(4),
             blocks: 2,
@@ -124,6 +125,7 @@ fn messages_encode_to_their_golden_bytes() {
             blocks: 8,
             level: Level::One,
             not_before: version,
+            session: SessionId(7),
         },
     );
     golden.message(
@@ -134,6 +136,18 @@ fn messages_encode_to_their_golden_bytes() {
             level: Level::Quorum,
             since: Epoch(8),
             written: Level::One,
+            session: SessionId(7),
+        },
+    );
+    golden.message(
+        "storage-remove-range",
+        &StorageRequest::RemoveRange {
+            chain,
+            epoch,
+            inodes: vec![InodeId(9)],
+            from: ChunkIndex(1),
+            cut: dfs_common::CutEpoch(3),
+            session: SessionId(7),
         },
     );
     golden.message("storage-forwarded", &StorageResponse::Forwarded { stable: true });
@@ -196,6 +210,7 @@ fn messages_encode_to_their_golden_bytes() {
                     extend_to_bytes: Some(4097),
                     mtime: Some(Timestamp::from_nanos(-5)),
                     clear_suid: false,
+                    cut: dfs_common::CutEpoch(2),
                 },
             },
             hold: None,
@@ -227,6 +242,7 @@ fn messages_encode_to_their_golden_bytes() {
     golden.message(
         "meta-heartbeat",
         &MetaRequest::Heartbeat(Heartbeat {
+            sessions: 0,
             node: StorageId(2),
             incarnation: Incarnation(0xdead_beef),
             store: StoreId([0xcd; 16]),

@@ -258,6 +258,7 @@ async fn storage(cluster: &Cluster, id: u32) -> Node {
         let mut routing = RoutingVersion(0);
         while go_on.load(Ordering::Relaxed) {
             let request = MetaRequest::Heartbeat(Heartbeat {
+                sessions: 0,
                 node: StorageId(id),
                 incarnation: Incarnation(7),
                 store: StoreId::default(),

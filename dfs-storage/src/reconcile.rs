@@ -293,6 +293,7 @@ impl Pass<'_> {
             level: if serving > 1 { Level::Quorum } else { Level::One },
             sync: true,
             uncut_since,
+            cut: dfs_common::CutEpoch::NONE,
             mutation: Mutation::Write {
                 first: run.first,
                 blocks: run.blocks,

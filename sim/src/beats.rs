@@ -27,6 +27,7 @@ impl World {
         let sent_ms = node.clock_ms(now);
         let incarnation = node.incarnation;
         let heartbeat = Heartbeat {
+            sessions: 0,
             node: node.id,
             incarnation: Self::incarnation_of(at, incarnation),
             store: store.id(),

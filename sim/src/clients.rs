@@ -327,6 +327,7 @@ impl World {
                     level: pending.op.level(),
                     sync: pending.sync,
                     uncut_since: None,
+                    cut: dfs_common::CutEpoch::NONE,
                     mutation: mutation.clone(),
                 },
                 payload.clone(),

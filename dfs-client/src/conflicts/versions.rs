@@ -12,6 +12,7 @@ use tokio::io::{AsyncWrite, AsyncWriteExt};
 use super::other::{OtherVersion, reads};
 use super::{check_open, gone, or_gone};
 use crate::client::Client;
+use crate::data::reader::Reading;
 use crate::options::OpenMode;
 
 /// Moved at a time: an I/O.
@@ -133,14 +134,13 @@ impl Client {
                 );
                 return Err(Error::new(ErrorCode::BadMessage, detail));
             }
+            let reading = Reading {
+                cipher: &cipher,
+                level: Level::Quorum,
+                session: mount.session.id(),
+            };
             let (runs, plain) = mount
-                .open_blocks(
-                    (&cipher, Level::Quorum),
-                    divergence.chain,
-                    kept,
-                    (first, count),
-                    mount.deadline(),
-                )
+                .open_blocks(reading, divergence.chain, kept, (first, count), mount.deadline())
                 .await
                 .map_err(|error| error.context(format_args!("the other version of conflict {}", conflict.id)))?;
             let plain = Bytes::from(plain);

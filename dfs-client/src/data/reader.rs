@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use dfs_common::units::{BLOCK_SIZE_BYTES, MAX_IO_SIZE_BYTES};
 use dfs_common::wire::storage::BlockRun;
-use dfs_common::{BlockIndex, ChainId, ChunkId, ChunkVersion, Error, ErrorCode, Level, Result, StorageId};
+use dfs_common::{BlockIndex, ChainId, ChunkId, ChunkVersion, Error, ErrorCode, Level, Result, SessionId, StorageId};
 use dfs_crypto::block::BlockCipher;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::task::JoinSet;
@@ -46,6 +46,14 @@ impl Ahead {
         self.segments.clear();
         self.window.reset();
     }
+}
+
+/// Who reads, with which key, and at which level.
+#[derive(Clone, Copy)]
+pub(crate) struct Reading<'a> {
+    pub(crate) cipher: &'a BlockCipher,
+    pub(crate) level: Level,
+    pub(crate) session: SessionId,
 }
 
 /// A part of a read within one chunk, at most one I/O.
@@ -263,7 +271,7 @@ impl Mount {
         let chain = file.chain_of(&table, part.chunk.index)?;
         let (_, mut plain) = self
             .open_blocks(
-                (&file.cipher, file.read_level),
+                file.reading(),
                 chain,
                 part.chunk,
                 (BlockIndex(first as u32), blocks as u32),
@@ -289,7 +297,7 @@ impl Mount {
     ) -> Result<(ChunkVersion, Vec<u8>)> {
         let latest = self
             .chunks
-            .read_latest(chain, chunk, (block, 1), file.write_level, deadline)
+            .read_latest(chain, chunk, (block, 1), (file.session, file.write_level), deadline)
             .await
             .and_then(|(_, runs, payload)| {
                 let plain = open(&file.cipher, chunk, (block, 1), &runs, &payload)?;
@@ -298,7 +306,7 @@ impl Mount {
         let (runs, mut plain) = match latest {
             // Damaged at the head: another's will do, since the condition of the write finds out if it is older.
             Err(error) if matches!(error.code, ErrorCode::Corrupt | ErrorCode::Internal) => {
-                self.open_blocks((&file.cipher, file.read_level), chain, chunk, (block, 1), deadline)
+                self.open_blocks(file.reading(), chain, chunk, (block, 1), deadline)
                     .await?
             }
             latest => latest?,
@@ -312,7 +320,7 @@ impl Mount {
     /// sealed for, which need not be the inode they are stored under.
     pub(crate) async fn open_blocks(
         &self,
-        (cipher, level): (&BlockCipher, Level),
+        reading: Reading<'_>,
         chain: ChainId,
         chunk: ChunkId,
         (first, blocks): (BlockIndex, u32),
@@ -322,9 +330,16 @@ impl Mount {
         loop {
             let (node, runs, payload) = self
                 .chunks
-                .read(chain, chunk, (first, blocks), level, &avoid, deadline)
+                .read(
+                    chain,
+                    chunk,
+                    (first, blocks),
+                    (reading.session, reading.level),
+                    &avoid,
+                    deadline,
+                )
                 .await?;
-            match open(cipher, chunk, (first, blocks), &runs, &payload) {
+            match open(reading.cipher, chunk, (first, blocks), &runs, &payload) {
                 Ok(plain) => return Ok((runs, plain)),
                 Err(error) => {
                     tracing::warn!(inode = chunk.inode.0, chunk = chunk.index.0, "storage-{node}: {error}");

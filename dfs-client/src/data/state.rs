@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use dfs_common::wire::namespace::{Attributes, SetAttributes, SetTime, WriteCommit};
 use dfs_common::{
-    BlockIndex, ChainId, ChunkIndex, ChunkVersion, Error, ErrorCode, Hold, InodeId, Layout, Level, Result,
+    BlockIndex, ChainId, ChunkIndex, ChunkVersion, CutEpoch, Error, ErrorCode, Hold, InodeId, Layout, Level, Result,
     RoutingTable, SessionId, Timestamp,
 };
 use dfs_crypto::block::BlockCipher;
@@ -17,6 +17,7 @@ use tokio::sync::{RwLock, Semaphore, watch};
 
 use super::dirty::DirtyBuffer;
 use super::errseq::LateErrors;
+use super::reader::Reading;
 use super::unsynced::Unsynced;
 
 /// The short block at a file's end as this mount last wrote it: the base of the next append, without a read.
@@ -146,6 +147,11 @@ impl Inner {
         self.dirty.is_empty() && self.owed.is_none()
     }
 
+    /// The truncation epoch that this mount knows.
+    pub(crate) fn cut(&self) -> CutEpoch {
+        self.attributes.file.as_ref().map_or(CutEpoch::NONE, |file| file.cut)
+    }
+
     /// Whether nothing at all is left to be told.
     pub(crate) fn is_quiet(&self) -> bool {
         self.is_settled() && self.growth.is_none()
@@ -176,6 +182,7 @@ impl Inner {
             mtime: None,
             clear_suid: false,
             growing: false,
+            cut: self.cut(),
         };
         (word == Word::Last && self.growth.is_some()).then_some((bare, 0))
     }
@@ -334,6 +341,7 @@ impl Inner {
             mtime: Some(owed.mtime),
             clear_suid: false,
             growing,
+            cut: self.cut(),
         };
         Some((commit, owed.number))
     }
@@ -360,6 +368,14 @@ impl FileState {
                     ),
                 )
             })
+    }
+
+    pub(crate) fn reading(&self) -> Reading<'_> {
+        Reading {
+            cipher: &self.cipher,
+            level: self.read_level,
+            session: self.session,
+        }
     }
 
     pub(crate) fn tick(&self) {

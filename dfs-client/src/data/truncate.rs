@@ -39,14 +39,26 @@ impl Mount {
         })
         .await?;
         self.drain(file, deadline).await?;
-        // What another mount added is cut too.
-        let fresh = self.fetch_attributes(file.inode, deadline).await?;
-        let old = {
+        let begin = NamespaceOp::BeginCut {
+            inode: file.inode,
+            length_bytes: length,
+            mtime: Some(wall_clock()),
+        };
+        let begun = self.session.change(caller, begin, deadline).await?;
+        let NamespaceChange::CutBegun {
+            attributes,
+            before_bytes,
+        } = begun
+        else {
+            return Err(unexpected_change(file.inode));
+        };
+        let (cut, old) = {
             let mut inner = file.inner.lock();
-            inner.learn(&fresh);
+            let own = inner.stable_length();
+            inner.learn_own(&attributes);
             inner.tail = None;
             inner.generation += 1;
-            inner.length()
+            (inner.cut(), own.max(before_bytes))
         };
         if length < old {
             self.cut(file, length, old, deadline).await?;
@@ -59,6 +71,7 @@ impl Mount {
             inode: file.inode,
             length_bytes: length,
             mtime: Some(wall_clock()),
+            cut: Some(cut),
         };
         let change = self.session.change(caller, op, deadline).await?;
         let NamespaceChange::Entry { attributes, .. } = change else {
@@ -75,6 +88,7 @@ impl Mount {
 
     async fn cut(self: &Arc<Self>, file: &Arc<FileState>, length: u64, old: u64, deadline: Instant) -> Result<()> {
         let table = self.chunks.routing().current();
+        let cut = file.inner.lock().cut();
         let layout = file.layout;
         let boundary = layout.chunk_of(length);
         let within = (length - layout.chunk_start(boundary)) as usize;
@@ -109,7 +123,7 @@ impl Mount {
                     let (level, inode) = (file.write_level, file.inode);
                     let epoch = mount
                         .chunks
-                        .remove_range(chain, level, inode, first_whole, deadline)
+                        .remove_range(chain, level, inode, first_whole, (file.session, cut), deadline)
                         .await?;
                     let mut inner = file.inner.lock();
                     inner.unsynced.acknowledged(chain, epoch, level);
@@ -187,9 +201,10 @@ impl Mount {
         file.inner.lock().unsynced.starts(chain);
         let chunk = ChunkId::new(file.inode, index);
         let how = (file.write_level, false);
+        let whose = (file.session, file.inner.lock().cut());
         let written = self
             .chunks
-            .mutate(chain, chunk, file.session, how, mutation, payload, deadline)
+            .mutate(chain, chunk, whose, how, mutation, payload, deadline)
             .await?;
         let mut inner = file.inner.lock();
         inner.unsynced.acknowledged(chain, written.epoch, file.write_level);

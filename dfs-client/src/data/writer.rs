@@ -293,16 +293,9 @@ impl Mount {
             .map_err(Error::from)?;
         let chunk = ChunkId::new(file.inode, run.chunk);
         let how = (file.write_level, sync);
+        let whose = (file.session, file.inner.lock().cut());
         self.chunks
-            .mutate(
-                chain,
-                chunk,
-                file.session,
-                how,
-                &mutation,
-                Bytes::from(sealed),
-                deadline,
-            )
+            .mutate(chain, chunk, whose, how, &mutation, Bytes::from(sealed), deadline)
             .await
     }
 
@@ -471,7 +464,13 @@ impl Mount {
             tasks.spawn(async move {
                 let synced = mount
                     .chunks
-                    .sync(chain, file.write_level, owing.since(), file.inode, deadline)
+                    .sync(
+                        chain,
+                        file.write_level,
+                        owing.since(),
+                        (file.session, file.inode),
+                        deadline,
+                    )
                     .await;
                 let synced = match synced {
                     Err(error) if error.code == ErrorCode::UnsyncedLost => {

@@ -19,8 +19,8 @@ use dfs_common::wire::namespace::{
     SetAttributes, SetTime, WriteCommit,
 };
 use dfs_common::{
-    ActorId, ChainTableId, Error, ErrorCode, HoldEpoch, InodeId, Layout, Result, SessionId, Timestamp, ValidName,
-    VersionVector,
+    ActorId, ChainTableId, CutEpoch, Error, ErrorCode, HoldEpoch, InodeId, Layout, Result, SessionId, Timestamp,
+    ValidName, VersionVector,
 };
 
 /// Bytes that `stat` shows for each entry of a directory.
@@ -192,6 +192,7 @@ impl Held {
             }
             NamespaceOp::Link { inode, .. }
             | NamespaceOp::SetAttributes { inode, .. }
+            | NamespaceOp::BeginCut { inode, .. }
             | NamespaceOp::SetLength { inode, .. }
             | NamespaceOp::CommitWrite { inode, .. }
             | NamespaceOp::SetXattr { inode, .. }
@@ -295,6 +296,7 @@ impl Held {
                         layout: Layout::new(table, inode.0 as u32),
                         key: key.clone(),
                         versions: VersionVector::default(),
+                        cut: CutEpoch::NONE,
                     })
                 })
             }
@@ -330,8 +332,11 @@ impl Held {
                 inode,
                 length_bytes,
                 mtime,
+                cut: None,
             } => self.edit(*inode, setting, |attributes| {
-                write_to(attributes, setting, *mtime, |_| *length_bytes)
+                *length_bytes >= attributes.length_bytes
+                    && !is_cutting(attributes)
+                    && write_to(attributes, setting, *mtime, |_| *length_bytes)
             }),
             _ => Outcome::NotHere,
         }
@@ -486,13 +491,20 @@ fn commit_to(attributes: &mut Attributes, setting: Setting, commit: &WriteCommit
     if commit.is_bare() {
         return attributes.file.is_some();
     }
-    let done = write_to(attributes, setting, commit.mtime, |length| {
-        length.max(commit.extend_to_bytes.unwrap_or(0))
-    });
+    let grows_to = commit.extend_to_bytes.unwrap_or(0);
+    let in_epoch = |file: &FileAttributes| commit.cut == file.cut && !file.cut.is_cutting();
+    if grows_to > attributes.length_bytes && !attributes.file.as_ref().is_some_and(in_epoch) {
+        return false;
+    }
+    let done = write_to(attributes, setting, commit.mtime, |length| length.max(grows_to));
     if done && commit.clear_suid {
         drop_privileges(attributes);
     }
     done
+}
+
+fn is_cutting(attributes: &Attributes) -> bool {
+    attributes.file.as_ref().is_some_and(|file| file.cut.is_cutting())
 }
 
 fn write_to(

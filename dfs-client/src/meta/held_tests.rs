@@ -6,7 +6,8 @@ use dfs_common::wire::namespace::{
     SetTime, StatFs, WrappedKey, WriteCommit, XattrMode,
 };
 use dfs_common::{
-    ClusterId, Error, Incarnation, InodeId, SequenceNumber, SessionId, StorageId, StoreId, Timestamp, ValidName,
+    ClusterId, CutEpoch, Error, Incarnation, InodeId, SequenceNumber, SessionId, StorageId, StoreId, Timestamp,
+    ValidName,
 };
 use dfs_meta::command::{ClusterEvent, Command, CommandKind, Outcome as Done};
 use dfs_meta::namespace::{NameHash, Obstacle};
@@ -308,6 +309,7 @@ fn op(kind: u8, at: InodeId, other: InodeId, number: u8, value: u32) -> Namespac
                 mtime: None,
                 clear_suid: true,
                 growing: value.is_multiple_of(2),
+                cut: CutEpoch::NONE,
             }),
         },
         7 => NamespaceOp::CommitWrite {
@@ -317,6 +319,7 @@ fn op(kind: u8, at: InodeId, other: InodeId, number: u8, value: u32) -> Namespac
                 mtime: value.is_multiple_of(3).then_some(time),
                 clear_suid: value.is_multiple_of(5),
                 growing: value.is_multiple_of(4),
+                cut: CutEpoch::NONE,
             },
         },
         8 => NamespaceOp::SetLength {
@@ -327,6 +330,7 @@ fn op(kind: u8, at: InodeId, other: InodeId, number: u8, value: u32) -> Namespac
                 u64::from(value)
             },
             mtime: None,
+            cut: None,
         },
         9 => NamespaceOp::Unlink { parent, name },
         10 => NamespaceOp::Rename {

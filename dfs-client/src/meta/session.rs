@@ -507,6 +507,7 @@ pub(super) fn describe(op: &NamespaceOp) -> String {
         NamespaceOp::Rmdir { parent, name } => format!("rmdir of {name:?} in inode {parent}"),
         NamespaceOp::Rename { parent, name, .. } => format!("rename of {name:?} in inode {parent}"),
         NamespaceOp::SetAttributes { inode, .. } => format!("set attributes of inode {inode}"),
+        NamespaceOp::BeginCut { inode, .. } => format!("cut of inode {inode}"),
         NamespaceOp::SetLength {
             inode, length_bytes, ..
         } => format!("set length of inode {inode} to {length_bytes}"),

@@ -572,6 +572,7 @@ impl World {
                         layout,
                         key,
                         versions: VersionVector::default(),
+                        cut: CutEpoch::NONE,
                     }),
                     policy: Policy::default(),
                 };
@@ -621,10 +622,43 @@ impl World {
                 inode,
                 length_bytes,
                 mtime,
-            } => self.edit(inode, |attributes| {
-                attributes.length_bytes = length_bytes;
-                attributes.mtime = mtime.unwrap_or(attributes.mtime);
-            }),
+                cut,
+            } => {
+                let present = cut_of(self.inodes.get(&inode).ok_or(ErrorCode::StaleInode)?);
+                if cut.is_some_and(|cut| cut != present) {
+                    return Err(ErrorCode::StaleCut.into());
+                }
+                self.edit(inode, |attributes| {
+                    attributes.length_bytes = length_bytes;
+                    attributes.mtime = mtime.unwrap_or(attributes.mtime);
+                    if let Some(file) = &mut attributes.file {
+                        file.cut = file.cut.end();
+                    }
+                })
+            }
+            NamespaceOp::BeginCut {
+                inode,
+                length_bytes,
+                mtime,
+            } => {
+                let before_bytes = self.inodes.get(&inode).ok_or(ErrorCode::StaleInode)?.length_bytes;
+                let change = self.edit(inode, |attributes| {
+                    if length_bytes < attributes.length_bytes {
+                        attributes.length_bytes = length_bytes;
+                        attributes.mtime = mtime.unwrap_or(attributes.mtime);
+                    }
+                    if let Some(file) = &mut attributes.file {
+                        file.cut = file.cut.begin();
+                    }
+                })?;
+                let NamespaceChange::Entry { attributes, .. } = change else {
+                    return Ok(change);
+                };
+                Ok(NamespaceChange::CutBegun {
+                    attributes,
+                    before_bytes,
+                })
+            }
             _ => Err(ErrorCode::NotSupported.into()),
         }
     }
@@ -649,6 +683,10 @@ impl World {
         let attributes = self.inodes.get(&inode).ok_or(ErrorCode::StaleInode)?;
         Ok(NamespaceAnswer::Attributes(attributes.clone()))
     }
+}
+
+fn cut_of(attributes: &Attributes) -> CutEpoch {
+    attributes.file.as_ref().map_or(CutEpoch::NONE, |file| file.cut)
 }
 
 fn apply_commit(attributes: &mut Attributes, commit: WriteCommit) {

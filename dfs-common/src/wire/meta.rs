@@ -278,6 +278,8 @@ pub struct Heartbeat {
     /// Chains that it serves no more in this epoch, as it was asked to, and in which nothing of it is under way.
     pub retired: Vec<(ChainId, Epoch)>,
     pub signs: Signs,
+    /// Of the sessions that it knows; see [`LiveSessions::mark`].
+    pub sessions: u64,
 }
 
 /// What an administrator may want of a storage node.
@@ -357,6 +359,35 @@ pub struct HeartbeatAnswer {
     pub retire: Vec<(ChainId, Epoch)>,
     /// Nodes that should get no more data. A head refuses what a member after it could not keep.
     pub full: BTreeSet<StorageId>,
+    /// If the node does not know these.
+    pub sessions: Option<LiveSessions>,
+}
+
+/// The sessions that may read and write. Numbers are never used again, so whoever is below `next` and not here has ended.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LiveSessions {
+    /// Sessions from this number on were opened after the list was made.
+    pub next: SessionId,
+    pub live: BTreeSet<SessionId>,
+}
+
+impl LiveSessions {
+    /// Whether this session may still be served, as far as is known.
+    #[must_use]
+    pub fn admits(&self, session: SessionId) -> bool {
+        session >= self.next || self.live.contains(&session)
+    }
+
+    /// Tells two lists apart (FNV-1a, 64 bits): not proof against malice, and both ends trust each other.
+    #[must_use]
+    pub fn mark(&self) -> u64 {
+        let numbers = std::iter::once(self.next).chain(self.live.iter().copied());
+        numbers
+            .flat_map(|session| session.0.to_le_bytes())
+            .fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+                (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+            })
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::cut::CutEpoch;
 use crate::id::InodeId;
 use crate::layout::Layout;
 use crate::name::ValidName;
@@ -57,6 +58,7 @@ pub struct FileAttributes {
     pub layout: Layout,
     pub key: WrappedKey,
     pub versions: VersionVector,
+    pub cut: CutEpoch,
 }
 
 /// On whose behalf; owner of what is created, and subject of the server's own checks.
@@ -113,6 +115,9 @@ pub struct WriteCommit {
     /// The session holds the file and goes on writing without a word: the length is the least that it has until the next
     /// commit, and is to be found from its chunks should the hold end before. Ignored of a file that it does not hold.
     pub growing: bool,
+    /// The truncation epoch under which the data was written. A commit that would grow the file in another one, or while a cut
+    /// is under way, is refused with `StaleCut`: some of the data may have been cut.
+    pub cut: CutEpoch,
 }
 
 impl WriteCommit {
@@ -178,11 +183,22 @@ pub enum NamespaceOp {
         set: SetAttributes,
         commit: Option<WriteCommit>,
     },
-    /// Length exactly this, up or down. The client has already cut the chunks beyond it.
+    /// Begins a cut: the file is at most this long from now on, and nobody grows it before the cut has ended or another has
+    /// begun. The client removes what the chunks have beyond the end then, and ends the cut with `SetLength`.
+    BeginCut {
+        inode: InodeId,
+        /// `u64::MAX`: as long as it is.
+        length_bytes: u64,
+        mtime: Option<Timestamp>,
+    },
+    /// Length exactly this, not below the present one: the client has removed what the chunks had beyond that.
     SetLength {
         inode: InodeId,
         length_bytes: u64,
         mtime: Option<Timestamp>,
+        /// The cut that this ends; refused with `StaleCut` if it is not the present one. `None`: the session holds the file, so
+        /// nobody else can have written beyond its end.
+        cut: Option<CutEpoch>,
     },
     CommitWrite {
         inode: InodeId,
@@ -217,6 +233,7 @@ impl NamespaceOp {
             | Self::Rmdir { parent, .. } => (Some(parent), None),
             Self::Rename { parent, new_parent, .. } => (Some(parent), (new_parent != parent).then_some(new_parent)),
             Self::SetAttributes { .. }
+            | Self::BeginCut { .. }
             | Self::SetLength { .. }
             | Self::CommitWrite { .. }
             | Self::SetXattr { .. }
@@ -241,6 +258,11 @@ pub enum NamespaceChange {
     Removed {
         inode: InodeId,
         nlink: u32,
+    },
+    /// A cut has begun; the file was this long before.
+    CutBegun {
+        attributes: Attributes,
+        before_bytes: u64,
     },
     Renamed {
         replaced: Option<(InodeId, u32)>,

@@ -2,8 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::cut::CutEpoch;
 use crate::error::Error;
-use crate::id::{BlockIndex, ChainId, ChunkId, ChunkIndex, Epoch, InodeId, RequestId, StorageId};
+use crate::id::{BlockIndex, ChainId, ChunkId, ChunkIndex, Epoch, InodeId, RequestId, SessionId, StorageId};
 use crate::level::Level;
 use crate::time::Timestamp;
 use crate::version::{ChunkVector, ChunkVersion, HybridClock};
@@ -44,6 +45,9 @@ pub struct MutateRequest {
     /// Only if the last truncation or removal of the chunk was this one (NONE: there was none). A condition on a block can not
     /// tell a hole that was never written from one that was cut.
     pub uncut_since: Option<ChunkVersion>,
+    /// The file's truncation epoch as the sender knows it. A chunk that has seen a later one refuses with `StaleCut`; else it
+    /// is the chunk's from now on. A mutation of the system (`RequestId::SYSTEM`) is not asked for it and leaves it alone.
+    pub cut: CutEpoch,
     pub mutation: Mutation,
 }
 
@@ -74,6 +78,8 @@ pub enum StorageRequest {
         level: Level,
         /// For ONE: the newest version of the chunk that this client has seen. Who has less answers `Behind`.
         not_before: ChunkVersion,
+        /// Whose read it is; of an evicted one it is refused with `SessionExpired`.
+        session: SessionId,
     },
     /// Everything that this chain has acknowledged becomes durable on as many replicas as the level asks for. Refused with
     /// `UnsyncedLost` if some of what the caller means may be gone (NFS has a verifier for that, RFC 1813 section 3.3.21): it was
@@ -84,13 +90,17 @@ pub enum StorageRequest {
         level: Level,
         since: Epoch,
         written: Level,
+        session: SessionId,
     },
-    /// Removes every chunk of the inode at or after `from` on this chain, through the chain.
+    /// Removes every chunk of the inodes at or after `from` on this chain, through the chain. A chunk that has seen a later
+    /// truncation epoch stays, so a late copy of this request removes nothing that was written after the cut it belongs to.
     RemoveRange {
         chain: ChainId,
         epoch: Epoch,
         inodes: Vec<InodeId>,
         from: ChunkIndex,
+        cut: CutEpoch,
+        session: SessionId,
     },
     /// Where the inode's data at or after chunk `from` ends on this chain. Answered by the head, which has everything that
     /// was acknowledged, once its successor has what the head has.

@@ -1,7 +1,7 @@
 //! Values of the namespace's rows. Encoded by the system's codec; `store::keys` has their keys.
 
 use dfs_common::wire::namespace::{Attributes, FileAttributes, FileKind, WrappedKey};
-use dfs_common::{Hold, HoldEpoch, InodeId, Layout, Policy, Timestamp, ValidName, VersionVector};
+use dfs_common::{CutEpoch, Hold, HoldEpoch, InodeId, Layout, Policy, Timestamp, ValidName, VersionVector};
 
 use super::Growing;
 use serde::{Deserialize, Serialize};
@@ -41,6 +41,8 @@ pub enum Body {
         layout: Layout,
         key: WrappedKey,
         versions: VersionVector,
+        /// See [`CutEpoch`].
+        cut: CutEpoch,
     },
     Directory {
         /// The root's parent is the root.
@@ -148,11 +150,13 @@ impl InodeRow {
                 layout,
                 key,
                 versions,
+                cut,
             } => {
                 let file = FileAttributes {
                     layout: *layout,
                     key: key.clone(),
                     versions: versions.clone(),
+                    cut: *cut,
                 };
                 (*length_bytes, 0, Some(file))
             }

@@ -5,7 +5,7 @@ use dfs_common::wire::namespace::{
     Attributes, FileKind, NamespaceAnswer, NamespaceChange, NamespaceOp, NamespaceRead, RenameMode, SetAttributes,
     SetTime, WriteCommit, XattrMode,
 };
-use dfs_common::{ActorId, ErrorCode, InodeId, Level, Policy, PolicyChange, Timestamp};
+use dfs_common::{ActorId, CutEpoch, ErrorCode, InodeId, Level, Policy, PolicyChange, Timestamp};
 
 use crate::command::{CommandKind, Outcome};
 use crate::state::testing::{BadHash, Bench, TestHash, USER, create_op, key, name};
@@ -49,6 +49,27 @@ impl Bench {
             },
         )
         .unwrap()
+    }
+
+    fn begin_cut(&mut self, inode: InodeId, length_bytes: u64) -> Result<CutEpoch, ErrorCode> {
+        let mtime = None;
+        match self.change(NamespaceOp::BeginCut {
+            inode,
+            length_bytes,
+            mtime,
+        })? {
+            NamespaceChange::CutBegun { attributes, .. } => Ok(attributes.file.unwrap().cut),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn set_length(&mut self, inode: InodeId, length_bytes: u64, cut: CutEpoch) -> Result<Attributes, ErrorCode> {
+        self.entry(NamespaceOp::SetLength {
+            inode,
+            length_bytes,
+            mtime: None,
+            cut: Some(cut),
+        })
     }
 
     fn set_xattr(&mut self, inode: InodeId, text: &str, value: &[u8], mode: XattrMode) -> Result<(), ErrorCode> {
@@ -318,6 +339,7 @@ fn orphans_live_until_purged_and_others_go_at_once() {
         mtime: None,
         clear_suid: false,
         growing: false,
+        cut: CutEpoch::NONE,
     };
     bench.change(NamespaceOp::CommitWrite { inode: file, commit }).unwrap();
     let orphans = bench.state.orphans(None, 10).unwrap();
@@ -510,6 +532,7 @@ fn a_commit_comes_before_the_attributes_it_travels_with() {
         mtime: None,
         clear_suid: false,
         growing: false,
+        cut: CutEpoch::NONE,
     });
     let now = bench.entry(NamespaceOp::SetAttributes { inode, set, commit }).unwrap();
     assert_eq!((now.length_bytes, now.mtime, now.ctime), (100, old, bench.now()));
@@ -521,21 +544,19 @@ fn writes_extend_and_lengths_are_exact() {
     let inode = bench.create(TOP, "a").unwrap().inode;
     bench.chmod(inode, 0o6755);
     let commit = |bench: &mut Bench, to, clear_suid| {
+        let cut = bench.stat(inode)?.file.unwrap().cut;
         let commit = WriteCommit {
             extend_to_bytes: to,
             mtime: None,
             clear_suid,
             growing: false,
+            cut,
         };
         bench.entry(NamespaceOp::CommitWrite { inode, commit })
     };
     let length = |bench: &mut Bench, inode, length_bytes| {
-        let mtime = None;
-        bench.entry(NamespaceOp::SetLength {
-            inode,
-            length_bytes,
-            mtime,
-        })
+        let cut = bench.begin_cut(inode, length_bytes)?;
+        bench.set_length(inode, length_bytes, cut)
     };
     assert_eq!(commit(&mut bench, Some(10), false).unwrap().length_bytes, 10);
     assert_eq!(commit(&mut bench, Some(5), false).unwrap().mode, 0o6755);
@@ -545,11 +566,71 @@ fn writes_extend_and_lengths_are_exact() {
     let now = length(&mut bench, inode, 3).unwrap();
     assert_eq!((now.length_bytes, now.mtime, now.ctime), (3, bench.now(), bench.now()));
     assert_eq!(length(&mut bench, inode, u64::MAX), Err(ErrorCode::FileTooBig));
+    assert_eq!(length(&mut bench, inode, 3).unwrap().length_bytes, 3);
     assert_eq!(commit(&mut bench, Some(1 << 60), false), Err(ErrorCode::FileTooBig));
     assert_eq!(bench.stat(inode).unwrap().length_bytes, 3);
     assert_eq!(length(&mut bench, TOP, 0), Err(ErrorCode::IsDirectory));
     let fifo = bench.fifo(TOP, "f").unwrap().inode;
     assert_eq!(length(&mut bench, fifo, 0), Err(ErrorCode::InvalidArgument));
+}
+
+#[test]
+fn a_file_grows_only_by_what_was_written_since_its_last_cut() {
+    let mut bench = Bench::new();
+    let inode = bench.create(TOP, "a").unwrap().inode;
+    let commit = |bench: &mut Bench, to, cut| {
+        let commit = WriteCommit {
+            extend_to_bytes: Some(to),
+            mtime: None,
+            clear_suid: false,
+            growing: false,
+            cut: CutEpoch(cut),
+        };
+        bench.entry(NamespaceOp::CommitWrite { inode, commit })
+    };
+    assert_eq!(commit(&mut bench, 100, 0).unwrap().length_bytes, 100);
+    let first = bench.begin_cut(inode, 10).unwrap();
+    assert_eq!(first, CutEpoch(1));
+    assert_eq!(bench.stat(inode).unwrap().length_bytes, 10, "it is short at once");
+    assert_eq!(
+        commit(&mut bench, 50, 0),
+        Err(ErrorCode::StaleCut),
+        "written before the cut"
+    );
+    assert_eq!(
+        commit(&mut bench, 50, 1),
+        Err(ErrorCode::StaleCut),
+        "the cut is under way"
+    );
+    assert_eq!(
+        commit(&mut bench, 7, 0).unwrap().length_bytes,
+        10,
+        "it does not grow by that"
+    );
+    // Somebody else begins another: the first can not end any more.
+    let second = bench.begin_cut(inode, u64::MAX).unwrap();
+    assert_eq!(second, CutEpoch(3));
+    assert_eq!(bench.set_length(inode, 80, first), Err(ErrorCode::StaleCut));
+    assert_eq!(
+        bench.set_length(inode, 9, second),
+        Err(ErrorCode::StaleCut),
+        "it never shortens"
+    );
+    let ended = bench.set_length(inode, 80, second).unwrap();
+    assert_eq!((ended.length_bytes, ended.file.unwrap().cut), (80, CutEpoch(4)));
+    assert_eq!(
+        bench.set_length(inode, 90, second),
+        Err(ErrorCode::StaleCut),
+        "it has ended"
+    );
+    assert_eq!(commit(&mut bench, 100, 4).unwrap().length_bytes, 100);
+    let held = NamespaceOp::SetLength {
+        inode,
+        length_bytes: 200,
+        mtime: None,
+        cut: None,
+    };
+    assert_eq!(bench.entry(held), Err(ErrorCode::StaleCut), "nobody holds it");
 }
 
 #[test]

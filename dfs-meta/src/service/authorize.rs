@@ -87,6 +87,7 @@ mod tests {
         let names = [Role::Meta, Role::Storage, Role::Client, Role::Admin].map(|role| NodeName::new(role, 2));
         let heartbeat = |node| {
             MetaRequest::Heartbeat(Heartbeat {
+                sessions: 0,
                 node: StorageId(node),
                 incarnation: Incarnation(1),
                 store: StoreId::default(),

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::error::StartError;
 
 /// Version of the directory's layout. A program refuses a newer one.
-pub(super) const FORMAT: u32 = 5;
+pub(super) const FORMAT: u32 = 6;
 
 const LOCK_FILE: &str = "LOCK";
 const NODE_FILE: &str = "node.json";

@@ -225,6 +225,7 @@ impl Term {
                     routing,
                     retire,
                     full,
+                    sessions: None,
                 });
             }
             Ask::Died {

@@ -223,6 +223,7 @@ impl World {
 
     async fn beat(&self, node: u32, incarnation: u64) -> HeartbeatAnswer {
         let request = MetaRequest::Heartbeat(Heartbeat {
+            sessions: 0,
             node: StorageId(node),
             incarnation: Incarnation(incarnation),
             store: StoreId::default(),
@@ -329,6 +330,7 @@ impl World {
                     mtime: None,
                     clear_suid: false,
                     growing: true,
+                    cut: dfs_common::CutEpoch::NONE,
                 },
             };
             self.call(CLIENT, MetaRequest::Change(request)).await;

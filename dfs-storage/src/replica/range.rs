@@ -106,6 +106,7 @@ impl ReplicaCore {
                 level: Level::One,
                 sync: false,
                 uncut_since: None,
+                cut: dfs_common::CutEpoch::NONE,
                 mutation: Mutation::Remove,
             };
             self.stage_at_head(now, request, Bytes::new(), Waiter::Range(job), store);

@@ -401,6 +401,7 @@ mod tests {
             blocks: 1,
             level: dfs_common::Level::Quorum,
             not_before: dfs_common::ChunkVersion::NONE,
+            session: dfs_common::SessionId::SYSTEM,
         };
         for (role, forwards, reads) in [
             (Role::Storage, true, false),

@@ -127,6 +127,7 @@ impl Service for FakeMeta {
                     });
                 }
                 MetaResponse::Heartbeat(HeartbeatAnswer {
+                    sessions: None,
                     lease: true,
                     stand_aside: false,
                     routing: None,
@@ -330,6 +331,7 @@ impl Cluster {
                 level: Level::Quorum,
                 sync,
                 uncut_since: None,
+                cut: dfs_common::CutEpoch::NONE,
                 mutation: mutation.clone(),
             });
             match self
@@ -356,6 +358,7 @@ impl Cluster {
             blocks: 8,
             level: Level::One,
             not_before,
+            session: dfs_common::SessionId::SYSTEM,
         };
         loop {
             match self.call(from, &request, &[]).await {
@@ -395,6 +398,7 @@ impl Cluster {
             blocks: 8,
             level: Level::One,
             not_before: ChunkVersion::NONE,
+            session: dfs_common::SessionId::SYSTEM,
         };
         self.call(StorageId(from), &request, &[]).await
     }
@@ -600,6 +604,7 @@ async fn a_write_may_depend_on_nothing_having_been_cut() {
             level: Level::Quorum,
             sync: false,
             uncut_since: Some(uncut_since),
+            cut: dfs_common::CutEpoch::NONE,
             mutation: write(
                 5,
                 1,

@@ -90,6 +90,7 @@ async fn beat(node: &Arc<Node>, answered: &AtomicU64) {
         damage: node.damage.counts().into(),
     };
     let request = MetaRequest::Heartbeat(Heartbeat {
+        sessions: 0,
         node: node.id,
         incarnation: node.incarnation,
         store: node.store.id(),

@@ -78,6 +78,7 @@ pub(super) async fn wait_until_others_have_it(
 /// Tells the metadata group what is wrong, and hears how the chains stand.
 async fn ask(network: &Network, me: Me, reason: &str) -> Result<Option<RoutingTable>> {
     let heartbeat = MetaRequest::Heartbeat(Heartbeat {
+        sessions: 0,
         node: me.node,
         incarnation: me.incarnation,
         store: me.store,

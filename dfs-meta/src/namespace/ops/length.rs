@@ -1,11 +1,14 @@
-//! What writers record: length, time of the last write, one more version.
+//! What writers record: length, time of the last write, one more version, and cuts of the file's data.
+//!
+//! Invariant: a file grows only in an even truncation epoch (see [`CutEpoch`]), by data that was written in that epoch, or at the
+//! end of the cut that removed whatever its chunks had beyond its end.
 
 use dfs_common::wire::namespace::{NamespaceChange, WriteCommit};
-use dfs_common::{ActorId, Error, ErrorCode, InodeId, Timestamp};
+use dfs_common::{ActorId, CutEpoch, Error, ErrorCode, InodeId, Timestamp};
 
 use super::super::rows::{Body, InodeRow};
 use super::super::transaction::{Transaction, is_valid};
-use super::super::{Growing, OpResult};
+use super::super::{Growing, OpError, OpResult};
 use crate::store::{self, Overlay, Rows, StoreError, keys};
 
 const SETUID: u32 = 0o4000;
@@ -15,13 +18,50 @@ const GROUP_EXECUTE: u32 = 0o010;
 /// Longest file, as for any off_t.
 const MAX_OFFSET_BYTES: u64 = i64::MAX as u64;
 
+pub(crate) fn begin_cut<S: Rows + ?Sized>(
+    tx: &mut Transaction<'_, '_, S>,
+    inode: InodeId,
+    at_most: u64,
+    mtime: Option<Timestamp>,
+) -> OpResult<NamespaceChange> {
+    let mut row = tx.inode(inode)?;
+    let (length, cut) = end_of(inode, &mut row)?;
+    let before_bytes = *length;
+    *cut = cut.begin();
+    if at_most < before_bytes {
+        write_to(tx, inode, &mut row, mtime, |length| length.min(at_most))?;
+    } else {
+        row.change += 1;
+    }
+    row.growing = false;
+    let attributes = tx.put_and_show(inode, &row)?;
+    Ok(NamespaceChange::CutBegun {
+        attributes,
+        before_bytes,
+    })
+}
+
 pub(crate) fn set_length<S: Rows + ?Sized>(
     tx: &mut Transaction<'_, '_, S>,
     inode: InodeId,
     length: u64,
     mtime: Option<Timestamp>,
+    ends: Option<CutEpoch>,
 ) -> OpResult<NamespaceChange> {
     let mut row = tx.inode(inode)?;
+    let holds = match row.hold {
+        Some(hold) => hold.session == tx.session() && is_valid(tx.rows, hold)?,
+        None => false,
+    };
+    let (before, cut) = end_of(inode, &mut row)?;
+    let in_turn = match ends {
+        Some(ends) => ends == *cut && cut.is_cutting(),
+        None => holds && !cut.is_cutting(),
+    };
+    if !in_turn || length < *before {
+        return Err(stale_cut(inode, *before, *cut));
+    }
+    *cut = cut.end();
     write_to(tx, inode, &mut row, mtime, |_| length)?;
     row.growing = false;
     let attributes = tx.put_and_show(inode, &row)?;
@@ -54,10 +94,15 @@ pub(crate) fn commit_to<S: Rows + ?Sized>(
     row: &mut InodeRow,
     commit: &WriteCommit,
 ) -> OpResult<()> {
+    let grows_to = commit.extend_to_bytes.unwrap_or(0);
+    if let Body::Regular { length_bytes, cut, .. } = &row.body
+        && grows_to > *length_bytes
+        && (commit.cut != *cut || cut.is_cutting())
+    {
+        return Err(stale_cut(inode, *length_bytes, *cut));
+    }
     if !commit.is_bare() {
-        write_to(tx, inode, row, commit.mtime, |length| {
-            length.max(commit.extend_to_bytes.unwrap_or(0))
-        })?;
+        write_to(tx, inode, row, commit.mtime, |length| length.max(grows_to))?;
     }
     if commit.clear_suid {
         drop_privileges(row);
@@ -103,6 +148,28 @@ pub(crate) fn found_length<S: Rows + ?Sized>(
     }
     rows.put(key, store::encode(&row)?);
     Ok(())
+}
+
+fn end_of(inode: InodeId, row: &mut InodeRow) -> OpResult<(&mut u64, &mut CutEpoch)> {
+    match &mut row.body {
+        Body::Regular { length_bytes, cut, .. } => Ok((length_bytes, cut)),
+        Body::Directory { .. } => Err(ErrorCode::IsDirectory.into()),
+        _ => Err(Error::new(
+            ErrorCode::InvalidArgument,
+            format!("inode {inode} is not a regular file"),
+        )
+        .into()),
+    }
+}
+
+fn stale_cut(inode: InodeId, length: u64, cut: CutEpoch) -> OpError {
+    Error::new(
+        ErrorCode::StaleCut,
+        format!(
+            "inode {inode} has {length} bytes and truncation epoch {cut} now: somebody truncated or cut it meanwhile"
+        ),
+    )
+    .into()
 }
 
 /// Clears what makes a program run as its owner or group. Setgid without group execute is no such thing, and stays.

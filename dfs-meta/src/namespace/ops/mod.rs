@@ -58,11 +58,17 @@ pub(crate) fn apply<S: Rows + ?Sized>(tx: &mut Transaction<'_, '_, S>, op: &Name
         NamespaceOp::SetAttributes { inode, set, commit } => {
             attributes::set_attributes(tx, *inode, set, commit.as_ref())
         }
+        NamespaceOp::BeginCut {
+            inode,
+            length_bytes,
+            mtime,
+        } => length::begin_cut(tx, *inode, *length_bytes, *mtime),
         NamespaceOp::SetLength {
             inode,
             length_bytes,
             mtime,
-        } => length::set_length(tx, *inode, *length_bytes, *mtime),
+            cut,
+        } => length::set_length(tx, *inode, *length_bytes, *mtime, *cut),
         NamespaceOp::CommitWrite { inode, commit } => length::commit_write(tx, *inode, commit),
         NamespaceOp::SetXattr {
             inode,

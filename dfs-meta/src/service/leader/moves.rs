@@ -135,6 +135,7 @@ mod tests {
 
     fn says(node: StorageId, retired: Vec<(ChainId, Epoch)>) -> Heartbeat {
         Heartbeat {
+            sessions: 0,
             node,
             incarnation: Incarnation(1),
             store: StoreId([node.0 as u8; 16]),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dfs_common::wire::storage::{StorageRequest, StorageResponse};
-use dfs_common::{ChainId, ChunkIndex, Error, ErrorCode, InodeId, Result, RetryClass};
+use dfs_common::{ChainId, ChunkIndex, CutEpoch, Error, ErrorCode, InodeId, Result, RetryClass, SessionId};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
@@ -132,6 +132,8 @@ async fn remove_on(shared: &Shared, chain: ChainId, inodes: Vec<InodeId>) -> Res
             epoch: info.epoch,
             inodes: inodes.clone(),
             from: ChunkIndex(0),
+            cut: CutEpoch::GONE,
+            session: SessionId::SYSTEM,
         };
         last = match shared.storage.call(head, address, &request, CALL_DEADLINE).await {
             Ok(StorageResponse::RangeRemoved { .. }) => return Ok(()),

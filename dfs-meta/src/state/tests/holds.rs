@@ -158,6 +158,7 @@ fn what_was_left_growing_is_not_looked_at_before_its_length_is_found() {
             mtime: to.map(|_| Timestamp::from_nanos(5)),
             clear_suid: false,
             growing,
+            cut: dfs_common::CutEpoch::NONE,
         },
     };
     let growing = bench.told(commit(Some(100), true), hold.epoch, None);
@@ -227,6 +228,7 @@ fn a_length_is_not_found_while_the_hold_lasts() {
             mtime: None,
             clear_suid: false,
             growing,
+            cut: dfs_common::CutEpoch::NONE,
         },
     };
     let length = |bench: &Bench| bench.stat(inode).unwrap().length_bytes;
