@@ -13,7 +13,7 @@ use dfs_common::wire::namespace::{
     Attributes, Caller, DirectoryEntry, FileKind, NamespaceAnswer, NamespaceChange, NamespaceOp, NamespaceRead,
     RenameMode, SetAttributes, StatFs, XattrMode,
 };
-use dfs_common::{Error, ErrorCode, FileHandleId, InodeId, PolicyChange, Result, ValidName};
+use dfs_common::{ClusterId, Error, ErrorCode, FileHandleId, InodeId, PolicyChange, Result, ValidName};
 use dfs_crypto::nonce::NonceSource;
 use dfs_net::Endpoint;
 use tokio::time::Instant;
@@ -25,7 +25,7 @@ use crate::data::state::{FileState, Word};
 use crate::keys::Keys;
 use crate::meta::{Leader, LeaderSearch, Session};
 use crate::mount::{Bounds, Mount, wall_clock};
-use crate::network::Network;
+use crate::network::{Network, Transport};
 use crate::options::{ClientOptions, OpenMode};
 use crate::routing::RoutingCache;
 
@@ -127,7 +127,23 @@ impl Client {
         let endpoint = Endpoint::bind(&options.credentials, listen)
             .await
             .map_err(Error::from)?;
-        let network = Network::new(endpoint);
+        Self::connect_by(options, cluster, Network::new(endpoint), deadline).await
+    }
+
+    /// The same over a cluster in memory, for tests: neither `listen` nor the credentials are used.
+    #[doc(hidden)]
+    pub async fn connect_over(options: ClientOptions, transport: Arc<dyn Transport>) -> Result<Self> {
+        let deadline = Instant::now() + options.deadline;
+        let cluster = options.config.cluster_id()?;
+        Self::connect_by(options, cluster, Network::over(transport), deadline).await
+    }
+
+    async fn connect_by(
+        options: ClientOptions,
+        cluster: ClusterId,
+        network: Network,
+        deadline: Instant,
+    ) -> Result<Self> {
         let search = LeaderSearch::new(options.config.meta_addresses());
         let leader = Arc::new(Leader::new(network.clone(), search));
         let routing = Arc::new(RoutingCache::new());

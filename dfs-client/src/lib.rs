@@ -29,4 +29,6 @@ pub mod verify;
 
 pub use admin::AdminClient;
 pub use client::Client;
+#[doc(hidden)]
+pub use network::{Reply, Transport};
 pub use options::{ClientOptions, OpenMode};

@@ -1,23 +1,58 @@
 //! Typed calls to servers. Thin: names, lanes and the answer's error.
+//!
+//! [`Transport`] is the seam for tests: a cluster in memory, on whatever time the test's runtime has.
 
+use std::future::Future;
 use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use dfs_common::wire::Lane;
 use dfs_common::wire::meta::{MetaRequest, MetaResponse};
 use dfs_common::wire::storage::{StorageRequest, StorageResponse};
-use dfs_common::{Error, MetaId, Result, StorageId};
+use dfs_common::{Error, ErrorCode, MetaId, Result, StorageId};
 use dfs_net::Endpoint;
+
+/// What a [`Transport`] answers with.
+pub type Reply<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'a>>;
+
+/// Carries the requests of one mount to servers that are not processes. A reply that never comes is a timeout of the caller;
+/// one that the caller drops may have taken effect, as on a network.
+pub trait Transport: Send + Sync + 'static {
+    fn meta<'a>(&'a self, server: MetaId, request: &'a MetaRequest) -> Reply<'a, MetaResponse>;
+
+    fn storage<'a>(
+        &'a self,
+        node: StorageId,
+        request: &'a StorageRequest,
+        payload: &'a [Bytes],
+    ) -> Reply<'a, (StorageResponse, Bytes)>;
+}
+
+#[derive(Clone)]
+enum Link {
+    Quic(Endpoint),
+    Memory(Arc<dyn Transport>),
+}
 
 #[derive(Clone)]
 pub(crate) struct Network {
-    endpoint: Endpoint,
+    link: Link,
 }
 
 impl Network {
     pub(crate) fn new(endpoint: Endpoint) -> Self {
-        Self { endpoint }
+        Self {
+            link: Link::Quic(endpoint),
+        }
+    }
+
+    pub(crate) fn over(transport: Arc<dyn Transport>) -> Self {
+        Self {
+            link: Link::Memory(transport),
+        }
     }
 
     pub(crate) async fn meta(
@@ -26,11 +61,15 @@ impl Network {
         request: &MetaRequest,
         deadline: Duration,
     ) -> Result<MetaResponse> {
-        let peer = self.endpoint.peer(server.0.into(), server.1);
-        let (response, _) = peer
-            .call::<_, MetaResponse>(Lane::Control, request, &[], deadline)
-            .await
-            .map_err(Error::from)?;
+        let response = match &self.link {
+            Link::Quic(endpoint) => endpoint
+                .peer(server.0.into(), server.1)
+                .call::<_, MetaResponse>(Lane::Control, request, &[], deadline)
+                .await
+                .map(|(response, _)| response)
+                .map_err(Error::from)?,
+            Link::Memory(transport) => within(deadline, transport.meta(server.0, request)).await?,
+        };
         match response {
             MetaResponse::Failed(error) => Err(error),
             other => Ok(other),
@@ -45,11 +84,14 @@ impl Network {
         payload: &[Bytes],
         deadline: Duration,
     ) -> Result<(StorageResponse, Bytes)> {
-        let peer = self.endpoint.peer(node.0.into(), node.1);
-        let (response, bytes) = peer
-            .call::<_, StorageResponse>(lane, request, payload, deadline)
-            .await
-            .map_err(Error::from)?;
+        let (response, bytes) = match &self.link {
+            Link::Quic(endpoint) => endpoint
+                .peer(node.0.into(), node.1)
+                .call::<_, StorageResponse>(lane, request, payload, deadline)
+                .await
+                .map_err(Error::from)?,
+            Link::Memory(transport) => within(deadline, transport.storage(node.0, request, payload)).await?,
+        };
         match response {
             StorageResponse::Failed(error) => Err(error),
             other => Ok((other, bytes)),
@@ -57,10 +99,25 @@ impl Network {
     }
 
     pub(crate) fn is_connected(&self, node: (StorageId, SocketAddr)) -> bool {
-        self.endpoint.peer(node.0.into(), node.1).is_connected()
+        match &self.link {
+            Link::Quic(endpoint) => endpoint.peer(node.0.into(), node.1).is_connected(),
+            Link::Memory(_) => true,
+        }
     }
 
     pub(crate) async fn close(&self) {
-        self.endpoint.close().await;
+        match &self.link {
+            Link::Quic(endpoint) => endpoint.close().await,
+            Link::Memory(_) => {}
+        }
     }
+}
+
+async fn within<T>(deadline: Duration, reply: Reply<'_, T>) -> Result<T> {
+    tokio::time::timeout(deadline, reply).await.unwrap_or_else(|_| {
+        Err(Error::new(
+            ErrorCode::Timeout,
+            format!("no answer within {} ms", deadline.as_millis()),
+        ))
+    })
 }
