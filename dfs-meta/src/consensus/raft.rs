@@ -265,6 +265,15 @@ impl RaftConsensus {
                 format!("{} has no history yet and does not vote", self.me),
             ));
         }
+        if self.elections.lock().may_have_vouched(Instant::now()) {
+            return Err(dfs_common::Error::new(
+                ErrorCode::Unreachable,
+                format!(
+                    "{} has just started and may have vouched for a leader before: it does not vote yet",
+                    self.me
+                ),
+            ));
+        }
         let candidate = leader_id(&request.vote);
         let within = Duration::from_millis(LEADER_CONFIRMED_MS);
         if !self
