@@ -73,6 +73,9 @@ pub(crate) enum Verb {
     /// Levels of reads and writes, and what settles conflicts: of a file, or of what is made in a directory
     #[command(subcommand, display_order = 24)]
     Policy(PolicyVerb),
+    /// Make everything that was written through a mount durable now, as sync(1) does on a local disk
+    #[command(display_order = 24)]
+    Sync(SyncArgs),
     /// Two versions of one file that did not know of each other: list, show, resolve
     #[command(subcommand, display_order = 27)]
     Conflicts(ConflictsVerb),
@@ -113,6 +116,13 @@ pub(crate) struct HealthArgs {
     pub(crate) detail: Option<String>,
     #[command(flatten)]
     pub(crate) show: ShowArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SyncArgs {
+    /// Anything on the mount
+    #[arg(value_name = "PATH")]
+    pub(crate) path: PathBuf,
 }
 
 #[derive(Debug, Subcommand)]

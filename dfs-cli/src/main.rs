@@ -24,6 +24,7 @@ mod resync;
 mod scrub;
 mod serve;
 mod status;
+mod sync;
 mod verify;
 
 /// Requests allocate in many small and some large pieces, on one thread and free them on another: this allocator takes half

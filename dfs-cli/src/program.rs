@@ -11,7 +11,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::args::{Cli, Verb};
 use crate::failure::{Code, Failure, Outcome};
-use crate::{chain, conflicts, dev, init, mounting, node, output, place, policy, resync, scrub, serve, status, verify};
+use crate::{chain, conflicts, dev, init, mounting, node, output, place, policy, resync, scrub, serve, status, sync, verify};
 
 /// Parses, runs, reports.
 pub(crate) fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
@@ -62,6 +62,7 @@ fn start(cli: &Cli) -> Outcome {
         Verb::Where(arguments) => place::show(arguments),
         Verb::Verify(arguments) => verify::run(arguments),
         Verb::Policy(verb) => policy::run(verb),
+        Verb::Sync(args) => sync::run(args),
         Verb::Conflicts(verb) => conflicts::run(verb),
         Verb::Version => {
             output::line(&format!(

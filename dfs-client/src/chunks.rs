@@ -369,6 +369,69 @@ impl Chunks {
         }
     }
 
+    /// Where the inode's data at or after chunk `from` ends on this chain, if there is any.
+    pub(crate) async fn file_end(
+        &self,
+        chain: ChainId,
+        inode: InodeId,
+        from: ChunkIndex,
+        deadline: Instant,
+    ) -> Result<Option<(ChunkIndex, u32)>> {
+        let what = || format!("the end of inode {inode}");
+        let ask = Ask {
+            chain,
+            level: Level::One,
+            target: Target::Head,
+            lane: Lane::Control,
+            deadline,
+            avoid: &[],
+            what: &what,
+        };
+        let build = |epoch| StorageRequest::FileEnd {
+            chain,
+            epoch,
+            inode,
+            from,
+        };
+        match self.drive(&ask, build, &[]).await?.response {
+            StorageResponse::FileEnd(end) => Ok(end),
+            _ => Err(unexpected("a question for a file's end")),
+        }
+    }
+
+    /// The versions at which this mount has seen chunks of a file.
+    pub(crate) fn seen_of(&self, inode: InodeId) -> Vec<(ChunkIndex, ChunkVersion)> {
+        self.seen.lock().of_inode(inode)
+    }
+
+    /// Whether the head of the chain has an older version of the chunk than this. Then it is forgotten here.
+    pub(crate) async fn lost_since(
+        &self,
+        chain: ChainId,
+        chunk: ChunkId,
+        version: ChunkVersion,
+        session: SessionId,
+        deadline: Instant,
+    ) -> Result<bool> {
+        let request = ReadRequest {
+            chain,
+            chunk,
+            first: BlockIndex(0),
+            blocks: 1,
+            level: Level::One,
+            not_before: version,
+            session,
+        };
+        match self.read_from(Target::Head, Level::One, request, &[], deadline).await {
+            Ok(_) => Ok(false),
+            Err(error) if error.code == ErrorCode::Behind => {
+                self.seen.lock().forget(chunk);
+                Ok(true)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     async fn drive(
         &self,
         ask: &Ask<'_>,

@@ -21,7 +21,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::chunks::Chunks;
 use crate::conflicts;
-use crate::data::state::{FileState, Word};
+use crate::data::state::{FileState, Others, Word};
 use crate::keys::Keys;
 use crate::meta::{Leader, LeaderSearch, Session};
 use crate::mount::{Bounds, Mount, wall_clock};
@@ -83,16 +83,9 @@ impl Drop for Opening {
             return;
         }
         match self.file.take() {
-            Some(file) => detach(&self.mount, file),
+            Some(file) => self.mount.close(&file),
             None => self.mount.session.let_go(self.inode),
         }
-    }
-}
-
-fn detach(mount: &Arc<Mount>, file: Arc<FileState>) {
-    if !mount.detach(&file) && file.inner.lock().opens == 0 {
-        let mount = Arc::clone(mount);
-        tokio::spawn(async move { mount.finish(&file).await });
     }
 }
 
@@ -323,7 +316,10 @@ impl Client {
             exclusive,
             key: mount.keys.fresh()?,
         };
-        let NamespaceChange::Entry { attributes, .. } = self.change(caller, op).await? else {
+        let NamespaceChange::Entry {
+            attributes, created, ..
+        } = self.change(caller, op).await?
+        else {
             return Err(mismatch());
         };
         mount.session.hold_new(attributes.inode);
@@ -334,6 +330,9 @@ impl Client {
             armed: true,
         };
         let (file, _) = mount.attach(&attributes)?;
+        if created {
+            file.inner.lock().others = Others::default();
+        }
         opening.armed = false;
         let view = file.inner.lock().view(&attributes);
         let both = OpenMode {
@@ -460,6 +459,10 @@ impl Client {
 
     /// What starts with `user.dfs.` is the inode's policy.
     pub async fn get_xattr(&self, inode: InodeId, name: &[u8]) -> Result<Vec<u8>> {
+        if name == dfs_common::policy::SYNC_ATTRIBUTE.as_bytes() {
+            self.sync_all().await?;
+            return Ok(b"durable".to_vec());
+        }
         if is_policy(name) {
             let attributes = self.attributes(inode).await?;
             return attributes.policy.attribute(name).map(String::into_bytes);
@@ -545,13 +548,13 @@ impl Client {
 
     /// At most `size` bytes; fewer only at the end of the file.
     pub async fn read(&self, handle: FileHandleId, offset: u64, size: u32) -> Result<Bytes> {
-        let handle = self.mount().handle(handle)?;
+        let handle = self.mount().leased_handle(handle).await?;
         self.mount().read(&handle, offset, size, self.mount().deadline()).await
     }
 
     /// All of `data`; with an appending handle at the end of the file, wherever `offset` is.
     pub async fn write(&self, handle: FileHandleId, offset: u64, data: Bytes) -> Result<u32> {
-        let handle = self.mount().handle(handle)?;
+        let handle = self.mount().leased_handle(handle).await?;
         self.mount()
             .write(&handle, offset, &data, self.mount().deadline())
             .await
@@ -562,7 +565,7 @@ impl Client {
     /// # Errors
     /// Also those of earlier, late writes that this handle has not been told of.
     pub async fn flush(&self, handle: FileHandleId) -> Result<()> {
-        let handle = self.mount().handle(handle)?;
+        let handle = self.mount().leased_handle(handle).await?;
         let mount = Arc::clone(self.mount());
         let file = Arc::clone(&handle.file);
         let settled = file.inner.lock().is_quiet();
@@ -591,11 +594,20 @@ impl Client {
     /// # Errors
     /// As for [`Client::flush`].
     pub async fn fsync(&self, handle: FileHandleId, data_only: bool) -> Result<()> {
-        let handle = self.mount().handle(handle)?;
+        let handle = self.mount().leased_handle(handle).await?;
         let mount = Arc::clone(self.mount());
         let file = Arc::clone(&handle.file);
         let outcome = detached(async move { mount.fsync(&file, data_only, mount.deadline()).await }).await;
         late_error(&handle).and(outcome)
+    }
+
+    /// Everything that was written and changed through this mount before is durable, as after sync(1) on a local disk.
+    ///
+    /// # Errors
+    /// The first of what could not be sent or synced. An error of a file is also told by its own fsync and close.
+    pub async fn sync_all(&self) -> Result<()> {
+        let mount = Arc::clone(self.mount());
+        detached(async move { mount.sync_all(mount.deadline()).await }).await
     }
 
     /// Names that were made before survive whatever happens to this mount.
@@ -609,7 +621,7 @@ impl Client {
         let handle =
             removed.ok_or_else(|| Error::new(ErrorCode::BadHandle, format!("file handle {handle} is not open")))?;
         handle.ahead.lock().clear();
-        detach(self.mount(), Arc::clone(&handle.file));
+        self.mount().close(&handle.file);
         Ok(())
     }
 

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use dfs_common::wire::namespace::{Attributes, FileKind, NamespaceAnswer, NamespaceRead};
@@ -14,16 +15,21 @@ use tokio::sync::{RwLock, Semaphore, watch};
 use tokio::time::Instant;
 
 use crate::chunks::Chunks;
+use crate::data::background::Background;
 use crate::data::errseq::Seen;
+use crate::data::kept::MAX_KEPT_BYTES_OF_MOUNT;
 use crate::data::reader::Ahead;
-use crate::data::state::{FileState, Inner};
-use crate::data::unsynced::{MAX_KEPT_BYTES_OF_MOUNT, Unsynced};
+use crate::data::state::{FileState, Inner, Others};
+use crate::data::unsynced::Unsynced;
 use crate::keys::Keys;
 use crate::meta::Session;
 use crate::options::OpenMode;
 
 /// Files remembered after their last close: what the kernel may keep, and which chains lack a Sync.
 const REMEMBERED: NonZeroUsize = NonZeroUsize::new(65_536).unwrap();
+
+/// A machine that was suspended hears from the group within this, or its calls fail until it does.
+const LEASE_PATIENCE: Duration = Duration::from_secs(2);
 
 pub(crate) struct Bounds {
     pub(crate) deadline: Duration,
@@ -45,6 +51,8 @@ pub(crate) struct Mount {
     pub(crate) kept_room: Arc<Semaphore>,
     pub(crate) ahead_room: Arc<Semaphore>,
     pub(crate) files: Mutex<Files>,
+    pub(crate) background: Mutex<Background>,
+    pub(crate) numbers: AtomicU64,
     started: Instant,
 }
 
@@ -59,6 +67,7 @@ pub(crate) struct Files {
 struct Closed {
     own_change: Option<u64>,
     unsynced: Unsynced,
+    others: Others,
 }
 
 /// One open file of the mount.
@@ -69,6 +78,18 @@ pub(crate) struct Handle {
     /// What its writes were refused for.
     pub(crate) seen_by_writes: Mutex<Seen>,
     pub(crate) ahead: Mutex<Ahead>,
+}
+
+/// An operation that uses a file's state: while it is under way the file is open, whatever becomes of the handles.
+pub(crate) struct User {
+    mount: Arc<Mount>,
+    file: Arc<FileState>,
+}
+
+impl Drop for User {
+    fn drop(&mut self) {
+        self.mount.close(&self.file);
+    }
 }
 
 impl Mount {
@@ -96,6 +117,8 @@ impl Mount {
                 closed: LruCache::new(REMEMBERED),
                 next_handle: 1,
             }),
+            background: Mutex::default(),
+            numbers: AtomicU64::new(0),
             started: Instant::now(),
         }
     }
@@ -164,7 +187,10 @@ impl Mount {
             let closed = files.closed.pop(&inode);
             let own_change = closed.as_ref().and_then(|closed| closed.own_change);
             let mut inner = Inner::new(attributes.clone(), &data.layout, own_change);
-            inner.unsynced = closed.map(|closed| closed.unsynced).unwrap_or_default();
+            if let Some(closed) = closed {
+                inner.unsynced = closed.unsynced;
+                inner.others = closed.others;
+            }
             let file = Arc::new(FileState {
                 inode,
                 layout: data.layout,
@@ -186,9 +212,30 @@ impl Mount {
         inner.opens += 1;
         inner.learn(attributes);
         let keep = inner.own_change == Some(attributes.change);
+        if !keep {
+            inner.others.changed();
+        }
         inner.own_change = Some(attributes.change);
         drop(inner);
         Ok((file, keep))
+    }
+
+    /// Counts as an opener of the file until it is dropped.
+    pub(crate) fn using(self: &Arc<Self>, file: &Arc<FileState>) -> User {
+        self.session.hold_new(file.inode);
+        file.inner.lock().opens += 1;
+        User {
+            mount: Arc::clone(self),
+            file: Arc::clone(file),
+        }
+    }
+
+    /// Gives an opener up, and has what is left done in the background if it was the last.
+    pub(crate) fn close(self: &Arc<Self>, file: &Arc<FileState>) {
+        if !self.detach(file) && file.inner.lock().opens == 0 {
+            let (mount, file) = (Arc::clone(self), Arc::clone(file));
+            tokio::spawn(async move { mount.finish(&file).await });
+        }
     }
 
     /// One opener less. `true`: it was the last, and nothing is left to do, so the state is gone.
@@ -215,9 +262,12 @@ impl Mount {
             .is_some_and(|known| Arc::ptr_eq(known, file))
         {
             files.open.remove(&file.inode);
-            inner.unsynced.keep_nothing();
+            for (chain, number) in inner.kept.drop_unsynced() {
+                inner.unsynced.gap(chain, number);
+            }
             let closed = Closed {
                 own_change: inner.own_change,
+                others: inner.others,
                 unsynced: std::mem::take(&mut inner.unsynced),
             };
             files.closed.put(file.inode, closed);
@@ -250,6 +300,19 @@ impl Mount {
             .cloned()
             .ok_or_else(|| Error::new(ErrorCode::BadHandle, format!("file handle {id} is not open")))?;
         self.check_session(&handle.file)?;
+        Ok(handle)
+    }
+
+    /// The handle, once the group is known to keep the session that has it open: beyond that what is read may be a hole where the
+    /// file's data was, because the file was removed.
+    pub(crate) async fn leased_handle(&self, id: FileHandleId) -> Result<Arc<Handle>> {
+        let handle = self.handle(id)?;
+        if !self.session.is_leased() {
+            self.session
+                .leased(self.deadline().min(Instant::now() + LEASE_PATIENCE))
+                .await?;
+            self.check_session(&handle.file)?;
+        }
         Ok(handle)
     }
 

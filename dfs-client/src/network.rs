@@ -13,7 +13,8 @@ use dfs_common::wire::Lane;
 use dfs_common::wire::meta::{MetaRequest, MetaResponse};
 use dfs_common::wire::storage::{StorageRequest, StorageResponse};
 use dfs_common::{Error, ErrorCode, MetaId, Result, StorageId};
-use dfs_net::Endpoint;
+use dfs_net::{BootInstant, Endpoint};
+use tokio::time::Instant;
 
 /// What a [`Transport`] answers with.
 pub type Reply<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'a>>;
@@ -29,6 +30,11 @@ pub trait Transport: Send + Sync + 'static {
         request: &'a StorageRequest,
         payload: &'a [Bytes],
     ) -> Reply<'a, (StorageResponse, Bytes)>;
+
+    /// How long the mount's machine was suspended so far, by the test's word: leases run out meanwhile, timers do not.
+    fn asleep(&self) -> Duration {
+        Duration::ZERO
+    }
 }
 
 #[derive(Clone)]
@@ -40,19 +46,31 @@ enum Link {
 #[derive(Clone)]
 pub(crate) struct Network {
     link: Link,
+    started: (BootInstant, Instant),
 }
 
 impl Network {
     pub(crate) fn new(endpoint: Endpoint) -> Self {
         Self {
             link: Link::Quic(endpoint),
+            started: now(),
         }
     }
 
     pub(crate) fn over(transport: Arc<dyn Transport>) -> Self {
         Self {
             link: Link::Memory(transport),
+            started: now(),
         }
+    }
+
+    /// Milliseconds by the clock of leases, which goes on while the machine is suspended.
+    pub(crate) fn lease_now_ms(&self) -> u64 {
+        let since = match &self.link {
+            Link::Quic(_) => self.started.0.elapsed(),
+            Link::Memory(transport) => self.started.1.elapsed() + transport.asleep(),
+        };
+        since.as_millis() as u64
     }
 
     pub(crate) async fn meta(
@@ -111,6 +129,10 @@ impl Network {
             Link::Memory(_) => {}
         }
     }
+}
+
+fn now() -> (BootInstant, Instant) {
+    (BootInstant::now(), Instant::now())
 }
 
 async fn within<T>(deadline: Duration, reply: Reply<'_, T>) -> Result<T> {

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use dfs_common::{ChunkId, ChunkVersion};
+use dfs_common::{ChunkId, ChunkIndex, ChunkVersion, InodeId};
 
 /// Chunks in a generation; some 40 bytes each.
 const GENERATION: usize = 32 << 10;
@@ -33,6 +33,14 @@ impl Seen {
         self.young.get(&chunk).or_else(|| self.old.get(&chunk)).copied()
     }
 
+    /// All chunks of a file that are known here.
+    pub(crate) fn of_inode(&self, inode: InodeId) -> Vec<(ChunkIndex, ChunkVersion)> {
+        let all = ChunkId::new(inode, ChunkIndex(0))..=ChunkId::new(inode, ChunkIndex(u32::MAX));
+        let known = self.old.range(all.clone()).chain(self.young.range(all));
+        let newest: BTreeMap<_, _> = known.map(|(chunk, &version)| (chunk.index, version)).collect();
+        newest.into_iter().collect()
+    }
+
     pub(crate) fn forget(&mut self, chunk: ChunkId) {
         self.young.remove(&chunk);
         self.old.remove(&chunk);
@@ -45,7 +53,7 @@ impl Seen {
 
 #[cfg(test)]
 mod tests {
-    use dfs_common::{ChunkIndex, Epoch, InodeId};
+    use dfs_common::Epoch;
 
     use super::*;
 

@@ -14,6 +14,10 @@ use crate::level::Level;
 /// Extended attributes that are the policy. They are not listed, so that a copy of a file takes its new directory's.
 pub const ATTRIBUTE_PREFIX: &str = "user.dfs.";
 
+/// Who reads this extended attribute, of anything on a mount, has everything that was written through the mount made durable
+/// first. It is never listed.
+pub const SYNC_ATTRIBUTE: &str = "user.dfs.sync";
+
 /// What settles two concurrent versions of one block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -43,6 +43,17 @@ impl PlannedRun {
         &self.data[start..end]
     }
 
+    /// Whether a block that holds `base`, and zeros behind it, has all that the writer gave of it.
+    pub(crate) fn is_in(&self, block: BlockIndex, base: &[u8]) -> bool {
+        let content = self.block(block);
+        let whole = vec![(0, content.len())];
+        let given = self.partial.get(&block).unwrap_or(&whole);
+        let has = |&(from, to): &(usize, usize)| {
+            (from..to.min(content.len())).all(|at| base.get(at).copied().unwrap_or(0) == content[at])
+        };
+        given.iter().all(has)
+    }
+
     /// Some of its blocks, which follow each other, as a run of their own that nothing has to be merged into.
     pub(crate) fn part(&self, blocks: impl Iterator<Item = BlockIndex> + Clone) -> Self {
         Self {
@@ -176,6 +187,17 @@ mod tests {
             }
             prop_assert_eq!(result, oracle);
         }
+    }
+
+    #[test]
+    fn a_block_is_compared_where_it_was_given() {
+        let extents = BTreeMap::from([(10, b"abc".to_vec()), (4096, vec![7; 4096])]);
+        let runs = plan(&layout(), &extents);
+        let first = &runs[0];
+        assert!(first.is_in(BlockIndex(0), b"0123456789abcdef"));
+        assert!(!first.is_in(BlockIndex(0), b"0123456789abX"));
+        assert!(!first.is_in(BlockIndex(0), b"0123456789ab"), "the rest are zeros");
+        assert!(first.is_in(BlockIndex(1), &[7; 4096]) && !first.is_in(BlockIndex(1), &[7; 4095]));
     }
 
     #[test]

@@ -7,15 +7,16 @@ use dfs_common::{ErrorCode, Result};
 use tokio::time::Instant;
 
 use super::state::{FileState, Word};
+use super::truncate::{LIVE_WRITER, LOOK_EVERY};
 use super::writer::{FLUSH_AGE_MS, timeout};
 use crate::meta::Untold;
 use crate::mount::Mount;
 
 /// Data on the chains is committed after this long even if nobody asks, so that others see a log grow.
-const COMMIT_AGE_MS: u64 = 1_000;
+pub(super) const COMMIT_AGE_MS: u64 = 1_000;
 
 /// Who commits: the mount itself; permission was checked when the file was opened.
-const SYSTEM: Caller = Caller { uid: 0, gid: 0 };
+pub(super) const SYSTEM: Caller = Caller { uid: 0, gid: 0 };
 
 impl Mount {
     /// Close: everything on the chains, then in metadata. Costs nothing when nothing is owed.
@@ -41,8 +42,8 @@ impl Mount {
 
     /// Tells metadata what is owed; with `set`, both in one command. `None`: there was nothing to tell.
     pub(crate) async fn commit(
-        &self,
-        file: &FileState,
+        self: &Arc<Self>,
+        file: &Arc<FileState>,
         word: Word,
         set: Option<(Caller, SetAttributes)>,
         deadline: Instant,
@@ -51,25 +52,60 @@ impl Mount {
             format!("inode {}: the commit before this one does not end", file.inode)
         })
         .await?;
-        match self.commit_once(file, word, set, deadline).await {
-            // What the hold was good for is settled now: the rest is told like anything else.
-            Err(error) if error.code == ErrorCode::HoldLost => {
-                if file.inner.lock().growth.is_some() {
-                    let fresh = self.fetch_attributes(file.inode, deadline).await;
-                    let mut inner = file.inner.lock();
-                    match fresh {
-                        Ok(fresh) => inner.growth_lost(&fresh),
-                        // Removed by somebody: nothing is left to be told.
-                        Err(error) if matches!(error.code, ErrorCode::NotFound | ErrorCode::StaleInode) => {
-                            inner.growth = None;
-                        }
-                        Err(error) => return Err(error),
+        self.commit_in_turn(file, word, set, deadline).await
+    }
+
+    /// The same, by who has the commit's turn.
+    pub(super) async fn commit_in_turn(
+        self: &Arc<Self>,
+        file: &Arc<FileState>,
+        mut word: Word,
+        set: Option<(Caller, SetAttributes)>,
+        deadline: Instant,
+    ) -> Result<Option<Attributes>> {
+        let mut cutting = None;
+        loop {
+            self.confirm_kept(file, deadline).await?;
+            match self.commit_once(file, word, set, deadline).await {
+                // What the hold was good for is settled now: the rest is told like anything else.
+                Err(error) if error.code == ErrorCode::HoldLost => {
+                    self.lose_growth(file, deadline).await?;
+                    word = Word::Last;
+                }
+                // Somebody cut the file since the data was written: some of it may be gone.
+                Err(error) if error.code == ErrorCode::StaleCut && Instant::now() < deadline => {
+                    self.refresh(file, deadline).await?;
+                    let cut = file.inner.lock().cut();
+                    if !cut.is_cutting() {
+                        continue;
+                    }
+                    let (epoch, since) = *cutting.get_or_insert((cut, Instant::now()));
+                    if epoch != cut {
+                        cutting = None;
+                    } else if since.elapsed() < LIVE_WRITER {
+                        tokio::time::sleep(LOOK_EVERY).await;
+                    } else {
+                        self.end_cut(file, deadline).await?;
                     }
                 }
-                self.commit_once(file, Word::Last, set, deadline).await
+                outcome => return outcome,
             }
-            outcome => outcome,
         }
+    }
+
+    async fn lose_growth(&self, file: &FileState, deadline: Instant) -> Result<()> {
+        if file.inner.lock().growth.is_none() {
+            return Ok(());
+        }
+        let fresh = self.fetch_attributes(file.inode, deadline).await;
+        let mut inner = file.inner.lock();
+        match fresh {
+            Ok(fresh) => inner.growth_lost(&fresh),
+            // Removed by somebody: nothing is left to be told.
+            Err(error) if matches!(error.code, ErrorCode::NotFound | ErrorCode::StaleInode) => inner.growth = None,
+            Err(error) => return Err(error),
+        }
+        Ok(())
     }
 
     async fn commit_once(
@@ -80,7 +116,7 @@ impl Mount {
         deadline: Instant,
     ) -> Result<Option<Attributes>> {
         let holds = self.session.may_grow(file.inode);
-        let (owed, last_write_at, deferred, was, next) = {
+        let (owed, last_write_at, deferred, was, next, (newest, cut)) = {
             let mut inner = file.inner.lock();
             let next = inner.growth_after(word, holds);
             let owed = inner.commit(next.is_some()).or_else(|| inner.last_word(word));
@@ -90,7 +126,15 @@ impl Mount {
                 inner.growth = None;
             }
             // Only with the debt: apart from it there is none.
-            (owed, inner.last_write_at, inner.deferred_atime.take(), was, next)
+            let covers = (inner.kept.newest(), inner.cut());
+            (
+                owed,
+                inner.last_write_at,
+                inner.deferred_atime.take(),
+                was,
+                next,
+                covers,
+            )
         };
         let sets_mtime = set.as_ref().is_some_and(|(_, set)| set.mtime.is_some());
         let set = match (set, deferred) {
@@ -114,6 +158,7 @@ impl Mount {
         let mut inner = file.inner.lock();
         match outcome {
             Ok(change) => {
+                inner.kept.committed(newest, cut);
                 inner.paid(number);
                 if commit.is_some() && inner.growth.is_none() {
                     inner.growth = next;
@@ -137,6 +182,7 @@ impl Mount {
                 // What can never be told must not be owed for ever.
                 if matches!(error.code, ErrorCode::NotFound | ErrorCode::StaleInode) {
                     inner.paid(number);
+                    inner.kept.forget_lengths(u64::MAX);
                     inner.deferred_atime = None;
                     inner.growth = None;
                 }
@@ -155,6 +201,7 @@ impl Mount {
             let mut inner = file.inner.lock();
             if inner.opens == 0 && inner.dirty.is_empty() && (expired || inner.growth.is_none()) {
                 inner.owed = None;
+                inner.kept.forget_lengths(u64::MAX);
                 inner.deferred_atime = None;
                 inner.growth = None;
             }
@@ -162,9 +209,21 @@ impl Mount {
         self.forget_if_idle(file);
     }
 
+    /// Tells metadata of what is on the chains, in a task of its own.
+    pub(super) fn commit_soon(self: &Arc<Self>, file: &Arc<FileState>) {
+        let (mount, file) = (Arc::clone(self), Arc::clone(file));
+        tokio::spawn(async move {
+            let outcome = mount.commit(&file, Word::Passing, None, mount.deadline()).await;
+            if let Err(error) = outcome {
+                tracing::debug!(inode = file.inode.0, "a background commit failed: {error}");
+            }
+        });
+    }
+
     /// One round of the clock: old slabs go out, old debts are paid, files that nobody has open any more are forgotten.
     pub(crate) fn tend(self: &Arc<Self>) {
         let now_ms = self.now_ms();
+        self.sync_old();
         for file in self.unsettled() {
             self.kick(&file, FLUSH_AGE_MS);
             let (due, closed, expired) = {
@@ -177,23 +236,19 @@ impl Mount {
                 (due, closed, self.check_session(&file).is_err())
             };
             if due && (closed || !expired) && file.commit_turn.try_lock().is_ok() {
-                let (mount, file) = (Arc::clone(self), Arc::clone(&file));
-                tokio::spawn(async move {
-                    if closed {
-                        return mount.finish(&file).await;
-                    }
-                    let outcome = mount.commit(&file, Word::Passing, None, mount.deadline()).await;
-                    if let Err(error) = outcome {
-                        tracing::debug!(inode = file.inode.0, "a background commit failed: {error}");
-                    }
-                });
+                if closed {
+                    let (mount, file) = (Arc::clone(self), Arc::clone(&file));
+                    tokio::spawn(async move { mount.finish(&file).await });
+                } else {
+                    self.commit_soon(&file);
+                }
             }
         }
     }
 }
 
 impl Untold for Mount {
-    async fn tell_all(&self, deadline: Instant) {
+    async fn tell_all(self: &Arc<Self>, deadline: Instant) {
         for file in self.unsettled() {
             if file.inner.lock().growth.is_none() {
                 continue;

@@ -35,7 +35,7 @@ impl Slab {
         self.extents.first_key_value().map_or(0, |(at, _)| *at)
     }
 
-    fn write(&mut self, offset: u64, data: &[u8]) {
+    pub(super) fn write(&mut self, offset: u64, data: &[u8]) {
         let end = offset + data.len() as u64;
         let left = self
             .extents
@@ -65,7 +65,16 @@ impl Slab {
         self.extents.insert(start, bytes);
     }
 
-    fn end(&self) -> u64 {
+    /// Nothing of it lies at or beyond `length` any more.
+    pub(super) fn cut_to(&mut self, length: u64) {
+        self.extents.split_off(&length);
+        if let Some((&start, bytes)) = self.extents.iter_mut().next_back() {
+            bytes.truncate((length - start) as usize);
+        }
+        self.size_bytes = self.extents.values().map(Vec::len).sum();
+    }
+
+    pub(super) fn end(&self) -> u64 {
         self.extents
             .last_key_value()
             .map_or(0, |(start, bytes)| start + bytes.len() as u64)
@@ -93,7 +102,7 @@ impl Slab {
 /// All dirty bytes of one file.
 #[derive(Debug)]
 pub(crate) struct DirtyBuffer {
-    slab_size_bytes: u64,
+    pub(super) slab_size_bytes: u64,
     waiting: BTreeMap<SlabIndex, Slab>,
     flying: BTreeMap<SlabIndex, Arc<Slab>>,
     last_write: WriteNumber,

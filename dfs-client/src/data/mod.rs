@@ -1,9 +1,12 @@
 //! The data of files: pure buffers and plans, and the shells that move them.
 
+pub(crate) mod background;
 pub(crate) mod blocks;
 pub(crate) mod commit;
 pub(crate) mod dirty;
 pub(crate) mod errseq;
+pub(crate) mod fsync;
+pub(crate) mod kept;
 pub(crate) mod reader;
 pub(crate) mod rewrite;
 pub(crate) mod state;

@@ -295,25 +295,42 @@ impl Mount {
         block: BlockIndex,
         deadline: Instant,
     ) -> Result<(ChunkVersion, Vec<u8>)> {
+        let mut found = self.read_blocks(file, chain, chunk, (block, 1), deadline).await?;
+        Ok(found.pop().unwrap_or((ChunkVersion::NONE, Vec::new())))
+    }
+
+    /// Blocks as the head has them, each with its version and without padding; at most one I/O.
+    pub(crate) async fn read_blocks(
+        &self,
+        file: &FileState,
+        chain: ChainId,
+        chunk: ChunkId,
+        range: (BlockIndex, u32),
+        deadline: Instant,
+    ) -> Result<Vec<(ChunkVersion, Vec<u8>)>> {
         let latest = self
             .chunks
-            .read_latest(chain, chunk, (block, 1), (file.session, file.write_level), deadline)
+            .read_latest(chain, chunk, range, (file.session, file.write_level), deadline)
             .await
             .and_then(|(_, runs, payload)| {
-                let plain = open(&file.cipher, chunk, (block, 1), &runs, &payload)?;
+                let plain = open(&file.cipher, chunk, range, &runs, &payload)?;
                 Ok((runs, plain))
             });
-        let (runs, mut plain) = match latest {
+        let (runs, plain) = match latest {
             // Damaged at the head: another's will do, since the condition of the write finds out if it is older.
             Err(error) if matches!(error.code, ErrorCode::Corrupt | ErrorCode::Internal) => {
-                self.open_blocks(file.reading(), chain, chunk, (block, 1), deadline)
-                    .await?
+                self.open_blocks(file.reading(), chain, chunk, range, deadline).await?
             }
             latest => latest?,
         };
-        let run = runs.first();
-        plain.truncate(run.map_or(0, |run| run.last_length_bytes as usize));
-        Ok((run.map_or(ChunkVersion::NONE, |run| run.version), plain))
+        let (first, count) = range;
+        let mut found = vec![(ChunkVersion::NONE, Vec::new()); count as usize];
+        for run in runs.iter().flat_map(|run| run.each_block()) {
+            let at = (run.first.0 - first.0) as usize;
+            let content = &plain[at * BLOCK_SIZE_BYTES..][..run.last_length_bytes as usize];
+            found[at] = (run.version, content.to_vec());
+        }
+        Ok(found)
     }
 
     /// Reads and opens blocks; a replica whose blocks do not open is passed over for another. The key is that of the file they were

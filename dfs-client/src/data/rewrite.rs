@@ -1,77 +1,173 @@
-//! Writing again what a chain lost.
+//! Sending acknowledged writes again that a chain lost, or that somebody cut.
 //!
 //! A write is acknowledged when enough replicas have it in memory; only fsync waits for their disks. If they all lose their power in
-//! between, the chain comes back without it and refuses the sync that vouches for it. The mount still has the bytes of what it
-//! has not synced, up to a bound, so it writes them again, and fsync says what is true: they are durable. NFS clients keep unstable
-//! writes for the same reason (RFC 1813, section 3.3.21).
+//! between, the chain comes back without it and refuses the sync that vouches for it. And what lies beyond the end of a file is
+//! cut when another mount takes it for garbage. This mount still has the bytes of what is not synced or not committed, up to a
+//! bound, so it sends them again. NFS clients keep unstable writes for the same reason (RFC 1813, section 3.3.21).
 //!
-//! Invariant: what somebody wrote after the chain came back is never written over. Such a block has a version of an epoch
-//! from then on, and every block is written on the condition of the older version that was found.
+//! Invariants: all kept writes of a chain are merged first, the newest bytes on top, so their order is kept. What somebody else
+//! wrote after them is never written over: a block is sent again on the condition of the version that was found, and only if that
+//! is no newer than this mount's own.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use dfs_common::wire::storage::BlockCondition;
-use dfs_common::{BlockIndex, ChainId, ChunkId, Epoch, Error, ErrorCode, Result};
+use dfs_common::{BlockIndex, ChainId, ChunkId, ChunkIndex, ChunkVersion, CutEpoch, Error, ErrorCode, Result};
+use tokio::sync::SemaphorePermit;
 use tokio::time::Instant;
 
 use super::blocks::{PlannedRun, plan};
-use super::dirty::Slab;
+use super::kept::{Entry, Fate, WrittenRun, fate, merged, newest_versions};
 use super::state::FileState;
-use super::unsynced::Owing;
+use super::writer::timeout;
 use crate::mount::Mount;
 
+/// Kept writes of one chain that are to be there.
+struct Replay<'a> {
+    file: &'a FileState,
+    chain: ChainId,
+    numbers: Vec<u64>,
+    newest: BTreeMap<(ChunkIndex, BlockIndex), ChunkVersion>,
+    /// The epoch in which they are sent.
+    cut: CutEpoch,
+    deadline: Instant,
+}
+
 impl Mount {
-    /// After `refusal`: writes again what this file has unsynced on the chain, durably; or the refusal, if not all of it
+    /// After `refusal`, of a sync: makes what this file has unsynced on the chain durable after all; or the refusal, if not all of it
     /// is still here.
     pub(super) async fn write_again(
         &self,
         file: &FileState,
         chain: ChainId,
-        owing: &Owing,
         refusal: Error,
         deadline: Instant,
     ) -> Result<()> {
-        let Some(slabs) = file.inner.lock().unsynced.kept(chain) else {
-            return Err(refusal);
-        };
-        let (_, written) = owing.since();
-        let table = self.chunks.routing().current();
-        let Some(lost_before) = table.chain(chain).map(|info| info.answers_since(written)) else {
-            return Err(refusal);
-        };
+        let _alone = self.alone_with_chunks(file, deadline).await?;
         tracing::warn!(
             inode = file.inode.0,
-            "{refusal}: {} bytes are written again",
-            slabs.iter().map(|slab| slab.size_bytes).sum::<usize>()
+            "{refusal}: what is missing of it is written again"
         );
-        for slab in slabs {
-            self.write_slab_again(file, chain, &slab, lost_before, deadline).await?;
+        loop {
+            // What this pass reads and writes is answered in this epoch or a later one, so the sync after it vouches for that.
+            let epoch = self.chunks.routing().current().chain(chain).map(|info| info.epoch);
+            let (entries, gaps) = {
+                let inner = file.inner.lock();
+                (inner.unsynced_entries(chain), inner.unsynced.has_gaps(chain))
+            };
+            let (Some(epoch), false) = (epoch, gaps) else {
+                return Err(refusal);
+            };
+            let oldest = entries.iter().map(|entry| entry.cut).min();
+            let cut = oldest.unwrap_or_else(|| file.inner.lock().cut());
+            match self.replay(file, chain, &entries, cut, deadline).await {
+                Err(error) if error.code == ErrorCode::StaleCut => {
+                    return Err(Error::new(
+                        ErrorCode::UnsyncedLost,
+                        format!(
+                            "{}; and the file was truncated since, so it is not written again",
+                            refusal.detail
+                        ),
+                    ));
+                }
+                outcome => outcome?,
+            }
+            let (level, whose) = (file.write_level, (file.session, file.inode));
+            match self.chunks.sync(chain, level, (epoch, level), whose, deadline).await {
+                // Lost once more meanwhile, or the epoch was an old one.
+                Err(error) if error.code == ErrorCode::UnsyncedLost && Instant::now() < deadline => {}
+                outcome => return outcome,
+            }
+        }
+    }
+
+    /// Makes sure that what is not committed outlived every cut since it was acknowledged, so that its length can be told in the
+    /// present epoch. What did not is sent again; what can not be is an error of the file. To be called with the commit's turn.
+    pub(super) async fn confirm_kept(self: &Arc<Self>, file: &Arc<FileState>, deadline: Instant) -> Result<()> {
+        let is_done = || {
+            let inner = file.inner.lock();
+            inner.kept.uncommitted_before(inner.cut()).is_empty()
+        };
+        if is_done() {
+            return Ok(());
+        }
+        let _alone = self.alone_with_chunks(file, deadline).await?;
+        while !is_done() {
+            let (entries, cut) = {
+                let inner = file.inner.lock();
+                (inner.kept.uncommitted_before(inner.cut()), inner.cut())
+            };
+            let mut by_chain: BTreeMap<ChainId, Vec<Entry>> = BTreeMap::new();
+            for entry in entries {
+                by_chain.entry(entry.chain).or_default().push(entry);
+            }
+            for (chain, entries) in by_chain {
+                let numbers: Vec<u64> = entries.iter().map(|entry| entry.number).collect();
+                match self.replay(file, chain, &entries, cut, deadline).await {
+                    Ok(()) => file.inner.lock().kept.confirmed(&numbers, cut),
+                    Err(error) if error.code == ErrorCode::StaleCut && Instant::now() < deadline => {
+                        self.refresh(file, deadline).await?;
+                    }
+                    Err(error) if error.code == ErrorCode::UnsyncedLost => {
+                        tracing::warn!(inode = file.inode.0, "{error}");
+                        let mut inner = file.inner.lock();
+                        inner.kept.lost(&numbers);
+                        inner.tail = None;
+                        inner.generation += 1;
+                        inner.errors.record(error);
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
         }
         Ok(())
     }
 
-    async fn write_slab_again(
+    /// Nothing of this mount is on its way to the file's chunks while this is held.
+    async fn alone_with_chunks<'a>(&self, file: &'a FileState, deadline: Instant) -> Result<SemaphorePermit<'a>> {
+        let all = u32::try_from(self.bounds.file_in_flight_bytes).unwrap_or(u32::MAX);
+        timeout(deadline, file.in_flight.acquire_many(all), || {
+            format!(
+                "inode {}: the requests on their way to its chunks do not end",
+                file.inode
+            )
+        })
+        .await?
+        .map_err(|_| Error::new(ErrorCode::Cancelled, "the mount is closing"))
+    }
+
+    async fn replay(
         &self,
         file: &FileState,
         chain: ChainId,
-        slab: &Slab,
-        lost_before: Epoch,
+        entries: &[Entry],
+        cut: CutEpoch,
         deadline: Instant,
     ) -> Result<()> {
-        for mut run in plan(&file.layout, &slab.extents) {
-            let mut done = BTreeSet::new();
-            while !self
-                .write_run_again(file, chain, &mut run, lost_before, &mut done, deadline)
-                .await?
-            {
-                if Instant::now() >= deadline {
-                    return Err(Error::new(
-                        ErrorCode::Timeout,
-                        format!(
-                            "inode {}: others write to the blocks that are written again",
-                            file.inode
-                        ),
-                    ));
+        let replay = Replay {
+            file,
+            chain,
+            numbers: entries.iter().map(|entry| entry.number).collect(),
+            newest: newest_versions(entries),
+            cut,
+            deadline,
+        };
+        let Some(slabs) = merged(entries, file.inner.lock().dirty.slab_size_bytes) else {
+            return self.look_for(&replay, entries).await;
+        };
+        for slab in slabs.values() {
+            for mut run in plan(&file.layout, &slab.extents) {
+                while !self.replay_run(&replay, &mut run).await? {
+                    if Instant::now() >= deadline {
+                        return Err(Error::new(
+                            ErrorCode::Timeout,
+                            format!(
+                                "inode {}: others write to the blocks that are written again",
+                                file.inode
+                            ),
+                        ));
+                    }
                 }
             }
         }
@@ -79,45 +175,81 @@ impl Mount {
     }
 
     /// `false`: somebody else wrote one of the blocks meanwhile.
-    async fn write_run_again(
-        &self,
-        file: &FileState,
-        chain: ChainId,
-        run: &mut PlannedRun,
-        lost_before: Epoch,
-        done: &mut BTreeSet<BlockIndex>,
-        deadline: Instant,
-    ) -> Result<bool> {
+    async fn replay_run(&self, replay: &Replay<'_>, run: &mut PlannedRun) -> Result<bool> {
+        let &Replay {
+            file,
+            chain,
+            ref numbers,
+            ref newest,
+            cut,
+            deadline,
+        } = replay;
         let chunk = ChunkId::new(file.inode, run.chunk);
+        let range = (run.first, run.blocks());
+        let found = self.read_blocks(file, chain, chunk, range, deadline).await?;
         let mut missing = Vec::new();
-        for block in (run.first.0..run.first.0 + run.blocks()).map(BlockIndex) {
-            if done.contains(&block) {
-                continue;
-            }
-            let (version, base) = self.read_block(file, chain, chunk, block, deadline).await?;
-            if version.epoch < lost_before {
-                run.merge(block, &base);
-                missing.push(BlockCondition { block, version });
-            } else if run.partial.contains_key(&block) {
-                // Whoever wrote there since did not see our part of it, and nobody knows which bytes are theirs.
-                return Err(Error::new(
-                    ErrorCode::UnsyncedLost,
-                    format!(
-                        "inode {} chunk {} block {block}: unsynced bytes were lost and others have written to the block since",
-                        file.inode, run.chunk
-                    ),
-                ));
+        for (at, (version, base)) in (0_u32..).zip(found) {
+            let block = BlockIndex(run.first.0 + at);
+            let ours = newest.get(&(run.chunk, block)).copied().unwrap_or_default();
+            let whole = !run.partial.contains_key(&block);
+            match fate(version, ours, run.is_in(block, &base), whole) {
+                Fate::There | Fate::Overwritten => {}
+                Fate::Lost => {
+                    run.merge(block, &base);
+                    missing.push(BlockCondition { block, version });
+                }
+                Fate::Mixed => {
+                    return Err(Error::new(
+                        ErrorCode::UnsyncedLost,
+                        format!(
+                            "inode {} chunk {} block {block}: written bytes were lost before they were synced or committed, and \
+                             others have written to the block since",
+                            file.inode, run.chunk
+                        ),
+                    ));
+                }
             }
         }
         for conditions in missing.chunk_by(|a, b| b.block.0 == a.block.0 + 1) {
             let part = run.part(conditions.iter().map(|condition| condition.block));
-            let sent = self.send_run(file, chain, &part, conditions.to_vec(), true, deadline);
+            let sent = self.send_run(file, chain, &part, (conditions.to_vec(), cut), true, deadline);
             match sent.await {
-                Ok(_) => done.extend(conditions.iter().map(|condition| condition.block)),
+                Ok(written) => file.inner.lock().kept.rewritten(
+                    numbers,
+                    WrittenRun {
+                        chunk: run.chunk,
+                        first: part.first,
+                        blocks: part.blocks(),
+                        version: written.version,
+                    },
+                ),
                 Err(error) if error.code == ErrorCode::ConditionFailed => return Ok(false),
                 Err(error) => return Err(error),
             }
         }
         Ok(true)
+    }
+
+    /// Whether every block is at least as new as the writes, whose bytes are not here any more.
+    async fn look_for(&self, replay: &Replay<'_>, entries: &[Entry]) -> Result<()> {
+        let file = replay.file;
+        for run in entries.iter().flat_map(|entry| &entry.runs) {
+            let chunk = ChunkId::new(file.inode, run.chunk);
+            let range = (run.first, run.blocks);
+            let found = self
+                .read_blocks(file, replay.chain, chunk, range, replay.deadline)
+                .await?;
+            if found.iter().any(|(version, _)| *version < run.version) {
+                return Err(Error::new(
+                    ErrorCode::UnsyncedLost,
+                    format!(
+                        "inode {} chunk {}: written bytes were cut by another mount before this one told the length, and are \
+                         too many to be kept",
+                        file.inode, run.chunk
+                    ),
+                ));
+            }
+        }
+        Ok(())
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! One state per inode, shared by all handles of the mount. The lock is never held over an await; shells take a
 //! snapshot, do I/O, and come back with the result. The length that callers see is the greatest of: what metadata
-//! says, the end of what is on the chains but not committed, and the end of what is dirty.
+//! says, the end of what is on the chains but not committed (`kept`), and the end of what is dirty.
 
 use std::sync::Arc;
 
@@ -15,10 +15,12 @@ use dfs_crypto::block::BlockCipher;
 use parking_lot::Mutex;
 use tokio::sync::{RwLock, Semaphore, watch};
 
-use super::dirty::DirtyBuffer;
+use super::dirty::{DirtyBuffer, Slab};
 use super::errseq::LateErrors;
+use super::kept::{Entry, Kept, Lacks};
 use super::reader::Reading;
-use super::unsynced::Unsynced;
+use super::unsynced::{Owing, Unsynced};
+use super::writer::Written;
 
 /// The short block at a file's end as this mount last wrote it: the base of the next append, without a read.
 #[derive(Clone, Debug)]
@@ -32,15 +34,23 @@ pub(crate) struct Tail {
 /// What metadata must still be told of data that is on the chains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Owed {
-    pub(crate) end: u64,
     pub(crate) mtime: Timestamp,
     /// Tells a debt from the one that a commit under way already covers.
     pub(crate) number: u64,
     pub(crate) since_ms: u64,
     /// With times that `utimes` set: not to be found in any chunk.
     pub(crate) times: bool,
-    /// `end` of what came after the last promise: of that alone the group finds nothing out by itself.
-    pub(crate) fresh_end: u64,
+}
+
+/// A slab that its chain has acknowledged.
+pub(crate) struct Arrival {
+    pub(crate) chain: ChainId,
+    pub(crate) slab: Arc<Slab>,
+    pub(crate) written: Vec<Written>,
+    /// It is durable already.
+    pub(crate) sync: bool,
+    /// This mount holds the file.
+    pub(crate) alone: bool,
 }
 
 /// On what occasion metadata is told.
@@ -64,6 +74,31 @@ pub(crate) struct Growth {
     pub(crate) settled: bool,
     /// Newest debt that fsync took as paid: if the hold is lost, the group finds it in the chunks.
     pub(crate) promised: u64,
+    /// Newest write of which the same is true.
+    pub(crate) promised_write: u64,
+}
+
+/// What other mounts wrote to the file, as far as this one can know, and how much of it is known to be durable.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Others {
+    /// Counts changes that were not this mount's.
+    changes: u64,
+    durable: u64,
+}
+
+impl Others {
+    pub(crate) fn changed(&mut self) {
+        self.changes += 1;
+    }
+
+    /// What a sync of all chains of the file will cover that begins now; `None`: it is durable already.
+    pub(crate) fn unsynced(self) -> Option<u64> {
+        (self.durable < self.changes).then_some(self.changes)
+    }
+
+    pub(crate) fn synced(&mut self, changes: u64) {
+        self.durable = self.durable.max(changes);
+    }
 }
 
 #[derive(Debug)]
@@ -84,6 +119,13 @@ pub(crate) struct Inner {
     /// When that write was, for the ctime.
     pub(crate) last_write_at: Timestamp,
     pub(crate) unsynced: Unsynced,
+    /// Acknowledged writes that are not both synced and committed.
+    pub(crate) kept: Kept,
+    /// A write of this mount failed, and what of it lies beyond the end nobody knows.
+    pub(crate) unclean_end: bool,
+    /// A write from this end to that offset may go: nothing lies between.
+    pub(crate) cleared_gap: Option<(u64, u64)>,
+    pub(crate) others: Others,
     pub(crate) errors: LateErrors,
     pub(crate) tail: Option<Tail>,
     /// Newest `change` up to which every change was this mount's own, if that is known.
@@ -125,6 +167,10 @@ impl Inner {
             last_write: attributes.mtime,
             last_write_at: attributes.ctime,
             unsynced: Unsynced::default(),
+            kept: Kept::default(),
+            unclean_end: false,
+            cleared_gap: None,
+            others: Others::default(),
             errors: LateErrors::default(),
             tail: None,
             own_change,
@@ -140,16 +186,66 @@ impl Inner {
 
     /// Length without what is dirty: no block at or after it was ever acknowledged, as far as this mount knows.
     pub(crate) fn stable_length(&self) -> u64 {
-        self.attributes.length_bytes.max(self.owed.map_or(0, |owed| owed.end))
+        self.attributes.length_bytes.max(self.kept.uncommitted_end())
     }
 
     pub(crate) fn is_settled(&self) -> bool {
-        self.dirty.is_empty() && self.owed.is_none()
+        self.dirty.is_empty() && self.owed.is_none() && self.kept.uncommitted_end() == 0
     }
 
     /// The truncation epoch that this mount knows.
     pub(crate) fn cut(&self) -> CutEpoch {
-        self.attributes.file.as_ref().map_or(CutEpoch::NONE, |file| file.cut)
+        cut_of(&self.attributes)
+    }
+
+    /// Unsynced writes on a chain, oldest first.
+    pub(crate) fn unsynced_entries(&self, chain: ChainId) -> Vec<Entry> {
+        self.kept.unsynced(chain)
+    }
+
+    /// A slab has arrived: these runs, with the sync flag or without.
+    pub(crate) fn arrived(&mut self, arrival: Arrival, room: &Arc<Semaphore>, now_ms: u64) {
+        let Arrival {
+            chain,
+            slab,
+            written,
+            sync,
+            alone,
+        } = arrival;
+        let cut = written
+            .iter()
+            .map(|written| written.cut)
+            .min()
+            .unwrap_or_else(|| self.cut());
+        let number = written.iter().map(|written| written.number).max().unwrap_or(0);
+        let end = slab.end();
+        // A chunk that was not there says nothing of a truncation that this mount has not heard of.
+        let uncertain = written.iter().any(|written| written.run.version.counter == 1);
+        let lacks = Lacks {
+            sync: !sync && self.unsynced.contains(chain),
+            commit: end > self.attributes.length_bytes || cut != self.cut() || (uncertain && !alone),
+        };
+        if lacks.sync || lacks.commit {
+            let entry = Entry {
+                chain,
+                number,
+                slab: Some(slab),
+                runs: written.into_iter().map(|written| written.run).collect(),
+                cut,
+                end,
+                lacks,
+            };
+            for (chain, number) in self.kept.push(entry, room) {
+                self.unsynced.gap(chain, number);
+            }
+        }
+        self.owe(now_ms);
+    }
+
+    /// A sync that began when `owing` was all on the chain has ended, or has found it lost.
+    pub(crate) fn chain_synced(&mut self, chain: ChainId, owing: &Owing) {
+        self.unsynced.synced(chain, owing);
+        self.kept.synced(chain, owing.number());
     }
 
     /// Whether nothing at all is left to be told.
@@ -171,6 +267,7 @@ impl Inner {
                 since: self.debts,
                 settled: false,
                 promised: 0,
+                promised_write: 0,
             })),
         }
     }
@@ -218,25 +315,31 @@ impl Inner {
         let may = self.may_promise(hold);
         if may && let Some(growth) = &mut self.growth {
             growth.promised = self.debts;
-            if let Some(owed) = &mut self.owed {
-                owed.fresh_end = 0;
-            }
+            growth.promised_write = self.kept.newest();
         }
         may
     }
 
-    /// The hold is over and the group has found out by itself what was promised; `fresh` is what it says.
+    /// The hold is over, and the group has found the length out by itself; `fresh` is what it says. It may have looked before the
+    /// last promise: a machine that stands still believes in its lease for too long. So everything owed is told again, unless
+    /// somebody has cut the file since; then what was promised was cut as well, for all that anybody can know.
     pub(crate) fn growth_lost(&mut self, fresh: &Attributes) {
-        let promised = self.growth.take().map_or(0, |growth| growth.promised);
+        let cut_since = cut_of(fresh) != self.cut();
+        let growth = self.growth.take();
         self.attributes = fresh.clone();
         self.own_change = None;
+        self.others.changed();
         self.tail = None;
         self.generation += 1;
-        if let Some(owed) = &mut self.owed {
-            owed.end = owed.fresh_end;
-            if owed.number <= promised && !owed.times {
-                self.owed = None;
-            }
+        let Some(growth) = growth.filter(|_| cut_since) else {
+            return;
+        };
+        self.kept.forget_lengths(growth.promised_write);
+        if self
+            .owed
+            .is_some_and(|owed| owed.number <= growth.promised && !owed.times)
+        {
+            self.owed = None;
         }
     }
 
@@ -249,6 +352,9 @@ impl Inner {
 
     /// The same after a change by this mount: if it was the only one since, the kernel's cache is still right.
     pub(crate) fn learn_own(&mut self, attributes: &Attributes) {
+        if self.own_change.is_some_and(|own| attributes.change > own + 1) {
+            self.others.changed();
+        }
         self.own_change = self
             .own_change
             .filter(|&own| attributes.change <= own + 1)
@@ -294,7 +400,7 @@ impl Inner {
             self.deferred_atime = Some(atime);
         }
         self.last_write_at = self.last_write_at.max(now);
-        self.owe(0, now_ms);
+        self.owe(now_ms);
         if let Some(owed) = &mut self.owed {
             owed.times = true;
         }
@@ -303,10 +409,9 @@ impl Inner {
 
     /// A command set length and time: what else was owed stays.
     pub(crate) fn length_told(&mut self) {
-        if self.deferred_atime.is_none() {
+        if self.deferred_atime.is_none() && self.kept.uncommitted_end() == 0 {
             self.owed = None;
         } else if let Some(owed) = &mut self.owed {
-            owed.end = 0;
             owed.mtime = self.attributes.mtime;
             self.last_write = self.attributes.mtime;
         }
@@ -320,30 +425,34 @@ impl Inner {
         }
     }
 
-    pub(crate) fn owe(&mut self, end: u64, now_ms: u64) {
+    pub(crate) fn owe(&mut self, now_ms: u64) {
         self.debts += 1;
         let before = self.owed;
         self.owed = Some(Owed {
-            end: before.map_or(0, |owed| owed.end).max(end),
             mtime: self.last_write,
             number: self.debts,
             since_ms: before.map_or(now_ms, |owed| owed.since_ms),
             times: before.is_some_and(|owed| owed.times),
-            fresh_end: before.map_or(0, |owed| owed.fresh_end).max(end),
         });
     }
 
     /// The command's part that pays the debt.
     pub(crate) fn commit(&self, growing: bool) -> Option<(WriteCommit, u64)> {
-        let owed = self.owed?;
+        let end = self.kept.uncommitted_end();
+        let (mtime, number) = match self.owed {
+            Some(owed) => (owed.mtime, owed.number),
+            None if end > 0 => (self.last_write, self.debts),
+            None => return None,
+        };
         let commit = WriteCommit {
-            extend_to_bytes: (owed.end > self.attributes.length_bytes).then_some(owed.end),
-            mtime: Some(owed.mtime),
+            // Also where it is below the length that is known here: somebody may have truncated the file.
+            extend_to_bytes: Some(end).filter(|&end| end > 0),
+            mtime: Some(mtime),
             clear_suid: false,
             growing,
             cut: self.cut(),
         };
-        Some((commit, owed.number))
+        Some((commit, number))
     }
 
     pub(crate) fn paid(&mut self, number: u64) {
@@ -351,6 +460,10 @@ impl Inner {
             self.owed = None;
         }
     }
+}
+
+fn cut_of(attributes: &Attributes) -> CutEpoch {
+    attributes.file.as_ref().map_or(CutEpoch::NONE, |file| file.cut)
 }
 
 impl FileState {
@@ -388,6 +501,8 @@ mod tests {
     use dfs_common::wire::namespace::FileKind;
     use dfs_common::{ChainTableId, Policy};
 
+    use super::super::kept::WrittenRun;
+
     use super::*;
 
     fn inner() -> Inner {
@@ -412,6 +527,51 @@ mod tests {
         Inner::new(attributes, &Layout::new(ChainTableId(1), 0), Some(5))
     }
 
+    /// A write that ends there arrives.
+    fn arrive(inner: &mut Inner, end: u64) {
+        let arrival = arrival(inner, end);
+        inner.arrived(arrival, &Arc::new(Semaphore::new(1 << 20)), 0);
+    }
+
+    fn arrival(inner: &mut Inner, end: u64) -> Arrival {
+        let number = inner.kept.newest() + 1;
+        let mut slab = Slab::default();
+        slab.write(end - 10, &[1; 10]);
+        let version = ChunkVersion {
+            epoch: dfs_common::Epoch(1),
+            counter: 2,
+        };
+        inner
+            .unsynced
+            .acknowledged(ChainId(1), number, (version.epoch, Level::Quorum));
+        let written = Written {
+            run: WrittenRun {
+                chunk: ChunkIndex(0),
+                first: BlockIndex((end / 4096) as u32),
+                blocks: 1,
+                version,
+            },
+            cut: CutEpoch::NONE,
+            number,
+        };
+        Arrival {
+            chain: ChainId(1),
+            slab: Arc::new(slab),
+            written: vec![written],
+            sync: false,
+            alone: false,
+        }
+    }
+
+    /// As a commit that went well leaves it.
+    fn committed(inner: &mut Inner) -> WriteCommit {
+        let (commit, number) = inner.commit(false).expect("something is owed");
+        let newest = inner.kept.newest();
+        inner.kept.committed(newest, inner.cut());
+        inner.paid(number);
+        commit
+    }
+
     #[test]
     fn the_view_is_the_longest_of_what_is_known() {
         let mut inner = inner();
@@ -422,22 +582,49 @@ mod tests {
         assert_eq!(inner.view(&fresh).length_bytes, 250);
         assert_eq!(inner.view(&fresh).mtime.nanos, 77);
         assert_eq!(inner.stable_length(), 100);
-        inner.owe(180, 0);
+        arrive(&mut inner, 180);
         assert_eq!(inner.stable_length(), 180);
     }
 
     #[test]
     fn a_debt_made_during_a_commit_stays() {
         let mut inner = inner();
-        inner.owe(150, 0);
+        arrive(&mut inner, 150);
         let (commit, number) = inner.commit(false).unwrap();
         assert_eq!(commit.extend_to_bytes, Some(150));
-        inner.owe(120, 0);
+        let newest = inner.kept.newest();
+        arrive(&mut inner, 180);
+        inner.kept.committed(newest, CutEpoch::NONE);
         inner.paid(number);
-        let (commit, number) = inner.commit(false).unwrap();
-        assert_eq!(commit.extend_to_bytes, Some(150));
-        inner.paid(number);
+        assert_eq!(committed(&mut inner).extend_to_bytes, Some(180));
         assert!(inner.commit(false).is_none());
+    }
+
+    #[test]
+    fn a_length_is_told_whatever_this_mount_believes_the_length_to_be() {
+        let mut inner = inner();
+        // The chunk was not there, so nobody can know whether the file still reaches so far.
+        inner.attributes.length_bytes = 1 << 20;
+        arrive(&mut inner, 100);
+        assert_eq!(
+            inner.commit(false).unwrap().0.extend_to_bytes,
+            None,
+            "it is known to lie within"
+        );
+        committed(&mut inner);
+        let mut arrival = arrival(&mut inner, 200);
+        arrival.written[0].run.version.counter = 1;
+        inner.arrived(arrival, &Arc::new(Semaphore::new(1 << 20)), 0);
+        assert_eq!(inner.commit(false).unwrap().0.extend_to_bytes, Some(200));
+        let mut held = self::arrival(&mut inner, 300);
+        held.written[0].run.version.counter = 1;
+        held.alone = true;
+        inner.arrived(held, &Arc::new(Semaphore::new(1 << 20)), 0);
+        assert_eq!(
+            inner.commit(false).unwrap().0.extend_to_bytes,
+            Some(200),
+            "nobody else writes"
+        );
     }
 
     #[test]
@@ -446,7 +633,7 @@ mod tests {
         let mut inner = inner();
         inner.dirty.write(200, &[1; 50], 0);
         inner.note_write(at(77));
-        inner.owe(150, 0);
+        arrive(&mut inner, 150);
         inner.set_mtime(at(5_000));
         assert_eq!(inner.commit(false).unwrap().0.mtime, Some(at(5_000)));
         let fresh = inner.attributes.clone();
@@ -455,10 +642,10 @@ mod tests {
             (at(5_000), at(77))
         );
         // The rest of what was written before arrives.
-        inner.owe(250, 0);
+        arrive(&mut inner, 250);
         assert_eq!(inner.commit(false).unwrap().0.mtime, Some(at(5_000)));
         inner.note_write(at(99));
-        inner.owe(260, 0);
+        arrive(&mut inner, 260);
         assert_eq!(inner.commit(false).unwrap().0.mtime, Some(at(99)));
     }
 
@@ -478,7 +665,7 @@ mod tests {
         let mut inner = inner();
         inner.opens = 1;
         assert!(!inner.defer(&times, at(9), 0), "nothing is owed");
-        inner.owe(150, 0);
+        arrive(&mut inner, 150);
         // What the file has already too: somebody else may change it before this is told.
         assert!(!inner.defer(&set(Some(0o644), None, None), at(9), 0));
         assert!(!inner.defer(&set(None, Some(0), None), at(9), 0));
@@ -508,10 +695,12 @@ mod tests {
     fn growing() -> Inner {
         let mut inner = inner();
         for _ in 0..2 {
-            inner.owe(150, 0);
+            arrive(&mut inner, 150);
             let next = inner.growth_after(Word::Synced, Some(hold(1)));
             let (commit, number) = inner.commit(next.is_some()).unwrap();
             assert_eq!(commit.growing, next.is_some());
+            let newest = inner.kept.newest();
+            inner.kept.committed(newest, CutEpoch::NONE);
             inner.paid(number);
             inner.growth = next;
         }
@@ -527,7 +716,7 @@ mod tests {
     #[test]
     fn fsync_promises_only_what_the_group_would_find() {
         let mut inner = growing();
-        inner.owe(200, 0);
+        arrive(&mut inner, 200);
         assert!(!inner.promise(None) && !inner.promise(Some(hold(2))));
         assert!(inner.promise(Some(hold(1))));
         assert_eq!(
@@ -555,7 +744,7 @@ mod tests {
         assert!(commit.is_bare() && number == 0);
         // As `commit` does it: nobody may promise while that word is on its way.
         inner.growth = None;
-        inner.owe(300, 0);
+        arrive(&mut inner, 300);
         assert!(!inner.promise(Some(hold(1))));
         // It did not come through, or did: what was known of the growth is not known any more.
         inner.growth_uncertain(was);
@@ -568,23 +757,39 @@ mod tests {
     }
 
     #[test]
-    fn after_a_hold_is_lost_only_what_nobody_else_knows_is_told() {
+    fn after_a_hold_is_lost_everything_is_told_again_unless_the_file_was_cut() {
         let mut fresh = inner().attributes;
         fresh.length_bytes = 4;
         fresh.change = 3;
-        // All was promised, so the group has found it, and others have cut it since.
+        // The group looked for the end before the promise was made, by a mount that stood still.
         let mut lost = growing();
-        lost.owe(200, 0);
+        arrive(&mut lost, 200);
+        assert!(lost.promise(Some(hold(1))));
+        lost.growth_lost(&fresh);
+        assert_eq!((lost.length(), lost.is_quiet()), (200, false));
+        assert_eq!(lost.commit(false).unwrap().0.extend_to_bytes, Some(200));
+        // All was promised, and others have cut it since.
+        fresh.file = Some(dfs_common::wire::namespace::FileAttributes {
+            layout: Layout::new(ChainTableId(1), 0),
+            key: dfs_common::wire::namespace::WrappedKey {
+                kek_version: 1,
+                bytes: Vec::new(),
+            },
+            versions: dfs_common::VersionVector::default(),
+            cut: CutEpoch(2),
+        });
+        let mut lost = growing();
+        arrive(&mut lost, 200);
         assert!(lost.promise(Some(hold(1))));
         lost.growth_lost(&fresh);
         assert_eq!((lost.length(), lost.is_quiet()), (4, true));
         // A write that no fsync covered came after it.
         let mut lost = growing();
-        lost.owe(9_000, 0);
+        arrive(&mut lost, 9_000);
         assert!(lost.promise(Some(hold(1))));
-        lost.owe(50, 0);
+        arrive(&mut lost, 150);
         lost.growth_lost(&fresh);
-        assert_eq!(lost.commit(false).unwrap().0.extend_to_bytes, Some(50));
+        assert_eq!(lost.commit(false).unwrap().0.extend_to_bytes, Some(150));
     }
 
     #[test]

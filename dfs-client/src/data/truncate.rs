@@ -1,26 +1,47 @@
-//! Cutting a file: dirty data out first, then the chunks, then the length.
+//! The end of a file: truncation, extension, and garbage that lies beyond it.
 //!
-//! Order matters: with the chunks cut first, a crash in between leaves a file that is as long as before and reads zeros,
-//! never one that shows old bytes after it grows again. Up to [`MAX_REMOVALS`] chunks are removed one by one, exactly
-//! once each; beyond that one range request per chain does it.
+//! What the chunks have beyond the end of a file is garbage: what a writer that died had sent and not committed, or what a
+//! truncation has yet to remove. A file must not grow over it. So whoever makes a file longer over bytes that it has not written
+//! itself first looks whether anything lies there. A writer that lives commits it within [`LIVE_WRITER`]; after that it is cut.
+//!
+//! A cut is ordered by the truncation epoch (see [`CutEpoch`]): `BeginCut` shortens the file and raises the epoch, the chunks are cut,
+//! durably, in that epoch, and `SetLength` ends it. A client that dies in the middle leaves a file that is short already, and whoever
+//! wants to grow it begins another cut.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use dfs_common::units::BLOCK_SIZE_BYTES;
-use dfs_common::wire::namespace::{Attributes, Caller, NamespaceChange, NamespaceOp};
+use dfs_common::wire::namespace::{Attributes, Caller, NamespaceChange, NamespaceOp, WriteCommit};
 use dfs_common::wire::storage::{BlockCondition, Mutation};
-use dfs_common::{BlockIndex, ChunkId, ChunkIndex, Error, ErrorCode, Result};
+use dfs_common::{BlockIndex, ChainId, ChunkId, ChunkIndex, CutEpoch, Error, ErrorCode, Result, Timestamp};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::state::FileState;
-use super::writer::{join_all, timeout, too_big, unexpected_change};
+use super::commit::SYSTEM;
+use super::state::{FileState, Word};
+use super::writer::{FLUSH_AGE_MS, join_all, timeout, too_big, unexpected_change};
 use crate::mount::{Mount, wall_clock};
 
 /// Chunks removed by requests of their own.
 const MAX_REMOVALS: u32 = 64;
+
+/// Data that a living mount has sent is committed within this, or it is taken for a dead one's.
+pub(super) const LIVE_WRITER: Duration = Duration::from_millis(FLUSH_AGE_MS + super::commit::COMMIT_AGE_MS + 500);
+
+/// Between two looks at a file that another mount is about to commit or to cut.
+pub(super) const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// What a cut does to the length of its file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cut {
+    /// The file is this long at most.
+    Shorten(u64),
+    /// It keeps its length, and what lies beyond goes.
+    Garbage,
+}
 
 impl Mount {
     /// Makes the file exactly this long.
@@ -39,10 +60,223 @@ impl Mount {
         })
         .await?;
         self.drain(file, deadline).await?;
-        let begin = NamespaceOp::BeginCut {
+        let _turn = timeout(deadline, file.commit_turn.lock(), || {
+            format!("truncate of inode {}: a commit before it does not end", file.inode)
+        })
+        .await?;
+        self.commit_lengths(file, deadline).await?;
+        loop {
+            let known = file.inner.lock().attributes.length_bytes;
+            if length < known {
+                return self.cut(file, caller, Cut::Shorten(length), deadline).await;
+            }
+            if let Some(attributes) = self.extend_held(file, caller, length, deadline).await? {
+                return Ok(attributes);
+            }
+            self.clear_end(file, deadline).await?;
+            if file.inner.lock().attributes.length_bytes > length {
+                continue;
+            }
+            match self.extend(file, caller, length, deadline).await {
+                Err(error) if error.code == ErrorCode::StaleCut && Instant::now() < deadline => {}
+                outcome => return outcome,
+            }
+        }
+    }
+
+    /// Before a write beyond the end: nothing that others left may lie between. A file that this mount holds has nothing there.
+    pub(super) async fn clear_gap(self: &Arc<Self>, file: &Arc<FileState>, to: u64, deadline: Instant) -> Result<()> {
+        let _alone = timeout(deadline, file.gate.write(), || {
+            format!("write beyond the end of inode {}: writes to it do not end", file.inode)
+        })
+        .await?;
+        if file.inner.lock().length() >= to {
+            return Ok(());
+        }
+        self.drain(file, deadline).await?;
+        let _turn = timeout(deadline, file.commit_turn.lock(), || {
+            format!(
+                "write beyond the end of inode {}: a commit before it does not end",
+                file.inode
+            )
+        })
+        .await?;
+        self.clear_end(file, deadline).await?;
+        let mut inner = file.inner.lock();
+        inner.cleared_gap = Some((inner.length(), to));
+        Ok(())
+    }
+
+    /// Whether nobody but this mount can have written beyond the end.
+    pub(super) fn knows_end(&self, file: &FileState) -> bool {
+        !file.inner.lock().unclean_end && self.session.may_grow(file.inode).is_some()
+    }
+
+    /// Extends a file that this mount holds. `None`: it does not.
+    async fn extend_held(
+        self: &Arc<Self>,
+        file: &Arc<FileState>,
+        caller: Caller,
+        length: u64,
+        deadline: Instant,
+    ) -> Result<Option<Attributes>> {
+        if !self.knows_end(file) {
+            return Ok(None);
+        }
+        let op = NamespaceOp::SetLength {
             inode: file.inode,
             length_bytes: length,
             mtime: Some(wall_clock()),
+            cut: None,
+        };
+        match self.session.change(caller, op, deadline).await {
+            Ok(NamespaceChange::Entry { attributes, .. }) => Ok(Some(self.length_set(file, &attributes))),
+            Ok(_) => Err(unexpected_change(file.inode)),
+            // The hold was lost meanwhile.
+            Err(error) if error.code == ErrorCode::StaleCut => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Extends a file that has nothing beyond its end.
+    async fn extend(
+        self: &Arc<Self>,
+        file: &Arc<FileState>,
+        caller: Caller,
+        length: u64,
+        deadline: Instant,
+    ) -> Result<Attributes> {
+        let commit = WriteCommit {
+            extend_to_bytes: Some(length),
+            mtime: Some(wall_clock()),
+            clear_suid: false,
+            growing: false,
+            cut: file.inner.lock().cut(),
+        };
+        let inode = file.inode;
+        let op = NamespaceOp::CommitWrite { inode, commit };
+        let NamespaceChange::Entry { attributes, .. } = self.session.change(caller, op, deadline).await? else {
+            return Err(unexpected_change(inode));
+        };
+        Ok(self.length_set(file, &attributes))
+    }
+
+    /// A command has set length and time, and everything owed was part of it.
+    fn length_set(&self, file: &FileState, attributes: &Attributes) -> Attributes {
+        let mut inner = file.inner.lock();
+        inner.generation += 1;
+        inner.learn_own(attributes);
+        inner.length_told();
+        inner.growth = None;
+        inner.view(attributes)
+    }
+
+    /// Nothing lies beyond the end afterwards, but what others write from now on. To be called with the commit's turn.
+    pub(super) async fn clear_end(self: &Arc<Self>, file: &Arc<FileState>, deadline: Instant) -> Result<()> {
+        let since = Instant::now();
+        loop {
+            self.commit_lengths(file, deadline).await?;
+            self.refresh(file, deadline).await?;
+            let (length, cut) = {
+                let inner = file.inner.lock();
+                (inner.attributes.length_bytes, inner.cut())
+            };
+            let end = self.data_end(file, length, deadline).await?;
+            if end <= length && !cut.is_cutting() {
+                return Ok(());
+            }
+            if since.elapsed() >= LIVE_WRITER {
+                tracing::info!(
+                    inode = file.inode.0,
+                    length,
+                    end,
+                    "what a mount left beyond the end of the file is cut before the file grows over it"
+                );
+                return self.cut(file, SYSTEM, Cut::Garbage, deadline).await.map(|_| ());
+            }
+            if Instant::now() >= deadline {
+                return Err(Error::new(
+                    ErrorCode::Timeout,
+                    format!("inode {}: another mount is about to change its length", file.inode),
+                ));
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    /// Takes in what metadata says of the file now.
+    pub(super) async fn refresh(&self, file: &FileState, deadline: Instant) -> Result<()> {
+        let fresh = self.fetch_attributes(file.inode, deadline).await?;
+        let mut inner = file.inner.lock();
+        if fresh.change > inner.attributes.change {
+            inner.tail = None;
+        }
+        inner.learn(&fresh);
+        Ok(())
+    }
+
+    fn chains(&self, file: &FileState) -> BTreeSet<ChainId> {
+        let table = self.chunks.routing().current();
+        let table = table.tables.get(&file.layout.table);
+        table
+            .map(|table| table.chains.iter().copied().collect())
+            .unwrap_or_default()
+    }
+
+    /// Where the data of the file ends on its chains, as far as it lies beyond `length`.
+    async fn data_end(self: &Arc<Self>, file: &Arc<FileState>, length: u64, deadline: Instant) -> Result<u64> {
+        let from = file.layout.chunk_of(length);
+        let mut questions = JoinSet::new();
+        for chain in self.chains(file) {
+            let (mount, file) = (Arc::clone(self), Arc::clone(file));
+            questions.spawn(async move { mount.chunks.file_end(chain, file.inode, from, deadline).await });
+        }
+        let mut end = 0;
+        while let Some(answer) = questions.join_next().await {
+            let answer = answer
+                .map_err(|error| Error::new(ErrorCode::Internal, format!("a question's task died: {error}")))??;
+            if let Some((chunk, bytes)) = answer {
+                let bytes = bytes.min(file.layout.chunk_size_bytes);
+                end = end.max(file.layout.chunk_start(chunk) + u64::from(bytes));
+            }
+        }
+        Ok(end)
+    }
+
+    /// One cut, from its beginning to its end; anew if somebody else begins one meanwhile. To be called with the commit's turn, and
+    /// with no length of this mount's uncommitted.
+    async fn cut(
+        self: &Arc<Self>,
+        file: &Arc<FileState>,
+        caller: Caller,
+        how: Cut,
+        deadline: Instant,
+    ) -> Result<Attributes> {
+        loop {
+            match self.cut_once(file, caller, how, deadline).await {
+                Err(error) if error.code == ErrorCode::StaleCut && Instant::now() < deadline => {
+                    self.refresh(file, deadline).await?;
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
+    async fn cut_once(
+        self: &Arc<Self>,
+        file: &Arc<FileState>,
+        caller: Caller,
+        how: Cut,
+        deadline: Instant,
+    ) -> Result<Attributes> {
+        let (at_most, mtime) = match how {
+            Cut::Shorten(length) => (length, wall_clock()),
+            Cut::Garbage => (u64::MAX, file.inner.lock().attributes.mtime),
+        };
+        let begin = NamespaceOp::BeginCut {
+            inode: file.inode,
+            length_bytes: at_most,
+            mtime: Some(mtime),
         };
         let begun = self.session.change(caller, begin, deadline).await?;
         let NamespaceChange::CutBegun {
@@ -52,101 +286,146 @@ impl Mount {
         else {
             return Err(unexpected_change(file.inode));
         };
-        let (cut, old) = {
+        let length = attributes.length_bytes;
+        let cut = {
             let mut inner = file.inner.lock();
-            let own = inner.stable_length();
             inner.learn_own(&attributes);
             inner.tail = None;
             inner.generation += 1;
-            (inner.cut(), own.max(before_bytes))
+            inner.growth = None;
+            let cut = inner.cut();
+            if matches!(how, Cut::Shorten(_)) {
+                inner.kept.cut_to(length, cut);
+            }
+            cut
         };
-        if length < old {
-            self.cut(file, length, old, deadline).await?;
+        let before = match how {
+            Cut::Shorten(_) => Some(before_bytes),
+            Cut::Garbage => None,
+        };
+        self.cut_chunks(file, length, before, cut, deadline).await?;
+        let end = self
+            .set_cut_length(file, caller, (length, mtime), cut, deadline)
+            .await?;
+        if how == Cut::Garbage {
+            file.inner.lock().unclean_end = false;
         }
-        let _turn = timeout(deadline, file.commit_turn.lock(), || {
-            format!("truncate of inode {}: a commit before it does not end", file.inode)
-        })
-        .await?;
+        Ok(end)
+    }
+
+    /// Ends a cut that somebody began and does not end.
+    pub(super) async fn end_cut(self: &Arc<Self>, file: &Arc<FileState>, deadline: Instant) -> Result<()> {
+        self.cut(file, SYSTEM, Cut::Garbage, deadline).await.map(|_| ())
+    }
+
+    async fn set_cut_length(
+        &self,
+        file: &FileState,
+        caller: Caller,
+        (length, mtime): (u64, Timestamp),
+        cut: CutEpoch,
+        deadline: Instant,
+    ) -> Result<Attributes> {
         let op = NamespaceOp::SetLength {
             inode: file.inode,
             length_bytes: length,
-            mtime: Some(wall_clock()),
+            mtime: Some(mtime),
             cut: Some(cut),
         };
-        let change = self.session.change(caller, op, deadline).await?;
-        let NamespaceChange::Entry { attributes, .. } = change else {
+        let NamespaceChange::Entry { attributes, .. } = self.session.change(caller, op, deadline).await? else {
             return Err(unexpected_change(file.inode));
         };
+        let attributes = self.length_set(file, &attributes);
         let mut inner = file.inner.lock();
-        inner.generation += 1;
-        // Everything owed was below the old end, and the command said length and time.
-        inner.learn_own(&attributes);
-        inner.length_told();
-        inner.growth = None;
-        Ok(inner.view(&attributes))
+        let ended = inner.cut();
+        // What is here was acknowledged before the cut and has outlived it.
+        inner.kept.cut_to(length, ended);
+        Ok(attributes)
     }
 
-    async fn cut(self: &Arc<Self>, file: &Arc<FileState>, length: u64, old: u64, deadline: Instant) -> Result<()> {
-        let table = self.chunks.routing().current();
-        let cut = file.inner.lock().cut();
+    /// Removes what the chunks have from `length` on: up to `before`, or wherever it ends. Durably: the file may grow over it.
+    async fn cut_chunks(
+        self: &Arc<Self>,
+        file: &Arc<FileState>,
+        length: u64,
+        before: Option<u64>,
+        cut: CutEpoch,
+        deadline: Instant,
+    ) -> Result<()> {
         let layout = file.layout;
         let boundary = layout.chunk_of(length);
         let within = (length - layout.chunk_start(boundary)) as usize;
-        let last = layout.chunk_of(old.saturating_sub(1));
         let first_whole = if within == 0 { boundary } else { boundary.next() };
         let mut tasks = JoinSet::new();
         if within > 0 {
             let (mount, file) = (Arc::clone(self), Arc::clone(file));
-            tasks.spawn(async move { mount.cut_chunk(&file, boundary, within, deadline).await });
+            tasks.spawn(async move { mount.cut_chunk(&file, boundary, within, cut, deadline).await });
         }
-        let whole = (last.0 + 1).saturating_sub(first_whole.0);
-        if whole <= MAX_REMOVALS {
-            for index in first_whole.0..first_whole.0 + whole {
-                let (mount, file) = (Arc::clone(self), Arc::clone(file));
-                let index = ChunkIndex(index);
-                tasks.spawn(async move {
-                    mount
-                        .mutate_chunk(&file, index, &Mutation::Remove, Bytes::new(), deadline)
-                        .await
-                });
+        let whole =
+            before.map(|before| (layout.chunk_of(before.saturating_sub(1)).0 + 1).saturating_sub(first_whole.0));
+        match whole.filter(|&whole| whole <= MAX_REMOVALS) {
+            Some(whole) => {
+                for index in first_whole.0..first_whole.0 + whole {
+                    let (mount, file) = (Arc::clone(self), Arc::clone(file));
+                    tasks.spawn(async move {
+                        let chunk = (ChunkIndex(index), cut);
+                        mount
+                            .cut_mutation(&file, chunk, &Mutation::Remove, Bytes::new(), deadline)
+                            .await
+                    });
+                }
             }
-        } else {
-            let chains = table
-                .tables
-                .get(&layout.table)
-                .map(|table| table.chains.clone())
-                .unwrap_or_default();
-            for chain in chains.into_iter().collect::<BTreeSet<_>>() {
-                let (mount, file) = (Arc::clone(self), Arc::clone(file));
-                file.inner.lock().unsynced.starts(chain);
-                tasks.spawn(async move {
-                    let (level, inode) = (file.write_level, file.inode);
-                    let epoch = mount
-                        .chunks
-                        .remove_range(chain, level, inode, first_whole, (file.session, cut), deadline)
-                        .await?;
-                    let mut inner = file.inner.lock();
-                    inner.unsynced.acknowledged(chain, epoch, level);
-                    inner.unsynced.gap(chain);
-                    Ok(())
-                });
+            None => {
+                for chain in self.chains(file) {
+                    let (mount, file) = (Arc::clone(self), Arc::clone(file));
+                    tasks.spawn(async move { mount.remove_range(&file, chain, (first_whole, cut), deadline).await });
+                }
             }
         }
-        join_all(tasks).await
+        join_all(tasks).await.map(|_| ())
     }
 
-    /// The chunk in which the new end lies: its last block loses its rest, the blocks behind it become holes.
-    async fn cut_chunk(&self, file: &FileState, index: ChunkIndex, within: usize, deadline: Instant) -> Result<()> {
+    async fn remove_range(
+        &self,
+        file: &FileState,
+        chain: ChainId,
+        (from, cut): (ChunkIndex, CutEpoch),
+        deadline: Instant,
+    ) -> Result<()> {
+        loop {
+            let (level, whose) = (file.write_level, (file.session, cut));
+            let removed = self
+                .chunks
+                .remove_range(chain, level, file.inode, from, whose, deadline);
+            let epoch = removed.await?;
+            let whose = (file.session, file.inode);
+            match self.chunks.sync(chain, level, (epoch, level), whose, deadline).await {
+                // The chain lost its power in between: once more.
+                Err(error) if error.code == ErrorCode::UnsyncedLost && Instant::now() < deadline => {}
+                outcome => return outcome,
+            }
+        }
+    }
+
+    /// The chunk in which the new end lies: the blocks behind it become holes, its last block loses its rest.
+    async fn cut_chunk(
+        &self,
+        file: &FileState,
+        index: ChunkIndex,
+        within: usize,
+        cut: CutEpoch,
+        deadline: Instant,
+    ) -> Result<()> {
         let blocks = within.div_ceil(BLOCK_SIZE_BYTES);
         let keep = within % BLOCK_SIZE_BYTES;
-        if keep > 0 {
-            let block = BlockIndex((blocks - 1) as u32);
-            self.cut_block(file, index, block, keep, deadline).await?;
-        }
         if blocks < file.layout.blocks_per_chunk() as usize {
             let mutation = Mutation::Truncate { blocks: blocks as u32 };
-            self.mutate_chunk(file, index, &mutation, Bytes::new(), deadline)
+            self.cut_mutation(file, (index, cut), &mutation, Bytes::new(), deadline)
                 .await?;
+        }
+        if keep > 0 {
+            let block = BlockIndex((blocks - 1) as u32);
+            self.cut_block(file, (index, cut), block, keep, deadline).await?;
         }
         Ok(())
     }
@@ -154,7 +433,7 @@ impl Mount {
     async fn cut_block(
         &self,
         file: &FileState,
-        index: ChunkIndex,
+        (index, cut): (ChunkIndex, CutEpoch),
         block: BlockIndex,
         keep: usize,
         deadline: Instant,
@@ -179,7 +458,7 @@ impl Mount {
                 conditions: vec![BlockCondition { block, version }],
             };
             match self
-                .mutate_chunk(file, index, &mutation, Bytes::from(sealed), deadline)
+                .cut_mutation(file, (index, cut), &mutation, Bytes::from(sealed), deadline)
                 .await
             {
                 Err(error) if error.code == ErrorCode::ConditionFailed && Instant::now() < deadline => {}
@@ -188,27 +467,29 @@ impl Mount {
         }
     }
 
-    async fn mutate_chunk(
+    async fn cut_mutation(
         &self,
         file: &FileState,
-        index: ChunkIndex,
+        (index, cut): (ChunkIndex, CutEpoch),
         mutation: &Mutation,
         payload: Bytes,
         deadline: Instant,
     ) -> Result<()> {
         let table = self.chunks.routing().current();
         let chain = file.chain_of(&table, index)?;
-        file.inner.lock().unsynced.starts(chain);
         let chunk = ChunkId::new(file.inode, index);
-        let how = (file.write_level, false);
-        let whose = (file.session, file.inner.lock().cut());
-        let written = self
-            .chunks
-            .mutate(chain, chunk, whose, how, mutation, payload, deadline)
-            .await?;
-        let mut inner = file.inner.lock();
-        inner.unsynced.acknowledged(chain, written.epoch, file.write_level);
-        inner.unsynced.gap(chain);
+        let how = (file.write_level, true);
+        self.chunks
+            .mutate(chain, chunk, (file.session, cut), how, mutation, payload, deadline)
+            .await
+            .map(|_| ())
+    }
+
+    /// Tells the group every length that it does not know yet. To be called with the commit's turn.
+    async fn commit_lengths(self: &Arc<Self>, file: &Arc<FileState>, deadline: Instant) -> Result<()> {
+        while file.inner.lock().kept.uncommitted_end() > 0 {
+            self.commit_in_turn(file, Word::Passing, None, deadline).await?;
+        }
         Ok(())
     }
 }

@@ -4,33 +4,42 @@
 //! before metadata hears of it. An error of a late write is kept for the next fsync and close of every handle, its bytes
 //! are dropped (as the kernel's page cache does), and the log names inode, offset and cause.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use dfs_common::units::SEAL_SIZE_BYTES;
+use dfs_common::units::{BLOCK_SIZE_BYTES, SEAL_SIZE_BYTES};
 use dfs_common::wire::storage::{BlockCondition, Mutation};
-use dfs_common::{BlockIndex, ChainId, ChunkId, ChunkVersion, Error, ErrorCode, InodeId, Result};
+use dfs_common::{BlockIndex, ChainId, ChunkId, ChunkIndex, ChunkVersion, CutEpoch, Error, ErrorCode, InodeId, Result};
 use tokio::sync::SemaphorePermit;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::blocks::{PlannedRun, plan};
 use super::dirty::{Slab, SlabIndex};
-use super::state::{FileState, Tail, Word};
-use super::unsynced::Owing;
-use crate::chunks::Written;
+use super::kept::{MAX_KEPT_BYTES, WrittenRun};
+use super::state::{Arrival, FileState, Tail};
+use crate::chunks::Written as Placed;
 use crate::mount::{Handle, Mount, wall_clock};
 
 /// A slab that nobody adds to waits this long for more before it goes out.
 pub(crate) const FLUSH_AGE_MS: u64 = 500;
 
+/// So much that others may take for garbage, should this mount stand still, is committed before its age.
+const COMMIT_BYTES: usize = MAX_KEPT_BYTES / 2;
+
 /// Kept free at the end of a write's time for its error to be told.
 const REASON_RESERVE: Duration = Duration::from_millis(250);
 
-/// Slabs that an fsync sends with the sync flag; with more, one Sync per chain is cheaper.
-const MAX_SYNCED_SLABS: usize = 4;
+/// A run that its chain has acknowledged.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Written {
+    pub(crate) run: WrittenRun,
+    /// The truncation epoch in which it was sent.
+    pub(crate) cut: CutEpoch,
+    /// Of the mount's acknowledgements.
+    pub(crate) number: u64,
+}
 
 /// Room for a write in the budgets of its file and of the mount; given back when it is dropped, as by a killed writer.
 #[derive(Default)]
@@ -74,24 +83,41 @@ impl Mount {
         {
             return Err(error);
         }
+        // Its handle may be closed meanwhile, if the process is killed; the state must not be forgotten before it is done.
+        let _user = self.using(file);
         let mut room = self.reserve(file, data.len(), deadline).await?;
-        let _shared = timeout(deadline, file.gate.read(), || {
-            format!("write to inode {}: a truncate of it does not end", file.inode)
-        })
-        .await?;
-        // What the buffer grew by is given back when it has arrived.
-        let grown = self.put(file, handle.mode.append, offset, data)?;
-        room.keep(grown);
-        Ok(data.len() as u32)
+        loop {
+            let shared = timeout(deadline, file.gate.read(), || {
+                format!("write to inode {}: a truncate of it does not end", file.inode)
+            })
+            .await?;
+            if let Some(grown) = self.put(file, handle.mode.append, offset, data)? {
+                // What the buffer grew by is given back when it has arrived.
+                room.keep(grown);
+                return Ok(data.len() as u32);
+            }
+            drop(shared);
+            self.clear_gap(file, offset, deadline).await?;
+        }
     }
 
-    fn put(self: &Arc<Self>, file: &Arc<FileState>, append: bool, offset: u64, data: &[u8]) -> Result<usize> {
+    /// By how much the buffer grew; `None`: what lies between the end and the write has to be looked at first.
+    fn put(self: &Arc<Self>, file: &Arc<FileState>, append: bool, offset: u64, data: &[u8]) -> Result<Option<usize>> {
         let mut inner = file.inner.lock();
-        let at = if append { inner.length() } else { offset };
+        let length = inner.length();
+        let at = if append { length } else { offset };
         let end = at.saturating_add(data.len() as u64);
         if end > file.layout.max_length_bytes() {
             return Err(too_big(file, end));
         }
+        if at > length && inner.cleared_gap != Some((length, at)) {
+            drop(inner);
+            if !self.knows_end(file) {
+                return Ok(None);
+            }
+            inner = file.inner.lock();
+        }
+        inner.cleared_gap = None;
         let now_ms = self.now_ms();
         let grown = inner.dirty.write(at, data, now_ms);
         inner.note_write(wall_clock());
@@ -106,7 +132,7 @@ impl Mount {
         for (index, slab) in taken {
             self.start(file, index, slab, false);
         }
-        Ok(grown)
+        Ok(Some(grown))
     }
 
     async fn reserve<'a>(
@@ -161,34 +187,46 @@ impl Mount {
         }
     }
 
-    fn start(self: &Arc<Self>, file: &Arc<FileState>, index: SlabIndex, slab: Arc<Slab>, sync: bool) {
+    pub(super) fn start(self: &Arc<Self>, file: &Arc<FileState>, index: SlabIndex, slab: Arc<Slab>, sync: bool) {
         let (mount, file) = (Arc::clone(self), Arc::clone(file));
         tokio::spawn(async move { mount.carry(&file, index, slab, sync).await });
     }
 
     /// Brings a taken slab to its chain, and then what was written to it meanwhile if somebody waits for that.
-    async fn carry(self: &Arc<Self>, file: &Arc<FileState>, index: SlabIndex, slab: Arc<Slab>, mut sync: bool) {
+    pub(super) async fn carry(
+        self: &Arc<Self>,
+        file: &Arc<FileState>,
+        index: SlabIndex,
+        slab: Arc<Slab>,
+        mut sync: bool,
+    ) {
         let mut next = Some(slab);
         while let Some(slab) = next {
             // Before that of whoever waits for it, who so hears why and not only that it took too long.
             let deadline = self.deadline() - (self.bounds.deadline / 10).min(REASON_RESERVE);
-            let outcome = self.bring(file, &slab, sync, deadline).await;
+            let outcome = self.bring_past_garbage(file, &slab, sync, deadline).await;
             let now_ms = self.now_ms();
+            let alone = self.session.may_grow(file.inode).is_some();
             next = {
                 let chain = file.chain_of(&self.chunks.routing().current(), file.layout.chunk_of(slab.offset()));
                 let mut inner = file.inner.lock();
                 inner.dirty.done(index);
                 inner.generation += 1;
-                match outcome {
-                    Ok(()) => {
-                        if !sync && let Ok(chain) = chain {
-                            inner.unsynced.keep(chain, Arc::clone(&slab), &self.kept_room);
+                let waiting = inner.kept.uncommitted_bytes();
+                match outcome.and_then(|written| Ok((written, chain?))) {
+                    Ok((written, chain)) => {
+                        let arrival = Arrival {
+                            chain,
+                            slab: Arc::clone(&slab),
+                            written,
+                            sync,
+                            alone,
+                        };
+                        inner.arrived(arrival, &self.kept_room, now_ms);
+                        let much = waiting < COMMIT_BYTES && inner.kept.uncommitted_bytes() >= COMMIT_BYTES;
+                        if much && !alone {
+                            self.commit_soon(file);
                         }
-                        let end = slab
-                            .extents
-                            .last_key_value()
-                            .map_or(0, |(at, bytes)| at + bytes.len() as u64);
-                        inner.owe(end, now_ms);
                     }
                     Err(error) => {
                         let offset = slab.offset();
@@ -198,6 +236,8 @@ impl Mount {
                         ));
                         tracing::warn!(inode = file.inode.0, offset, "{error}");
                         inner.tail = None;
+                        // It may have arrived all the same.
+                        inner.unclean_end = true;
                         inner.errors.record(error);
                     }
                 }
@@ -211,17 +251,49 @@ impl Mount {
         }
     }
 
-    async fn bring(self: &Arc<Self>, file: &Arc<FileState>, slab: &Slab, sync: bool, deadline: Instant) -> Result<()> {
+    /// What others left beyond the end of the file must not become a part of it with the rest of a block.
+    async fn bring_past_garbage(
+        self: &Arc<Self>,
+        file: &Arc<FileState>,
+        slab: &Slab,
+        sync: bool,
+        deadline: Instant,
+    ) -> Result<Vec<Written>> {
+        loop {
+            match self.bring(file, slab, sync, deadline).await {
+                Err(error) if error.code == ErrorCode::StaleCut && Instant::now() < deadline => {
+                    let _turn = timeout(deadline, file.commit_turn.lock(), || {
+                        format!("write to inode {}: a commit before it does not end", file.inode)
+                    })
+                    .await?;
+                    self.clear_end(file, deadline).await?;
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
+    async fn bring(
+        self: &Arc<Self>,
+        file: &Arc<FileState>,
+        slab: &Slab,
+        sync: bool,
+        deadline: Instant,
+    ) -> Result<Vec<Written>> {
         let permits = slab.size_bytes as u32;
         let no_room = || format!("write to inode {}: the requests before it do not end", file.inode);
         let _file_room = timeout(deadline, file.in_flight.acquire_many(permits), no_room).await?;
         let _room = timeout(deadline, self.in_flight.acquire_many(permits), no_room).await?;
+        self.session.leased(deadline).await?;
         self.check_session(file)?;
         let mut runs = plan(&file.layout, &slab.extents);
         if runs.len() == 1 {
             return match runs.pop() {
-                Some(run) => self.write_run(file, run, sync, deadline).await,
-                None => Ok(()),
+                Some(run) => self
+                    .write_run(file, run, sync, deadline)
+                    .await
+                    .map(|written| vec![written]),
+                None => Ok(Vec::new()),
             };
         }
         let mut tasks = JoinSet::new();
@@ -232,43 +304,99 @@ impl Mount {
         join_all(tasks).await
     }
 
-    /// One run of blocks: base of half-written blocks, seal, send; anew when another writer was there.
-    async fn write_run(&self, file: &FileState, mut run: PlannedRun, sync: bool, deadline: Instant) -> Result<()> {
+    /// One run of blocks: base of half-written blocks, seal, send; anew when another writer was there, or the file was cut.
+    async fn write_run(&self, file: &FileState, mut run: PlannedRun, sync: bool, deadline: Instant) -> Result<Written> {
         let table = self.chunks.routing().current();
         let chain = file.chain_of(&table, run.chunk)?;
-        let chunk = ChunkId::new(file.inode, run.chunk);
         let mut guess = true;
         let mut attempt = 0;
         loop {
-            let mut conditions = Vec::with_capacity(run.partial.len());
-            let partial: Vec<BlockIndex> = run.partial.keys().copied().collect();
-            for block in partial {
-                let (version, base) = self.base_of(file, chain, chunk, block, guess, deadline).await?;
-                run.merge(block, &base);
-                conditions.push(BlockCondition { block, version });
-            }
+            let conditions = self.merge_bases(file, chain, &mut run, guess, deadline).await?;
+            let cut = file.inner.lock().cut();
             if !sync {
-                file.inner.lock().unsynced.starts(chain);
+                self.note_start(file, chain);
             }
-            let sent = self.send_run(file, chain, &run, conditions, sync, deadline).await;
+            let sent = self
+                .send_run(file, chain, &run, (conditions, cut), sync, deadline)
+                .await;
             match sent {
                 Ok(written) => {
-                    if !sync {
-                        let level = file.write_level;
-                        file.inner.lock().unsynced.acknowledged(chain, written.epoch, level);
-                    }
+                    let number = if sync {
+                        self.next_number()
+                    } else {
+                        self.note_acknowledged(file, chain, written.epoch)
+                    };
                     note_tail(file, &run, written.version);
-                    return Ok(());
+                    return Ok(Written {
+                        run: WrittenRun {
+                            chunk: run.chunk,
+                            first: run.first,
+                            blocks: run.blocks(),
+                            version: written.version,
+                        },
+                        cut,
+                        number,
+                    });
                 }
                 // Another mount wrote one of the blocks since its base was read: read again, merge, write anew.
-                Err(error) if error.code == ErrorCode::ConditionFailed && Instant::now() < deadline => {
-                    guess = false;
-                    attempt += 1;
-                    tokio::time::sleep(crate::retry::pause(attempt) / 8).await;
+                Err(error) if error.code == ErrorCode::ConditionFailed && Instant::now() < deadline => {}
+                // Another mount has cut the file.
+                Err(error) if error.code == ErrorCode::StaleCut && Instant::now() < deadline => {
+                    self.refresh(file, deadline).await?;
                 }
                 Err(error) => return Err(error),
             }
+            guess = false;
+            attempt += 1;
+            tokio::time::sleep(crate::retry::pause(attempt) / 8).await;
         }
+    }
+
+    /// Fills in what the writer did not give of half-written blocks; the condition under which that is right.
+    async fn merge_bases(
+        &self,
+        file: &FileState,
+        chain: ChainId,
+        run: &mut PlannedRun,
+        guess: bool,
+        deadline: Instant,
+    ) -> Result<Vec<BlockCondition>> {
+        let chunk = ChunkId::new(file.inode, run.chunk);
+        let mut conditions = Vec::with_capacity(run.partial.len());
+        let partial: Vec<BlockIndex> = run.partial.keys().copied().collect();
+        for block in partial {
+            let (version, base) = self.base_of(file, chain, chunk, block, guess, deadline).await?;
+            self.check_within(file, (run.chunk, block), base.len(), deadline)
+                .await?;
+            run.merge(block, &base);
+            conditions.push(BlockCondition { block, version });
+        }
+        Ok(conditions)
+    }
+
+    /// Whether the file reaches as far as a block that was found; else it has what somebody left beyond the end.
+    async fn check_within(
+        &self,
+        file: &FileState,
+        (index, block): (ChunkIndex, BlockIndex),
+        length: usize,
+        deadline: Instant,
+    ) -> Result<()> {
+        let end = file.layout.chunk_start(index) + u64::from(block.0) * BLOCK_SIZE_BYTES as u64 + length as u64;
+        if length == 0 || end <= file.inner.lock().stable_length() {
+            return Ok(());
+        }
+        self.refresh(file, deadline).await?;
+        if end <= file.inner.lock().stable_length() {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorCode::StaleCut,
+            format!(
+                "inode {} chunk {index} block {block}: another mount has written beyond the end of the file and not said so yet",
+                file.inode
+            ),
+        ))
     }
 
     /// Seals a run and brings it to its chain, if its blocks are at the versions that `conditions` name.
@@ -277,10 +405,10 @@ impl Mount {
         file: &FileState,
         chain: ChainId,
         run: &PlannedRun,
-        conditions: Vec<BlockCondition>,
+        (conditions, cut): (Vec<BlockCondition>, CutEpoch),
         sync: bool,
         deadline: Instant,
-    ) -> Result<Written> {
+    ) -> Result<Placed> {
         let mutation = Mutation::Write {
             first: run.first,
             blocks: run.blocks(),
@@ -293,9 +421,16 @@ impl Mount {
             .map_err(Error::from)?;
         let chunk = ChunkId::new(file.inode, run.chunk);
         let how = (file.write_level, sync);
-        let whose = (file.session, file.inner.lock().cut());
         self.chunks
-            .mutate(chain, chunk, whose, how, &mutation, Bytes::from(sealed), deadline)
+            .mutate(
+                chain,
+                chunk,
+                (file.session, cut),
+                how,
+                &mutation,
+                Bytes::from(sealed),
+                deadline,
+            )
             .await
     }
 
@@ -318,8 +453,7 @@ impl Mount {
             {
                 return Ok((tail.version, tail.content.clone()));
             }
-            let start =
-                file.layout.chunk_start(chunk.index) + u64::from(block.0) * dfs_common::units::BLOCK_SIZE_BYTES as u64;
+            let start = file.layout.chunk_start(chunk.index) + u64::from(block.0) * BLOCK_SIZE_BYTES as u64;
             if start >= inner.stable_length() {
                 return Ok((ChunkVersion::NONE, Vec::new()));
             }
@@ -339,7 +473,7 @@ impl Mount {
         self.arrived(file, target, deadline).await
     }
 
-    async fn arrived(&self, file: &FileState, target: u64, deadline: Instant) -> Result<()> {
+    pub(super) async fn arrived(&self, file: &FileState, target: u64, deadline: Instant) -> Result<()> {
         let mut progress = file.progress.subscribe();
         loop {
             if file
@@ -363,146 +497,13 @@ impl Mount {
             }
         }
     }
-
-    /// Data to every replica, then the chains' disks and the metadata group at the same time. Writes that
-    /// need no word to metadata carry the sync flag where that saves a round trip.
-    pub(crate) async fn fsync(
-        self: &Arc<Self>,
-        file: &Arc<FileState>,
-        data_only: bool,
-        deadline: Instant,
-    ) -> Result<()> {
-        // Where metadata has to be told as well, that goes on while the disks work; else the write takes the sync along.
-        let grows = self.session.may_grow(file.inode);
-        let sync = {
-            let inner = file.inner.lock();
-            let within = inner.length() <= inner.attributes.length_bytes;
-            (data_only && within) || inner.may_promise(grows)
-        };
-        let (target, last) = self.send_all(file, sync);
-        match last {
-            // The usual small append: carried here, without a task's detour.
-            Some((index, slab)) => self.carry(file, index, slab, sync).await,
-            None => self.kick(file, FLUSH_AGE_MS),
-        }
-        self.arrived(file, target, deadline).await?;
-        // Only now, since what arrives after a hold was taken is not found.
-        let grows = self.session.may_grow(file.inode);
-        let (unsynced, promised, longer) = {
-            let mut inner = file.inner.lock();
-            let promised = inner.promise(grows);
-            let longer = inner.stable_length() > inner.attributes.length_bytes;
-            (inner.unsynced.all(), promised, longer)
-        };
-        let told = async {
-            let mut growth = None;
-            if !promised && (!data_only || longer) {
-                let told = self.commit(file, Word::Synced, None, deadline).await?.is_some();
-                growth = file.inner.lock().growth.filter(|_| told);
-            }
-            self.session.settled(deadline).await?;
-            file.inner.lock().growth_settled(growth);
-            Ok(())
-        };
-        // The data is on every replica, so metadata may hear of it while their disks work.
-        let (synced, told) = tokio::join!(self.sync_chains(file, unsynced, deadline), told);
-        self.note_failure(file);
-        synced.and(told)
-    }
-
-    /// Starts what is dirty. With `sync`, slabs that are alone on a chain without unsynced writes go with the sync flag. If
-    /// there is one such slab and nothing else, it is returned to be carried by the caller.
-    fn send_all(self: &Arc<Self>, file: &Arc<FileState>, sync: bool) -> (u64, Option<(SlabIndex, Arc<Slab>)>) {
-        let table = self.chunks.routing().current();
-        let mut inner = file.inner.lock();
-        let target = inner.dirty.last_write();
-        inner.drain_to = inner.drain_to.max(target);
-        let ready = inner.dirty.ready(self.now_ms(), FLUSH_AGE_MS, target);
-        if ready.len() > MAX_SYNCED_SLABS {
-            return (target, None);
-        }
-        let taken: Vec<_> = ready
-            .into_iter()
-            .filter_map(|index| inner.dirty.take(index).map(|slab| (index, slab)))
-            .map(|(index, slab)| {
-                let offset = slab.offset();
-                let chain = file.chain_of(&table, file.layout.chunk_of(offset)).ok();
-                (index, slab, chain)
-            })
-            .collect();
-        let mut slabs_of: BTreeMap<Option<ChainId>, usize> = BTreeMap::new();
-        for (_, _, chain) in &taken {
-            *slabs_of.entry(*chain).or_default() += 1;
-        }
-        let mut jobs: Vec<_> = taken
-            .into_iter()
-            .map(|(index, slab, chain)| {
-                let alone = slabs_of.get(&chain) == Some(&1) && slab.extents.len() == 1;
-                let clean = chain.is_some_and(|chain| !inner.unsynced.contains(chain));
-                (index, slab, alone && clean)
-            })
-            .collect();
-        drop(inner);
-        if let [(_, _, true)] = jobs.as_slice() {
-            return (target, jobs.pop().map(|(index, slab, _)| (index, slab)));
-        }
-        for (index, slab, fit) in jobs {
-            self.start(file, index, slab, fit && sync);
-        }
-        (target, None)
-    }
-
-    async fn sync_chains(
-        self: &Arc<Self>,
-        file: &Arc<FileState>,
-        chains: Vec<(ChainId, Owing)>,
-        deadline: Instant,
-    ) -> Result<()> {
-        let mut tasks = JoinSet::new();
-        for (chain, owing) in chains {
-            let (mount, file) = (Arc::clone(self), Arc::clone(file));
-            tasks.spawn(async move {
-                let synced = mount
-                    .chunks
-                    .sync(
-                        chain,
-                        file.write_level,
-                        owing.since(),
-                        (file.session, file.inode),
-                        deadline,
-                    )
-                    .await;
-                let synced = match synced {
-                    Err(error) if error.code == ErrorCode::UnsyncedLost => {
-                        mount.write_again(&file, chain, &owing, error, deadline).await
-                    }
-                    synced => synced,
-                };
-                let mut inner = file.inner.lock();
-                match synced {
-                    Ok(()) => inner.unsynced.synced(chain, &owing),
-                    // Told once by every handle, like a write that failed late.
-                    Err(error) if error.code == ErrorCode::UnsyncedLost => {
-                        tracing::warn!(inode = file.inode.0, "{error}");
-                        inner.unsynced.synced(chain, &owing);
-                        inner.tail = None;
-                        inner.generation += 1;
-                        inner.errors.record(error);
-                    }
-                    Err(error) => return Err(error),
-                }
-                Ok(())
-            });
-        }
-        join_all(tasks).await
-    }
 }
 
 /// Remembers a short last block as the base of the next append.
 fn note_tail(file: &FileState, run: &PlannedRun, version: ChunkVersion) {
     let last = BlockIndex(run.first.0 + run.blocks().saturating_sub(1));
     let content = run.block(last);
-    let short = content.len() < dfs_common::units::BLOCK_SIZE_BYTES;
+    let short = content.len() < BLOCK_SIZE_BYTES;
     let mut inner = file.inner.lock();
     if short {
         inner.tail = Some(Tail {
@@ -530,16 +531,18 @@ pub(crate) fn too_big(file: &FileState, end: u64) -> Error {
 }
 
 /// All of them, even after one failed; the first error.
-pub(crate) async fn join_all(mut tasks: JoinSet<Result<()>>) -> Result<()> {
-    let mut first = Ok(());
+pub(crate) async fn join_all<T: 'static>(mut tasks: JoinSet<Result<T>>) -> Result<Vec<T>> {
+    let mut all = Ok(Vec::with_capacity(tasks.len()));
     while let Some(done) = tasks.join_next().await {
         let outcome =
             done.unwrap_or_else(|error| Err(Error::new(ErrorCode::Internal, format!("a task died: {error}"))));
-        if first.is_ok() {
-            first = outcome;
+        match (&mut all, outcome) {
+            (Ok(all), Ok(outcome)) => all.push(outcome),
+            (Ok(_), Err(error)) => all = Err(error),
+            (Err(_), _) => {}
         }
     }
-    first
+    all
 }
 
 /// Awaits until the deadline; past it an error and a line in the log that say what was waited for.

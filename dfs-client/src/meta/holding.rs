@@ -1,5 +1,6 @@
 //! Keeping the right to hold: numbers to give, the lease, and giving all up when somebody wants it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use dfs_common::wire::meta::{MetaRequest, MetaResponse, Reservation};
@@ -43,18 +44,18 @@ const UNTOLD_TIME: Duration = Duration::from_millis(400);
 /// Who knows of files that were written without a word to the group.
 pub(crate) trait Untold: Send + Sync + 'static {
     /// Tells the length of each.
-    fn tell_all(&self, deadline: Instant) -> impl Future<Output = ()> + Send;
+    fn tell_all(self: &Arc<Self>, deadline: Instant) -> impl Future<Output = ()> + Send;
 }
 
 /// Keeps the right to hold, until told to stop.
-pub(super) async fn keep<U: Untold>(session: &Session, untold: &U, stop: &CancellationToken) {
+pub(super) async fn keep<U: Untold>(session: &Session, untold: &Arc<U>, stop: &CancellationToken) {
     tokio::select! {
         () = stop.cancelled() => {}
         () = keep_holding(session, untold) => {}
     }
 }
 
-async fn keep_holding<U: Untold>(session: &Session, untold: &U) {
+async fn keep_holding<U: Untold>(session: &Session, untold: &Arc<U>) {
     let ahead = &session.ahead;
     let mut rest = REST_MIN;
     let mut last_end: Option<Instant> = None;

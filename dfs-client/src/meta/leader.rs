@@ -46,6 +46,11 @@ impl Leader {
         }
     }
 
+    /// See [`Network::lease_now_ms`].
+    pub(super) fn lease_now_ms(&self) -> u64 {
+        self.network.lease_now_ms()
+    }
+
     fn now_ms(&self) -> u64 {
         self.started.elapsed().as_millis() as u64
     }

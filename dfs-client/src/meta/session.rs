@@ -5,6 +5,7 @@
 //! which an attempt went unanswered, the change is not sent again in the new one: whether it took effect is unknown.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use dfs_common::wire::meta::{ChangeRequest, KEEP_ALIVE_MS, KeepAlive, MetaRequest, MetaResponse, Shown};
@@ -26,9 +27,15 @@ use super::sequence::SequenceWindow;
 use crate::mount::wall_clock;
 use crate::routing::RoutingCache;
 
+/// A mount stops this long before the end of its session's lease: clocks do not run alike.
+const LEASE_MARGIN_MS: u64 = 2_000;
+
 /// One session's life.
 struct Life {
     id: SessionId,
+    lease_ms: u64,
+    /// When the last keep-alive was sent that was answered, or the question that opened it.
+    heard_ms: AtomicU64,
     window: Mutex<SequenceWindow>,
     room: Notify,
 }
@@ -45,7 +52,8 @@ pub(crate) struct Session {
     /// A report is under way: an open that happens now is not in it.
     reporting: watch::Sender<bool>,
     directories: Mutex<Directories>,
-    started: Instant,
+    /// Ticks when a keep-alive is answered.
+    heard: watch::Sender<u64>,
 }
 
 /// Answers a sequence number when the caller is done with it, or was killed.
@@ -106,23 +114,50 @@ impl Session {
         label: String,
         deadline: Instant,
     ) -> Result<Arc<Self>> {
-        let id = open_session(&leader, &label, deadline).await?;
+        let life = open_session(&leader, &label, deadline).await?;
         Ok(Arc::new(Self {
             leader,
             routing,
             ahead: Ahead::new(),
             label,
-            life: watch::Sender::new(new_life(id)),
+            life: watch::Sender::new(life),
             expired: Notify::new(),
             opens: Mutex::new(OpenSet::new()),
             reporting: watch::Sender::new(false),
             directories: Mutex::new(Directories::new()),
-            started: Instant::now(),
+            heard: watch::Sender::new(0),
         }))
     }
 
     pub(crate) fn id(&self) -> SessionId {
         self.life.borrow().id
+    }
+
+    /// Whether the group may not have ended the session yet: what it has open is still there, and nobody was told otherwise.
+    pub(crate) fn is_leased(&self) -> bool {
+        let life = self.life.borrow();
+        let heard_ms = life.heard_ms.load(Ordering::Acquire);
+        self.now_ms().saturating_sub(heard_ms) < life.lease_ms.saturating_sub(LEASE_MARGIN_MS)
+    }
+
+    /// Waits until [`Session::is_leased`], for a while; the machine may just have woken.
+    pub(crate) async fn leased(&self, deadline: Instant) -> Result<()> {
+        let mut heard = self.heard.subscribe();
+        while !self.is_leased() {
+            self.expired.notify_one();
+            if tokio::time::timeout_at(deadline, heard.changed()).await.is_err() {
+                return Err(Error::new(
+                    ErrorCode::SessionExpired,
+                    format!(
+                        "the metadata group has not answered this mount for {} s, so session {} may have ended and what it had \
+                         open may be gone",
+                        self.life.borrow().lease_ms / 1000,
+                        self.id()
+                    ),
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// Registers an inode as open. To be done before its attributes are read: whoever unlinks it later waits for a report
@@ -196,7 +231,7 @@ impl Session {
     }
 
     pub(super) fn now_ms(&self) -> u64 {
-        self.started.elapsed().as_millis() as u64
+        self.leader.lease_now_ms()
     }
 
     fn telling<'a>(&'a self, op: &'a NamespaceOp) -> Telling<'a> {
@@ -211,7 +246,7 @@ impl Session {
 
     /// Sends what was shown before it was told, and keeps the right to show it, until told to stop.
     pub(crate) async fn run_ahead<U: Untold>(self: Arc<Self>, untold: Arc<U>, stop: CancellationToken) {
-        tokio::join!(ahead::tell(&self, &stop), holding::keep(&self, untold.as_ref(), &stop));
+        tokio::join!(ahead::tell(&self, &stop), holding::keep(&self, &untold, &stop));
     }
 
     /// The hold under which this file may be written and synced without a word to the group; to be asked again after the data
@@ -414,9 +449,11 @@ impl Session {
     /// `true`: the leader wants the whole list.
     async fn report(&self) -> Result<bool> {
         self.reporting.send_replace(true);
+        let life = Arc::clone(&self.life.borrow());
+        let sent_ms = self.now_ms();
         let report = self.opens.lock().next_report();
         let request = MetaRequest::KeepAlive(KeepAlive {
-            session: self.id(),
+            session: life.id,
             routing: self.routing.current().version,
             all: report.all,
             opened: report.opened,
@@ -429,6 +466,8 @@ impl Session {
         self.reporting.send_replace(false);
         match answer {
             Ok(MetaResponse::KeepAlive(answer)) => {
+                life.heard_ms.fetch_max(sent_ms, Ordering::AcqRel);
+                self.heard.send_modify(|count| *count += 1);
                 self.opens.lock().reported(Some(answer.send_all));
                 if let Some(table) = answer.routing {
                     self.routing.learn(table);
@@ -446,14 +485,16 @@ impl Session {
         let old = self.id();
         let deadline = Instant::now() + Duration::from_millis(10 * KEEP_ALIVE_MS);
         match open_session(&self.leader, &self.label, deadline).await {
-            Ok(id) => {
+            Ok(life) => {
                 tracing::warn!(
-                    "session {old} of this mount expired; files that were open must be opened again (session {id})"
+                    "session {old} of this mount expired; files that were open must be opened again (session {})",
+                    life.id
                 );
                 self.opens.lock().reported(None);
                 self.directories.lock().clear();
                 self.ahead.clear();
-                self.life.send_replace(new_life(id));
+                self.life.send_replace(life);
+                self.heard.send_modify(|count| *count += 1);
             }
             Err(error) => tracing::warn!(%error, "session {old} expired and no new one could be opened"),
         }
@@ -469,21 +510,20 @@ impl Session {
     }
 }
 
-fn new_life(id: SessionId) -> Arc<Life> {
-    Arc::new(Life {
-        id,
-        window: Mutex::new(SequenceWindow::new()),
-        room: Notify::new(),
-    })
-}
-
-async fn open_session(leader: &Leader, label: &str, deadline: Instant) -> Result<SessionId> {
+async fn open_session(leader: &Leader, label: &str, deadline: Instant) -> Result<Arc<Life>> {
+    let sent_ms = leader.lease_now_ms();
     let request = MetaRequest::OpenSession {
         label: label.to_owned(),
     };
     let what = || "opening a session".to_owned();
     match leader.ask(&request, deadline, Duration::from_secs(1), &what).await? {
-        MetaResponse::SessionOpened { session, .. } => Ok(session),
+        MetaResponse::SessionOpened { session, lease_ms } => Ok(Arc::new(Life {
+            id: session,
+            lease_ms: u64::from(lease_ms),
+            heard_ms: AtomicU64::new(sent_ms),
+            window: Mutex::new(SequenceWindow::new()),
+            room: Notify::new(),
+        })),
         _ => Err(unexpected("the opening of a session")),
     }
 }

@@ -49,7 +49,7 @@ fn authorize(peer: NodeName, request: &StorageRequest) -> Result<()> {
         | StorageRequest::CopyBlocks { .. }
         | StorageRequest::ChunkState { .. } => peer.role == Role::Storage,
         StorageRequest::Scrub { .. } => peer.role == Role::Admin,
-        StorageRequest::FileEnd { .. } => peer.role == Role::Meta,
+        StorageRequest::FileEnd { .. } => matches!(peer.role, Role::Client | Role::Meta | Role::Admin),
         StorageRequest::ListChunks { .. } => matches!(peer.role, Role::Client | Role::Admin | Role::Meta),
         // Neighbours ask it to hear whether they are heard.
         StorageRequest::NodeStatus => true,

@@ -1,0 +1,448 @@
+//! Acknowledged writes that this mount may have to send again. Pure.
+//!
+//! A chain acknowledges a write when enough replicas have it in memory. Two things can still undo it: all of them lose their
+//! power before a sync, or somebody cuts the file at its end before the metadata group knows that it reaches so far (see
+//! [`CutEpoch`]). So a write stays here until it is both *synced* and *committed*, with its bytes as long as there is room.
+//!
+//! Invariant: as long as an entry has its bytes, sending all entries again in their order, the newest bytes on top, makes the
+//! file what its writer was told it is.
+
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use dfs_common::{BlockIndex, ChainId, ChunkIndex, ChunkVersion, CutEpoch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::dirty::{Slab, SlabIndex};
+
+/// Bytes that are kept of one file. Who writes more without a sync is told of a loss instead.
+pub(crate) const MAX_KEPT_BYTES: usize = 16 << 20;
+
+/// The same for all files of a mount.
+pub(crate) const MAX_KEPT_BYTES_OF_MOUNT: usize = 128 << 20;
+
+/// Contiguous blocks of a chunk as one acknowledged mutation left them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct WrittenRun {
+    pub(crate) chunk: ChunkIndex,
+    pub(crate) first: BlockIndex,
+    pub(crate) blocks: u32,
+    pub(crate) version: ChunkVersion,
+}
+
+/// What a write still lacks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Lacks {
+    /// A sync of its chain.
+    pub(crate) sync: bool,
+    /// A commit of the length that it gave the file.
+    pub(crate) commit: bool,
+}
+
+/// One acknowledged write.
+#[derive(Clone, Debug)]
+pub(crate) struct Entry {
+    pub(crate) chain: ChainId,
+    pub(crate) number: u64,
+    /// `None`: there was no room for its bytes.
+    pub(crate) slab: Option<Arc<Slab>>,
+    pub(crate) runs: Vec<WrittenRun>,
+    /// The truncation epoch in which it was acknowledged.
+    pub(crate) cut: CutEpoch,
+    /// Where it ends in the file.
+    pub(crate) end: u64,
+    pub(crate) lacks: Lacks,
+}
+
+#[derive(Debug)]
+struct Held {
+    entry: Entry,
+    /// In the mount's bound.
+    _room: Option<OwnedSemaphorePermit>,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(crate) struct Kept {
+    /// Oldest first.
+    entries: VecDeque<Held>,
+    bytes: usize,
+    uncommitted_end: u64,
+    uncommitted_bytes: usize,
+}
+
+impl Kept {
+    /// Takes a write in. Returns the chain and number of each unsynced write whose bytes had to go.
+    pub(crate) fn push(&mut self, mut entry: Entry, room: &Arc<Semaphore>) -> Vec<(ChainId, u64)> {
+        let mut gaps = Vec::new();
+        let size = entry.slab.as_ref().map_or(0, |slab| slab.size_bytes);
+        let wanted = u32::try_from(size).unwrap_or(u32::MAX);
+        let room = Arc::clone(room).try_acquire_many_owned(wanted).ok();
+        if room.is_none() {
+            entry.slab = None;
+            gaps.extend(entry.lacks.sync.then_some((entry.chain, entry.number)));
+        } else {
+            self.bytes += size;
+        }
+        if entry.lacks.commit {
+            self.uncommitted_end = self.uncommitted_end.max(entry.end);
+            self.uncommitted_bytes += size;
+        }
+        self.entries.push_back(Held { entry, _room: room });
+        let mut oldest = 0;
+        while self.bytes > MAX_KEPT_BYTES && oldest < self.entries.len() {
+            gaps.extend(self.drop_bytes(oldest));
+            oldest += 1;
+        }
+        self.sweep();
+        gaps
+    }
+
+    /// Drops the bytes of one entry; says of which, if they were unsynced.
+    fn drop_bytes(&mut self, at: usize) -> Option<(ChainId, u64)> {
+        let held = self.entries.get_mut(at)?;
+        let slab = held.entry.slab.take()?;
+        self.bytes -= slab.size_bytes;
+        held._room = None;
+        held.entry.lacks.sync.then_some((held.entry.chain, held.entry.number))
+    }
+
+    /// Without bytes nobody can send it again, and without a debt nobody needs to.
+    fn sweep(&mut self) {
+        let bytes = &mut self.bytes;
+        self.entries.retain(|held| {
+            let Entry { lacks, slab, .. } = &held.entry;
+            let stays = lacks.commit || (lacks.sync && slab.is_some());
+            if !stays {
+                *bytes -= slab.as_ref().map_or(0, |slab| slab.size_bytes);
+            }
+            stays
+        });
+        let uncommitted = || self.entries.iter().filter(|held| held.entry.lacks.commit);
+        self.uncommitted_end = uncommitted().map(|held| held.entry.end).max().unwrap_or(0);
+        self.uncommitted_bytes = uncommitted()
+            .filter_map(|held| held.entry.slab.as_ref())
+            .map(|slab| slab.size_bytes)
+            .sum();
+    }
+
+    /// Everything on the chain up to this write is durable.
+    pub(crate) fn synced(&mut self, chain: ChainId, up_to: u64) {
+        let mut any = false;
+        for held in &mut self.entries {
+            let entry = &mut held.entry;
+            if entry.chain == chain && entry.number <= up_to && entry.lacks.sync {
+                entry.lacks.sync = false;
+                any = true;
+            }
+        }
+        if any {
+            self.sweep();
+        }
+    }
+
+    /// The group knows of every length up to this write that was told in this epoch.
+    pub(crate) fn committed(&mut self, up_to: u64, cut: CutEpoch) {
+        let mut any = false;
+        for held in &mut self.entries {
+            let entry = &mut held.entry;
+            if entry.number <= up_to && entry.cut == cut && entry.lacks.commit {
+                entry.lacks.commit = false;
+                any = true;
+            }
+        }
+        if any {
+            self.sweep();
+        }
+    }
+
+    /// Whatever its epoch, no length up to this write is to be told any more: the mount itself has set another, or nobody can be
+    /// told.
+    pub(crate) fn forget_lengths(&mut self, up_to: u64) {
+        for held in &mut self.entries {
+            if held.entry.number <= up_to {
+                held.entry.lacks.commit = false;
+            }
+        }
+        self.sweep();
+    }
+
+    /// This mount has cut the file to `length` in epoch `cut`, after all that is here was acknowledged: what lies beyond is not to
+    /// be sent again, the rest has outlived the cut.
+    pub(crate) fn cut_to(&mut self, length: u64, cut: CutEpoch) {
+        for held in &mut self.entries {
+            let entry = &mut held.entry;
+            entry.cut = cut;
+            if entry.end <= length {
+                continue;
+            }
+            entry.end = length;
+            if let Some(slab) = &mut entry.slab {
+                let before = slab.size_bytes;
+                let slab = Arc::make_mut(slab);
+                slab.cut_to(length);
+                self.bytes -= before - slab.size_bytes;
+            }
+        }
+        let empty = |held: &Held| held.entry.slab.as_ref().is_some_and(|slab| slab.extents.is_empty());
+        self.entries.retain(|held| !empty(held));
+        self.sweep();
+    }
+
+    /// Where the last write ends whose length the group does not know; 0: there is none.
+    pub(crate) const fn uncommitted_end(&self) -> u64 {
+        self.uncommitted_end
+    }
+
+    /// Bytes that wait here for a commit.
+    pub(crate) const fn uncommitted_bytes(&self) -> usize {
+        self.uncommitted_bytes
+    }
+
+    pub(crate) fn newest(&self) -> u64 {
+        self.entries.back().map_or(0, |held| held.entry.number)
+    }
+
+    /// All unsynced writes on a chain, oldest first.
+    pub(crate) fn unsynced(&self, chain: ChainId) -> Vec<Entry> {
+        self.select(|entry| entry.chain == chain && entry.lacks.sync)
+    }
+
+    /// Uncommitted writes that were acknowledged in another truncation epoch than this.
+    pub(crate) fn uncommitted_before(&self, cut: CutEpoch) -> Vec<Entry> {
+        self.select(|entry| entry.lacks.commit && entry.cut != cut)
+    }
+
+    fn select(&self, wanted: impl Fn(&Entry) -> bool) -> Vec<Entry> {
+        let entries = self.entries.iter().map(|held| &held.entry);
+        entries.filter(|entry| wanted(entry)).cloned().collect()
+    }
+
+    /// These writes were found on their chain, or sent again, in this epoch.
+    pub(crate) fn confirmed(&mut self, numbers: &[u64], cut: CutEpoch) {
+        for held in &mut self.entries {
+            if numbers.contains(&held.entry.number) {
+                held.entry.cut = cut;
+            }
+        }
+    }
+
+    /// A part of these writes was sent again, as this run, durably.
+    pub(crate) fn rewritten(&mut self, numbers: &[u64], run: WrittenRun) {
+        for held in &mut self.entries {
+            let entry = &mut held.entry;
+            if numbers.contains(&entry.number) && entry.runs.iter().any(|before| before.overlaps(&run)) {
+                entry.runs.push(run);
+            }
+        }
+    }
+
+    /// These writes are lost, and their writer is told.
+    pub(crate) fn lost(&mut self, numbers: &[u64]) {
+        for held in &mut self.entries {
+            if numbers.contains(&held.entry.number) {
+                held.entry.lacks = Lacks {
+                    sync: false,
+                    commit: false,
+                };
+            }
+        }
+        self.sweep();
+    }
+
+    /// Drops the bytes of all that only lacks a sync: who has closed a file no longer waits for it.
+    pub(crate) fn drop_unsynced(&mut self) -> Vec<(ChainId, u64)> {
+        let gaps = (0..self.entries.len())
+            .filter(|&at| !self.entries[at].entry.lacks.commit)
+            .collect::<Vec<_>>();
+        let gaps = gaps.into_iter().filter_map(|at| self.drop_bytes(at)).collect();
+        self.sweep();
+        gaps
+    }
+}
+
+impl WrittenRun {
+    fn overlaps(&self, other: &Self) -> bool {
+        let ends = |run: &Self| run.first.0 + run.blocks;
+        self.chunk == other.chunk && self.first.0 < ends(other) && other.first.0 < ends(self)
+    }
+}
+
+/// Several writes as one: the bytes of each slab, newer ones on top, whatever order they overlap in; `None` if bytes are missing.
+pub(crate) fn merged(entries: &[Entry], slab_size_bytes: u64) -> Option<BTreeMap<SlabIndex, Slab>> {
+    let mut slabs: BTreeMap<SlabIndex, Slab> = BTreeMap::new();
+    for entry in entries {
+        for (&offset, bytes) in &entry.slab.as_ref()?.extents {
+            slabs.entry(offset / slab_size_bytes).or_default().write(offset, bytes);
+        }
+    }
+    Some(slabs)
+}
+
+/// The newest version at which one of these writes left each block.
+pub(crate) fn newest_versions(entries: &[Entry]) -> BTreeMap<(ChunkIndex, BlockIndex), ChunkVersion> {
+    let mut newest: BTreeMap<_, ChunkVersion> = BTreeMap::new();
+    for run in entries.iter().flat_map(|entry| &entry.runs) {
+        for block in run.first.0..run.first.0 + run.blocks {
+            let version = newest.entry((run.chunk, BlockIndex(block))).or_default();
+            *version = run.version.max(*version);
+        }
+    }
+    newest
+}
+
+/// What became of a block of acknowledged writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// It has their bytes.
+    There,
+    /// It is older than they are: they are to be sent again.
+    Lost,
+    /// Somebody wrote all of it after them.
+    Overwritten,
+    /// Somebody wrote to it after they were lost: nobody knows which bytes are theirs.
+    Mixed,
+}
+
+/// `found`: the block's version (NONE: a hole); `ours`: the newest of the writes; `has_bytes`: whether it has all of theirs; `whole`:
+/// whether they cover it.
+pub(crate) fn fate(found: ChunkVersion, ours: ChunkVersion, has_bytes: bool, whole: bool) -> Fate {
+    if has_bytes {
+        Fate::There
+    } else if found <= ours {
+        Fate::Lost
+    } else if whole {
+        Fate::Overwritten
+    } else {
+        Fate::Mixed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use dfs_common::Epoch;
+
+    use super::*;
+
+    const CHAIN: ChainId = ChainId(3);
+    const BOTH: Lacks = Lacks {
+        sync: true,
+        commit: true,
+    };
+    const SYNC: Lacks = Lacks {
+        sync: true,
+        commit: false,
+    };
+
+    fn version(counter: u64) -> ChunkVersion {
+        let epoch = Epoch(1);
+        ChunkVersion { epoch, counter }
+    }
+
+    fn entry(number: u64, at: u64, bytes: &[u8], lacks: Lacks) -> Entry {
+        let mut slab = Slab::default();
+        slab.write(at, bytes);
+        Entry {
+            chain: CHAIN,
+            number,
+            end: at + bytes.len() as u64,
+            slab: Some(Arc::new(slab)),
+            runs: vec![WrittenRun {
+                chunk: ChunkIndex(0),
+                first: BlockIndex((at / 4096) as u32),
+                blocks: 1,
+                version: version(number),
+            }],
+            cut: CutEpoch(2),
+            lacks,
+        }
+    }
+
+    fn room() -> Arc<Semaphore> {
+        Arc::new(Semaphore::new(2 * MAX_KEPT_BYTES))
+    }
+
+    #[test]
+    fn a_write_stays_until_it_is_synced_and_committed() {
+        let (mut kept, room) = (Kept::default(), room());
+        assert!(kept.push(entry(1, 0, b"one", BOTH), &room).is_empty());
+        assert!(kept.push(entry(2, 100, b"two", SYNC), &room).is_empty());
+        assert_eq!((kept.uncommitted_end(), kept.uncommitted_bytes()), (3, 3));
+        kept.synced(CHAIN, 1);
+        assert_eq!(kept.unsynced(CHAIN).len(), 1);
+        assert_eq!(kept.uncommitted_before(CutEpoch(4)).len(), 1);
+        kept.committed(1, CutEpoch(4));
+        assert_eq!(kept.uncommitted_end(), 3, "it was not told in its epoch");
+        kept.confirmed(&[1], CutEpoch(4));
+        kept.committed(1, CutEpoch(4));
+        assert_eq!((kept.uncommitted_end(), kept.newest()), (0, 2));
+        kept.synced(ChainId(9), 2);
+        assert_eq!(kept.unsynced(CHAIN).len(), 1, "another chain");
+        kept.synced(CHAIN, 2);
+        assert_eq!((kept.newest(), kept.bytes), (0, 0));
+        assert_eq!(room.available_permits(), 2 * MAX_KEPT_BYTES);
+    }
+
+    #[test]
+    fn newer_bytes_lie_on_top_of_older_ones() {
+        let entries = [entry(1, 0, b"aaaaaa", SYNC), entry(2, 2, b"bb", SYNC)];
+        let slabs = merged(&entries, 1 << 20).unwrap();
+        assert_eq!(slabs[&0].extents, BTreeMap::from([(0, b"aabbaa".to_vec())]));
+        assert_eq!(newest_versions(&entries)[&(ChunkIndex(0), BlockIndex(0))], version(2));
+    }
+
+    #[test]
+    fn beyond_the_bound_the_oldest_bytes_go_and_the_chain_has_a_gap() {
+        let (mut kept, room) = (Kept::default(), room());
+        let half = vec![1; MAX_KEPT_BYTES / 2];
+        assert!(kept.push(entry(1, 0, &half, BOTH), &room).is_empty());
+        assert!(kept.push(entry(2, 0, &half, SYNC), &room).is_empty());
+        assert_eq!(kept.push(entry(3, 0, b"x", SYNC), &room), [(CHAIN, 1)]);
+        assert_eq!(
+            kept.uncommitted_before(CutEpoch(4)).len(),
+            1,
+            "its length is still to be told"
+        );
+        assert!(merged(&kept.unsynced(CHAIN), 1 << 20).is_none());
+        let _others = room.try_acquire_many(room.available_permits() as u32).unwrap();
+        assert_eq!(
+            kept.push(entry(4, 0, b"y", SYNC), &room),
+            [(CHAIN, 4)],
+            "the mount keeps enough already"
+        );
+        assert_eq!(kept.drop_unsynced(), [(CHAIN, 2), (CHAIN, 3)]);
+        assert_eq!(kept.bytes, 0);
+    }
+
+    #[test]
+    fn what_this_mount_cut_is_not_sent_again() {
+        let (mut kept, room) = (Kept::default(), room());
+        kept.push(entry(1, 0, b"abcdef", BOTH), &room);
+        kept.push(entry(2, 100, b"gone", BOTH), &room);
+        kept.cut_to(4, CutEpoch(5));
+        let left = kept.unsynced(CHAIN);
+        assert_eq!((left.len(), left[0].cut, left[0].end), (1, CutEpoch(5), 4));
+        assert_eq!(
+            merged(&left, 1 << 20).unwrap()[&0].extents,
+            BTreeMap::from([(0, b"abcd".to_vec())])
+        );
+        assert_eq!(kept.bytes, 4);
+    }
+
+    #[test]
+    fn every_fate() {
+        for whole in [false, true] {
+            for found in [ChunkVersion::NONE, version(1), version(5), version(6)] {
+                assert_eq!(fate(found, version(5), true, whole), Fate::There);
+            }
+            assert_eq!(fate(ChunkVersion::NONE, version(5), false, whole), Fate::Lost);
+            assert_eq!(fate(version(4), version(5), false, whole), Fate::Lost);
+            // Its own later write took the place of what was lost without knowing of it.
+            assert_eq!(fate(version(5), version(5), false, whole), Fate::Lost);
+        }
+        assert_eq!(fate(version(6), version(5), false, true), Fate::Overwritten);
+        assert_eq!(fate(version(6), version(5), false, false), Fate::Mixed);
+    }
+}
