@@ -58,6 +58,10 @@ bugs! {
     SyncAlone = "a sync at QUORUM reaches one disk";
     RestUnheeded = "a head forgets that its chain rests";
     RestUnflushed = "a chain rests before its disks have everything";
+    CutUnchecked = "a chunk takes what comes from before its newest cut";
+    LateRangeTakesAll = "a late removal of a range takes what is newer";
+    CopyWithoutCut = "a copy leaves out the truncation epoch";
+    RecoveryForgetsCut = "the truncation epoch is not read back from the log";
     NameDedupeForgets = "the answer of a change is not remembered";
     SnapshotWithoutDedupe = "a snapshot leaves out the remembered answers";
 }

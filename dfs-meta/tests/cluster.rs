@@ -256,9 +256,10 @@ async fn storage(cluster: &Cluster, id: u32) -> Node {
     let (go_on, lease) = (Arc::clone(&alive), Arc::clone(&leased));
     let task = tokio::spawn(async move {
         let mut routing = RoutingVersion(0);
+        let mut sessions = 0;
         while go_on.load(Ordering::Relaxed) {
             let request = MetaRequest::Heartbeat(Heartbeat {
-                sessions: 0,
+                sessions,
                 node: StorageId(id),
                 incarnation: Incarnation(7),
                 store: StoreId::default(),
@@ -276,6 +277,7 @@ async fn storage(cluster: &Cluster, id: u32) -> Node {
             if let MetaResponse::Heartbeat(answer) = user.ask(&request).await {
                 lease.store(answer.lease, Ordering::Relaxed);
                 routing = answer.routing.map_or(routing, |table| table.version);
+                sessions = answer.sessions.map_or(sessions, |list| list.mark());
             }
             tokio::time::sleep(Duration::from_millis(HEARTBEAT_MS)).await;
         }

@@ -29,6 +29,7 @@ fn write(store: &ChunkStore, n: u64, blocks: u32, payload: &Bytes) -> Result<(),
     let origin = Origin {
         id: RequestId::SYSTEM,
         level: Level::Quorum,
+        cut: dfs_common::CutEpoch::NONE,
         stamp: HybridClock::default(),
     };
     store.apply(ChainId(1), chunk, version, origin, &mutation, payload)

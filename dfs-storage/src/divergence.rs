@@ -93,7 +93,7 @@ fn version_at(runs: &[BlockRun], block: u32) -> ChunkVersion {
 #[cfg(test)]
 mod tests {
     use dfs_common::wire::storage::ChunkMemory;
-    use dfs_common::{ChunkId, Epoch, HybridClock, RequestId, SequenceNumber, SessionId};
+    use dfs_common::{ChunkId, CutEpoch, Epoch, HybridClock, RequestId, SequenceNumber, SessionId};
 
     use super::*;
 
@@ -134,6 +134,7 @@ mod tests {
             memory: ChunkMemory {
                 earlier: earlier.to_vec(),
                 trimmed: ChunkVersion::NONE,
+                cut: CutEpoch::NONE,
                 stamp: HybridClock::default(),
                 requests: requests.to_vec(),
             },

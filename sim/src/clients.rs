@@ -8,8 +8,8 @@ use dfs_client::retry::{Step, after_replica, pause};
 use dfs_common::units::{BLOCK_SIZE_BYTES, SEAL_SIZE_BYTES};
 use dfs_common::wire::storage::{BlockCondition, MutateRequest, Mutation};
 use dfs_common::{
-    BlockIndex, ChunkVersion, Epoch, Error, ErrorCode, Level, RequestId, RoutingTable, SequenceNumber, SessionId,
-    StorageId,
+    BlockIndex, ChainId, ChunkVersion, CutEpoch, Epoch, Error, ErrorCode, Level, RequestId, RoutingTable,
+    SequenceNumber, SessionId, StorageId,
 };
 use dfs_storage::store::ChunkRead;
 
@@ -17,7 +17,7 @@ use crate::event::Event;
 use crate::invariants::Told;
 use crate::messages::{Call, Reply, Request};
 use crate::network::GROUP;
-use crate::schedule::{BLOCKS, CHUNKS, Kind, Op};
+use crate::schedule::{BLOCKS, CHUNKS, End, Kind, Op};
 use crate::world::{World, chain_of, chunk_id};
 
 /// Requests still to come that a client may hold; more are left out.
@@ -37,6 +37,8 @@ pub(crate) struct Pending {
     id: RequestId,
     mutation: Option<(Mutation, Bytes)>,
     sync: bool,
+    /// The truncation epoch that it comes with.
+    cut: CutEpoch,
     told: Vec<usize>,
     called: u64,
     asked: Vec<StorageId>,
@@ -57,6 +59,8 @@ pub(crate) struct Client {
     seen: BTreeMap<(u64, u32), (ChunkVersion, u64)>,
     /// Of each chunk the newest version seen, for reads at ONE.
     newest: BTreeMap<u64, ChunkVersion>,
+    /// Truncation epochs of files as last looked at.
+    cuts: BTreeMap<u64, CutEpoch>,
     last: Option<(Pending, ChunkVersion, u64)>,
 }
 
@@ -71,6 +75,7 @@ impl Client {
             table: Arc::default(),
             seen: BTreeMap::new(),
             newest: BTreeMap::new(),
+            cuts: BTreeMap::new(),
             last: None,
         }
     }
@@ -159,7 +164,7 @@ impl World {
             | Op::Remove { chunk, .. }
             | Op::Read { chunk, .. }
             | Op::Sync { chunk, .. }
-            | Op::RemoveRange { chunk }
+            | Op::RemoveRange { chunk, .. }
             | Op::FileEnd { chunk } => chunk,
             Op::OldRetry => return None,
         };
@@ -171,6 +176,8 @@ impl World {
             sequence: SequenceNumber(client.sequence),
         };
         let value = client.session << 32 | client.sequence;
+        let cut = self.cut_for(at, chunk, op);
+        let client = &self.clients[at];
         let mut sync = false;
         let mut puts = Vec::new();
         let mut expected = None;
@@ -241,6 +248,7 @@ impl World {
             id,
             mutation,
             sync,
+            cut,
             told,
             called,
             asked: Vec::new(),
@@ -250,15 +258,55 @@ impl World {
         })
     }
 
+    /// The epoch that an operation comes with. What cuts begins a new one in the file's row, as a mount does before it touches a chunk;
+    /// what writes goes by what it knows of the row, which may be old.
+    fn cut_for(&mut self, at: usize, chunk: u64, op: Op) -> CutEpoch {
+        let Some(row) = self.rows.get_mut(chunk as usize) else {
+            return CutEpoch::NONE;
+        };
+        match op {
+            Op::RemoveRange { end: End::Gone, .. } => *row = CutEpoch::GONE,
+            Op::Truncate { .. } | Op::Remove { .. } | Op::RemoveRange { .. } if *row != CutEpoch::GONE => {
+                *row = row.begin();
+            }
+            Op::Write { .. } if self.random.chance(30) => {
+                return self.clients[at].cuts.get(&chunk).copied().unwrap_or_default();
+            }
+            _ => {}
+        }
+        let row = *row;
+        let known = if row == CutEpoch::GONE && !matches!(op, Op::RemoveRange { .. }) {
+            // Who has it open goes on with what it knew.
+            self.clients[at].cuts.get(&chunk).copied().unwrap_or_default()
+        } else {
+            row
+        };
+        self.clients[at].cuts.insert(chunk, known);
+        known
+    }
+
+    /// A cut was carried out: its file's row says so, unless somebody else has begun another.
+    fn end_cut(&mut self, at: usize, pending: &Pending) {
+        let cuts = matches!(
+            pending.op,
+            Op::Truncate { .. } | Op::Remove { .. } | Op::RemoveRange { .. }
+        );
+        let Some(row) = self.rows.get_mut(pending.chunk as usize) else {
+            return;
+        };
+        if cuts && *row == pending.cut && *row != CutEpoch::GONE {
+            *row = row.end();
+            let row = *row;
+            self.clients[at].cuts.insert(pending.chunk, row);
+        }
+    }
+
     /// The last acknowledged mutation once more, as a copy of it that was long on its way.
     fn old_retry(&mut self, at: usize) -> Option<Pending> {
         let (last, version, _) = self.clients[at].last.clone()?;
         let newest = self.newest(chunk_id(last.chunk));
         // What a power cut of all took, it took with the memory of it; nobody asks again what was answered so long ago.
-        let chain = chain_of(last.chunk);
-        let forgotten =
-            self.watch.amnesty.contains(&chain) || self.nodes.iter().any(|node| node.lossy.contains_key(&chain));
-        if forgotten || newest.saturating_sub(version.counter) > REMEMBERED {
+        if self.may_have_lost(chain_of(last.chunk)) || newest.saturating_sub(version.counter) > REMEMBERED {
             return None;
         }
         self.fired(Kind::OldRetry);
@@ -269,6 +317,11 @@ impl World {
             asked: Vec::new(),
             ..last
         })
+    }
+
+    /// Whether a power cut of all took what the chain had not synced, or may yet turn out to have.
+    fn may_have_lost(&self, chain: ChainId) -> bool {
+        self.watch.amnesty.contains(&chain) || self.nodes.iter().any(|node| node.lossy.contains_key(&chain))
     }
 
     fn send(&mut self, at: usize) {
@@ -327,7 +380,7 @@ impl World {
                     level: pending.op.level(),
                     sync: pending.sync,
                     uncut_since: None,
-                    cut: dfs_common::CutEpoch::NONE,
+                    cut: pending.cut,
                     mutation: mutation.clone(),
                 },
                 payload.clone(),
@@ -355,6 +408,7 @@ impl World {
                 chain: chain_id,
                 epoch,
                 inode: chunk.inode,
+                cut: pending.cut,
             },
         };
         self.clients[at].pending = Some(pending);
@@ -388,9 +442,18 @@ impl World {
     fn client_done(&mut self, at: usize, pending: Pending, reply: Reply) {
         let tick = self.tick;
         self.note(8, "done", pending.id.session.0, pending.id.sequence.0);
+        self.end_cut(at, &pending);
+        if pending.cut == CutEpoch::GONE && matches!(pending.op, Op::RemoveRange { .. }) {
+            self.watch.removed(pending.chunk, tick);
+        }
         match (pending.op, reply) {
             (Op::Read { chunk, level, .. }, Reply::Data(data)) => match values(chunk, &data) {
                 Ok(found) => {
+                    if let Err(detail) = self.watch.read_of_removed(chunk, pending.called)
+                        && !self.may_have_lost(chain_of(chunk))
+                    {
+                        return self.fail("I3", detail);
+                    }
                     if let Err(detail) = self.watch.content(chunk_id(chunk), data.version, &found) {
                         self.fail("I3", detail);
                     }
@@ -488,6 +551,24 @@ impl World {
                 self.fired(Kind::UnsyncedLost);
                 self.watch.sync_refused(pending.id.session.0, chain, pending.called);
             }
+            (ErrorCode::StaleCut, op) => {
+                self.fired(Kind::StaleCut);
+                // It looks at the file again, and does it anew.
+                let row = self.rows.get(pending.chunk as usize).copied().unwrap_or_default();
+                self.clients[at].cuts.insert(pending.chunk, row);
+                if !pending.again && row != CutEpoch::GONE {
+                    self.clients[at].queue.push_front(op);
+                }
+            }
+            (ErrorCode::StaleInode, _) => {
+                self.fired(Kind::RemovedFile);
+                if self.rows.get(pending.chunk as usize) != Some(&CutEpoch::GONE) {
+                    self.fail(
+                        "I3",
+                        format!("chunk {} is said to be of a removed file: {error}", pending.chunk),
+                    );
+                }
+            }
             _ => {}
         }
         let untried = if matches!(pending.op, Op::Read { .. }) {
@@ -512,7 +593,11 @@ impl World {
                 // A refusal is not remembered: a copy that the network repeats may find a hole again where it found data.
                 let character = self.schedule.character;
                 let sole = pending.tries == 1 && character.duplicate_percent == 0 && character.late_percent == 0;
-                return self.give_up(at, &pending, error.code == ErrorCode::ConditionFailed && sole);
+                let refused = matches!(
+                    error.code,
+                    ErrorCode::ConditionFailed | ErrorCode::StaleCut | ErrorCode::StaleInode
+                );
+                return self.give_up(at, &pending, refused && sole);
             }
         };
         if pending.tries >= TRIES && !self.calm {
@@ -555,6 +640,7 @@ impl World {
         self.clients[at].last = None;
         self.clients[at].seen.clear();
         self.clients[at].newest.clear();
+        self.clients[at].cuts.clear();
         self.give_up(at, &pending, false);
     }
 

@@ -5,7 +5,8 @@ use std::rc::Rc;
 use bytes::Bytes;
 use dfs_common::wire::storage::{ForwardRequest, InstallPart, MutateRequest};
 use dfs_common::{
-    BlockIndex, ChainId, ChunkId, ChunkIndex, ChunkVersion, Epoch, Error, ErrorCode, InodeId, Level, StorageId,
+    BlockIndex, ChainId, ChunkId, ChunkIndex, ChunkVersion, CutEpoch, Epoch, Error, ErrorCode, InodeId, Level,
+    SessionId, StorageId,
 };
 use dfs_storage::replica::{Input, ReadAsk, Ticket, WaiterId};
 use dfs_storage::store::ChunkRead;
@@ -76,6 +77,7 @@ pub(crate) enum Request {
         chain: ChainId,
         epoch: Epoch,
         inode: InodeId,
+        cut: CutEpoch,
     },
     FileEnd {
         chain: ChainId,
@@ -397,12 +399,15 @@ impl World {
                 waiter,
                 level: *level,
                 since: *since,
+                session: SessionId::SYSTEM,
             },
-            Request::RemoveRange { epoch, inode, .. } => Input::RemoveRange {
+            Request::RemoveRange { epoch, inode, cut, .. } => Input::RemoveRange {
                 epoch: *epoch,
                 waiter,
                 inodes: vec![*inode],
                 from: ChunkIndex(0),
+                cut: *cut,
+                session: SessionId::SYSTEM,
             },
             Request::FileEnd { epoch, inode, .. } => Input::FileEnd {
                 epoch: *epoch,
@@ -473,5 +478,6 @@ pub(crate) fn read_of(chunk: ChunkId, level: Level, not_before: ChunkVersion) ->
         blocks: BLOCKS,
         level,
         not_before,
+        session: SessionId::SYSTEM,
     }
 }

@@ -13,8 +13,8 @@ pub const CLIENTS: usize = 4;
 /// Blocks of a chunk that are used.
 pub const BLOCKS: u32 = 3;
 pub const CHUNKS: u64 = 6;
-/// And so many after them whose files get unlinked: a removal of ranges has no name, so it may come again whenever it likes,
-/// and what they hold is not judged by histories (their replicas are).
+/// And so many after them whose files are cut to nothing by a removal of ranges, and sometimes removed: what a range takes has no name
+/// of its own, so what they hold is not judged by histories (their replicas and epochs are).
 pub const DOOMED: u64 = 2;
 /// Mounts that only change names.
 pub const NAMERS: usize = 2;
@@ -55,6 +55,8 @@ pub enum Kind {
     LostDisk,
     ClientCrash,
     OldRetry,
+    StaleCut,
+    RemovedFile,
     ConcurrentConditions,
     EverybodyStoodStill,
     LeaderDeaf,
@@ -99,6 +101,8 @@ impl Kind {
         Self::LostDisk,
         Self::ClientCrash,
         Self::OldRetry,
+        Self::StaleCut,
+        Self::RemovedFile,
         Self::ConcurrentConditions,
         Self::EverybodyStoodStill,
         Self::LeaderDeaf,
@@ -192,6 +196,15 @@ pub enum Fault {
     },
 }
 
+/// What becomes of a file whose chunks are removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// It is cut to nothing.
+    Cut,
+    /// It is removed.
+    Gone,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Op {
     Write {
@@ -223,6 +236,7 @@ pub enum Op {
     },
     RemoveRange {
         chunk: u64,
+        end: End,
     },
     /// Where the file of the chunk ends.
     FileEnd {
@@ -520,6 +534,7 @@ fn ops(random: &mut Random, steps: &mut Vec<Step>) {
                 51..=52 => Op::Remove { chunk, level },
                 53..=54 => Op::RemoveRange {
                     chunk: CHUNKS + random.below(DOOMED),
+                    end: if random.chance(4) { End::Gone } else { End::Cut },
                 },
                 55..=56 => Op::Sync { chunk, level },
                 57..=58 => Op::OldRetry,

@@ -6,8 +6,8 @@ use std::rc::Rc;
 use dfs_common::units::reserve_bytes;
 use dfs_common::wire::storage::StorageResponse;
 use dfs_common::{
-    BlockIndex, ChainId, ChunkId, ChunkIndex, ChunkVersion, Error, ErrorCode, HybridClock, InodeId, RequestId,
-    StorageId, Timestamp,
+    BlockIndex, ChainId, ChunkId, ChunkIndex, ChunkVersion, CutEpoch, Error, ErrorCode, HybridClock, InodeId,
+    RequestId, SessionId, StorageId, Timestamp,
 };
 use dfs_storage::replica::{Answer, Effect, Input, Now, StoreView, WaiterId};
 use dfs_storage::store::StoreError;
@@ -38,6 +38,15 @@ impl StoreView for View<'_> {
     }
     fn trimmed(&self, chunk: ChunkId) -> ChunkVersion {
         self.store().map_or(ChunkVersion::NONE, |store| store.trimmed(chunk))
+    }
+    fn cut(&self, chunk: ChunkId) -> CutEpoch {
+        self.store().map_or(CutEpoch::NONE, |store| store.cut(chunk))
+    }
+    fn is_removed(&self, chunk: ChunkId) -> bool {
+        self.store().is_some_and(|store| store.is_removed(chunk))
+    }
+    fn admits(&self, _: SessionId) -> bool {
+        true
     }
     fn block_version(&self, chunk: ChunkId, block: BlockIndex) -> ChunkVersion {
         self.store()
@@ -283,6 +292,7 @@ impl World {
                     if let Some(Err(detail)) = content.map(|content| self.watch.content_is(chunk, version, content)) {
                         self.fail("I5", format!("storage-{}: {detail}", at + 1));
                     }
+                    self.watch_cut(at, chunk, (before, version), origin);
                 }
                 self.note(at, "apply", chunk.inode.0, version.epoch.0 << 32 | version.counter);
                 self.feed(at, chain, Input::Applied { ticket, result });

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use dfs_common::{
-    ChainId, ChunkId, ChunkIndex, ClusterId, Error, ErrorCode, Incarnation, InodeId, MemberState, StorageId, StoreId,
+    ChainId, ChunkId, ChunkIndex, ClusterId, CutEpoch, Error, ErrorCode, Incarnation, InodeId, MemberState, StorageId,
+    StoreId,
 };
 use dfs_storage::Lease;
 use dfs_storage::disk::SimDisk;
@@ -22,7 +23,7 @@ use crate::names::Namer;
 use crate::network::Network;
 use crate::node::Node;
 use crate::random::Random;
-use crate::schedule::{CLIENTS, Kind, NAMERS, NODES, STORM_MS, Schedule};
+use crate::schedule::{CHUNKS, CLIENTS, DOOMED, Kind, NAMERS, NODES, STORM_MS, Schedule};
 use crate::trace::Trace;
 
 pub(crate) const CLUSTER: ClusterId = ClusterId([7; 16]);
@@ -58,6 +59,8 @@ pub struct World {
     pub(crate) fired: BTreeMap<Kind, u64>,
     pub(crate) stood_still_ms: u64,
     pub(crate) watch: Watch,
+    /// The truncation epoch of each chunk's file, as its row in the metadata group has it.
+    pub(crate) rows: Vec<CutEpoch>,
     pub(crate) undecided: u64,
     pub(crate) trace: Trace,
     pub(crate) violation: Option<Violation>,
@@ -133,6 +136,7 @@ impl World {
             fired: BTreeMap::new(),
             stood_still_ms: 0,
             watch: Watch::default(),
+            rows: vec![CutEpoch::NONE; (CHUNKS + DOOMED) as usize],
             undecided: 0,
             trace: Trace::new(words),
             violation: None,

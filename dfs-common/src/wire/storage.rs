@@ -198,6 +198,8 @@ pub struct ChunkMemory {
     pub earlier: Vec<ChunkVersion>,
     /// The last mutation that cut blocks off; so a hole tells whether it was ever written since some version.
     pub trimmed: ChunkVersion,
+    /// The newest truncation epoch that a mutation of it came with.
+    pub cut: CutEpoch,
     /// Of the newest version.
     pub stamp: HybridClock,
     /// The last mutations, oldest first: for retries.
@@ -209,6 +211,8 @@ pub struct ChunkMemory {
 pub struct Origin {
     pub id: RequestId,
     pub level: Level,
+    /// The file's truncation epoch, as its sender knew it; `NONE` leaves the chunk's alone.
+    pub cut: CutEpoch,
     pub stamp: HybridClock,
 }
 

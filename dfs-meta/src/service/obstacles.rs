@@ -12,17 +12,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dfs_common::wire::storage::{StorageRequest, StorageResponse};
-use dfs_common::{ChainId, ChunkIndex, Error, ErrorCode, Result, RetryClass, RoutingTable};
+use dfs_common::{ChainId, ChunkIndex, Error, ErrorCode, Result, RetryClass, RoutingTable, SessionId};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::info;
 
+use super::owner::Ask;
 use super::shared::Shared;
 use crate::command::{CommandKind, Outcome};
 use crate::namespace::{Growing, Obstacle};
 
 /// Between two attempts at one chain, unless the routing table changes first.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
+
+/// Between two looks at whether every storage node has heard of a session's end: a heartbeat apart at most.
+const FENCE_LOOK: Duration = Duration::from_millis(5);
 
 /// For one answer of a head.
 const CALL_DEADLINE: Duration = Duration::from_secs(1);
@@ -47,7 +51,34 @@ impl Shared {
     pub(super) async fn clear(&self, obstacle: Obstacle, until: Instant) -> Result<()> {
         match obstacle {
             Obstacle::Held(hold) => self.end_hold(hold, until).await,
-            Obstacle::Growing(growing) => self.find_length(growing, until).await,
+            Obstacle::Growing(growing) => {
+                self.fence_off(growing.hold.session, until).await?;
+                self.find_length(growing, until).await
+            }
+        }
+    }
+
+    /// Waits until no storage node takes anything of this session any more, if it has ended: what it wrote after the length was
+    /// found would be acknowledged, and cut off.
+    async fn fence_off(&self, session: SessionId, until: Instant) -> Result<()> {
+        let (_, list) = self.state.live_sessions()?;
+        if list.admits(session) {
+            return Ok(());
+        }
+        let mut since = None;
+        loop {
+            let (asked, known) = self.ask(|reply| Ask::Fenced(since, reply)).await?;
+            if known {
+                return Ok(());
+            }
+            since = Some(asked);
+            if Instant::now() + FENCE_LOOK >= until {
+                return Err(Error::new(
+                    ErrorCode::Overloaded,
+                    format!("session {session} has ended, and not every storage node has heard of it yet: try again"),
+                ));
+            }
+            tokio::time::sleep(FENCE_LOOK).await;
         }
     }
 

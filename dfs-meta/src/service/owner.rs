@@ -19,7 +19,7 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
-use super::leader::{Leader, Leases, Moves, Sessions, SoftStatus, stat_fs};
+use super::leader::{Fence, Leader, Leases, Moves, Revision, Sessions, SoftStatus, stat_fs};
 use super::shared::{Applied, Shared};
 use super::tasks::Task;
 use crate::chains::complete_reports;
@@ -59,8 +59,10 @@ pub(super) enum Ask {
     SessionOpened(SessionId, oneshot::Sender<()>),
     SessionsEnded(Vec<SessionId>, oneshot::Sender<()>),
     ExpiredSessions(oneshot::Sender<Vec<SessionId>>),
-    /// Which of these unlinked inodes nobody can hold open.
+    /// Which of these unlinked inodes nobody can hold open, nor reach as one who was evicted.
     Purgeable(Vec<InodeId>, oneshot::Sender<Vec<InodeId>>),
+    /// Whether every storage node has heard of all sessions that had ended by then; the first answer says by when.
+    Fenced(Option<Revision>, oneshot::Sender<(Revision, bool)>),
     Status(oneshot::Sender<SoftStatus>),
 }
 
@@ -76,6 +78,8 @@ pub(super) struct Owner {
 /// What one term of leadership needs besides its soft state.
 struct Term {
     leader: Leader,
+    /// Which list of sessions the fence has.
+    listed: Option<(SessionId, u64)>,
     /// Ends of resyncs that wait for the next proposal.
     resyncs: Vec<(ClusterEvent, oneshot::Sender<Result<()>>)>,
     /// Chains whose second member has caught up, for the next proposal. Bounded by the table: reports are checked against it.
@@ -194,7 +198,9 @@ async fn follow(term: &mut Option<Term>, leadership: Leadership, shared: &Arc<Sh
             leases: Leases::new(now, &table),
             moves: Moves::new(now),
             sessions: Sessions::new(now, sessions),
+            fence: Fence::default(),
         },
+        listed: None,
         resyncs: Vec::new(),
         settled: BTreeSet::new(),
         rests: BTreeMap::new(),
@@ -208,26 +214,7 @@ impl Term {
         let now = shared.clock.now();
         // A reply whose asker is gone is nobody's loss.
         match ask {
-            Ask::Heartbeat(heartbeat, reply) => {
-                let confirmed = shared
-                    .consensus
-                    .confirmed_within(Duration::from_millis(LEADER_CONFIRMED_MS));
-                let lease = self.leader.leases.heartbeat(now, &heartbeat, confirmed, routing);
-                self.note_complete(routing, &heartbeat);
-                self.leader.moves.heard(&heartbeat);
-                let retire = self.leader.moves.retire(heartbeat.node);
-                let routing = newer(routing, heartbeat.routing);
-                let full = self.leader.leases.full();
-                let stand_aside = self.leader.leases.aside(heartbeat.node).is_some();
-                let _ = reply.send(HeartbeatAnswer {
-                    lease,
-                    stand_aside,
-                    routing,
-                    retire,
-                    full,
-                    sessions: None,
-                });
-            }
+            Ask::Heartbeat(heartbeat, reply) => self.heartbeat(shared, routing, &heartbeat, reply),
             Ask::Died {
                 node,
                 incarnation,
@@ -277,12 +264,65 @@ impl Term {
                 let _ = reply.send(expired);
             }
             Ask::Purgeable(orphans, reply) => {
-                let _ = reply.send(self.leader.sessions.purgeable(&orphans));
+                let unused = self.leader.sessions.purgeable(&orphans);
+                let serving = self.leader.leases.may_serve(now, routing);
+                let ready = match self.list_sessions(shared) {
+                    Ok(()) => self.leader.fence.purgeable(&unused, &serving),
+                    Err(_) => Vec::new(),
+                };
+                let _ = reply.send(ready);
+            }
+            Ask::Fenced(since, reply) => {
+                if self.list_sessions(shared).is_err() {
+                    return;
+                }
+                let since = since.unwrap_or_else(|| self.leader.fence.revision());
+                let serving = self.leader.leases.may_serve(now, routing);
+                let _ = reply.send((since, self.leader.fence.is_known(since, &serving)));
             }
             Ask::Status(reply) => {
                 let _ = reply.send(self.leader.status(now, routing));
             }
         }
+    }
+
+    fn heartbeat(
+        &mut self,
+        shared: &Shared,
+        routing: &RoutingTable,
+        heartbeat: &Heartbeat,
+        reply: oneshot::Sender<HeartbeatAnswer>,
+    ) {
+        if let Err(e) = self.list_sessions(shared) {
+            // A lease without the list would let nobody in, or somebody who was evicted.
+            warn!(error = %e, "the sessions can not be read, so a heartbeat is not answered");
+            return;
+        }
+        let now = shared.clock.now();
+        let confirmed = shared
+            .consensus
+            .confirmed_within(Duration::from_millis(LEADER_CONFIRMED_MS));
+        let lease = self.leader.leases.heartbeat(now, heartbeat, confirmed, routing);
+        self.note_complete(routing, heartbeat);
+        self.leader.moves.heard(heartbeat);
+        let _ = reply.send(HeartbeatAnswer {
+            lease,
+            stand_aside: self.leader.leases.aside(heartbeat.node).is_some(),
+            routing: newer(routing, heartbeat.routing),
+            retire: self.leader.moves.retire(heartbeat.node),
+            full: self.leader.leases.full(),
+            sessions: self.leader.fence.heartbeat(heartbeat),
+        });
+    }
+
+    /// Brings the fence up to date with the replicated state.
+    fn list_sessions(&mut self, shared: &Shared) -> Result<()> {
+        if self.listed != Some(shared.state.sessions_version()) {
+            let (version, list) = shared.state.live_sessions()?;
+            self.leader.fence.learn(list);
+            self.listed = Some(version);
+        }
+        Ok(())
     }
 
     /// Takes in what a head says of who is complete in its chains. It says so again with every heartbeat until the table has it.

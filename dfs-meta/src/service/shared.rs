@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use dfs_common::conflict::{ConflictEntry, ConflictId};
-use dfs_common::wire::meta::MetaDamage;
+use dfs_common::wire::meta::{LiveSessions, MetaDamage};
 use dfs_common::wire::namespace::{NamespaceAnswer, NamespaceRead, StatFs};
 use dfs_common::wire::storage::{StorageRequest, StorageResponse};
 use dfs_common::{
@@ -35,6 +35,9 @@ pub(super) trait Applied: Send + Sync + 'static {
     ) -> std::result::Result<Vec<Result<NamespaceAnswer>>, Obstacle>;
     fn is_held(&self, hold: Hold) -> Result<bool>;
     fn sessions(&self) -> Result<Vec<SessionId>>;
+    fn sessions_version(&self) -> (SessionId, u64);
+    /// The sessions that live, and which list that is.
+    fn live_sessions(&self) -> Result<((SessionId, u64), LiveSessions)>;
     fn orphans(&self, limit: usize) -> Result<Vec<InodeId>>;
     fn counts(&self) -> Counts;
     /// Conflicts after one, with their paths if wanted; and whether there are no more.
@@ -62,6 +65,14 @@ impl<S: Store> Applied for State<S> {
 
     fn sessions(&self) -> Result<Vec<SessionId>> {
         Ok(Self::sessions(self)?.into_iter().map(|row| row.session).collect())
+    }
+
+    fn sessions_version(&self) -> (SessionId, u64) {
+        Self::sessions_version(self)
+    }
+
+    fn live_sessions(&self) -> Result<((SessionId, u64), LiveSessions)> {
+        Ok(Self::live_sessions(self)?)
     }
 
     fn orphans(&self, limit: usize) -> Result<Vec<InodeId>> {

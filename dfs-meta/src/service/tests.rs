@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use dfs_common::wire::meta::{
-    ChangeRequest, Heartbeat, HeartbeatAnswer, KeepAlive, MetaRequest, MetaResponse, NODE_LEASE_MS, Signs,
+    ChangeRequest, Heartbeat, HeartbeatAnswer, KeepAlive, LiveSessions, MetaRequest, MetaResponse, NODE_LEASE_MS, Signs,
 };
 use dfs_common::wire::namespace::{
     Caller, NamespaceAnswer, NamespaceChange, NamespaceOp, NamespaceRead, WrappedKey, WriteCommit,
@@ -153,6 +153,10 @@ struct World {
     chains: Arc<Chains>,
     tasks: TaskTracker,
     shutdown: CancellationToken,
+    /// Of the list of sessions that each storage node has.
+    marks: Mutex<BTreeMap<u32, u64>>,
+    /// Storage nodes do not take in what they are told of sessions.
+    deaf: Mutex<bool>,
 }
 
 const CLIENT: NodeName = NodeName::new(Role::Client, 7);
@@ -202,6 +206,8 @@ impl World {
             chains,
             tasks,
             shutdown,
+            marks: Mutex::default(),
+            deaf: Mutex::default(),
         }
     }
 
@@ -223,7 +229,7 @@ impl World {
 
     async fn beat(&self, node: u32, incarnation: u64) -> HeartbeatAnswer {
         let request = MetaRequest::Heartbeat(Heartbeat {
-            sessions: 0,
+            sessions: self.marks.lock().get(&node).copied().unwrap_or(0),
             node: StorageId(node),
             incarnation: Incarnation(incarnation),
             store: StoreId::default(),
@@ -239,7 +245,14 @@ impl World {
             rests: Vec::new(),
         });
         match self.call(StorageId(node).into(), request).await {
-            MetaResponse::Heartbeat(answer) => answer,
+            MetaResponse::Heartbeat(answer) => {
+                if let Some(list) = &answer.sessions
+                    && !*self.deaf.lock()
+                {
+                    self.marks.lock().insert(node, list.mark());
+                }
+                answer
+            }
             other => panic!("{other:?}"),
         }
     }
@@ -549,6 +562,87 @@ async fn unlinked_files_are_purged_after_their_last_close() {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     assert_eq!(world.chains.removed.lock().len(), 6, "on every chain");
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn heartbeats_bring_the_list_of_sessions_until_it_is_known() {
+    let world = World::start();
+    world.storage().await;
+    let [first, second] = [world.session().await, world.session().await];
+    *world.deaf.lock() = true;
+    let list = |live: &[SessionId]| LiveSessions {
+        next: second.next(),
+        live: live.iter().copied().collect(),
+    };
+    let both = Some(list(&[first, second]));
+    assert_eq!(world.beat(1, 1).await.sessions, both);
+    assert_eq!(world.beat(1, 1).await.sessions, both, "it has not said that it has it");
+    *world.deaf.lock() = false;
+    assert_eq!(world.beat(1, 1).await.sessions, both);
+    assert_eq!(world.beat(1, 1).await.sessions, None);
+    world.call(CLIENT, MetaRequest::CloseSession { session: first }).await;
+    assert_eq!(world.beat(1, 1).await.sessions, Some(list(&[second])));
+    assert_eq!(world.beat(1, 1).await.sessions, None);
+    // Another leader knows no node's mark, but its own list's.
+    world.engine.leadership.send_replace(leading(2));
+    assert_eq!(world.beat(1, 1).await.sessions, None);
+    world.stop().await;
+}
+
+/// What a session that was evicted has open goes when no storage node takes anything of it any more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_purge_waits_for_storage_nodes_to_know_who_was_evicted() {
+    let world = World::start();
+    world.storage().await;
+    let session = world.session().await;
+    let inode = world.create(session, 1, "a").await;
+    world.report(session, 1, true, &[inode], &[]).await;
+    let unlink = NamespaceOp::Unlink {
+        parent: InodeId::ROOT,
+        name: name("a"),
+    };
+    world.change(session, 2, unlink).await;
+    world.beat_all().await;
+    *world.deaf.lock() = true;
+    world.call(CLIENT, MetaRequest::CloseSession { session }).await;
+    for _ in 0..20 {
+        world.beat_all().await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(world.chains.removed.lock().is_empty(), "they would still serve it");
+    *world.deaf.lock() = false;
+    let start = Instant::now();
+    while world.shared.state.counts().orphans > 0 {
+        assert!(start.elapsed() < Duration::from_secs(10), "not purged");
+        world.beat_all().await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_length_is_found_when_storage_nodes_know_that_its_writer_has_ended() {
+    let world = World::start();
+    world.storage().await;
+    *world.deaf.lock() = true;
+    let inodes = world.left_growing(1).await;
+    world.chains.ends.lock().insert(inodes[0], (ChunkIndex(0), 5_000));
+    let session = world.session().await;
+    world.beat_all().await;
+    let soon = Duration::from_millis(200);
+    let error = world.length(session, inodes[0], soon).await.unwrap_err();
+    assert_eq!(error.code, ErrorCode::Overloaded);
+    assert!(
+        error.detail.contains("not every storage node has heard of it yet"),
+        "{error}"
+    );
+    assert!(world.chains.asked.lock().is_empty());
+    *world.deaf.lock() = false;
+    for _ in 0..2 {
+        world.beat_all().await;
+    }
+    assert_eq!(world.length(session, inodes[0], LONG).await.unwrap(), 5_000);
     world.stop().await;
 }
 

@@ -17,9 +17,11 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
+use dfs_common::wire::meta::LiveSessions;
 use dfs_common::wire::namespace::{NamespaceAnswer, NamespaceRead, StatFs};
 use dfs_common::{ClusterId, ErrorCode, Hold, InodeId, RoutingTable, SessionId, Timestamp};
 use parking_lot::{Mutex, RwLock};
@@ -172,6 +174,27 @@ impl<S: Store> State<S> {
             Ok(())
         })?;
         Ok(sessions)
+    }
+
+    /// Which list of live sessions this is: numbers are never used again, so the next one and how many live tell it from all
+    /// that were before.
+    pub fn sessions_version(&self) -> (SessionId, u64) {
+        let counters = self.cache.read().counters;
+        (counters.next_session, counters.sessions)
+    }
+
+    /// The sessions that live, with its [`Self::sessions_version`].
+    pub fn live_sessions(&self) -> Result<((SessionId, u64), LiveSessions), StoreError> {
+        let cache = self.cache.read();
+        let mut live = BTreeSet::new();
+        let all = (keys::session(SessionId(0)), keys::session(SessionId(u64::MAX)));
+        for_each_row(&self.store, all, PAGE_ROWS, |(key, _)| {
+            let id = keys::first_id(&key).ok_or_else(|| StoreError::Broken("a session's key is short".into()))?;
+            live.insert(SessionId(id));
+            Ok(())
+        })?;
+        let next = cache.counters.next_session;
+        Ok(((next, cache.counters.sessions), LiveSessions { next, live }))
     }
 
     pub fn has_session(&self, session: SessionId) -> Result<bool, StoreError> {

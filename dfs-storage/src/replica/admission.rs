@@ -4,7 +4,7 @@ use bytes::Bytes;
 use dfs_common::planted::{self, Bug};
 use dfs_common::units::{BLOCK_SIZE_BYTES, MAX_CHUNK_SIZE_BYTES, MAX_PAYLOAD_SIZE_BYTES, SEAL_SIZE_BYTES};
 use dfs_common::wire::storage::{MutateRequest, Mutation};
-use dfs_common::{ChunkVersion, Epoch, Error, ErrorCode, Level, StorageId};
+use dfs_common::{ChunkId, ChunkVersion, CutEpoch, Epoch, Error, ErrorCode, Level, SessionId, StorageId};
 
 use super::pending::ChunkQueue;
 use super::types::{Now, StoreView};
@@ -80,6 +80,16 @@ impl ReplicaCore {
         ))
     }
 
+    /// Who was evicted is no more believed: what it left open may be gone, and what it held may be somebody else's. Asked in the
+    /// step that takes the request in, so that once this node has said that it knows of an eviction, nothing of that session
+    /// comes in any more.
+    pub(super) fn check_session(session: SessionId, store: &dyn StoreView) -> Result<(), Error> {
+        if store.admits(session) {
+            return Ok(());
+        }
+        Err(session_expired(session))
+    }
+
     pub(super) fn admit_at_head(&self, now: Now, epoch: Epoch) -> Result<(), Error> {
         self.admit_client(now, epoch)?;
         if self.is_head() {
@@ -127,6 +137,33 @@ impl ReplicaCore {
                 "chain {} has {serving} replica(s) in sync and {level} needs {}: waits for repair",
                 self.chain,
                 level.min_in_sync()
+            ),
+        ))
+    }
+
+    /// Whether a mutation still counts, given the cuts that the chunk has seen. What brings back a member's writes knows no epoch.
+    pub(super) fn check_cut(&self, request: &MutateRequest, store: &dyn StoreView) -> Result<(), Error> {
+        let cut = self
+            .queues
+            .get(&request.chunk)
+            .map_or_else(|| store.cut(request.chunk), |queue| queue.cut(request.chunk, store));
+        if cut == CutEpoch::GONE {
+            return Err(gone(request.chunk));
+        }
+        if request.cut == CutEpoch::GONE {
+            return Err(Error::new(
+                ErrorCode::BadMessage,
+                "only the metadata group says that a file is removed",
+            ));
+        }
+        if request.id.is_system() || request.cut >= cut || planted::is(Bug::CutUnchecked) {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorCode::StaleCut,
+            format!(
+                "chunk {} has seen truncation epoch {cut}, and the request comes from {}: read the file's attributes again",
+                request.chunk, request.cut
             ),
         ))
     }
@@ -216,6 +253,21 @@ impl ReplicaCore {
         }
         Ok(())
     }
+}
+
+/// Of a chunk whose inode was removed: its holes are nobody's data.
+pub(super) fn gone(chunk: ChunkId) -> Error {
+    Error::new(ErrorCode::StaleInode, format!("chunk {chunk}: the file is removed"))
+}
+
+/// What an evicted session is told.
+pub(crate) fn session_expired(session: SessionId) -> Error {
+    Error::new(
+        ErrorCode::SessionExpired,
+        format!(
+            "session {session} has ended or was not renewed in time, or this node has not heard of it: mount again"
+        ),
+    )
 }
 
 /// Whether the mutation is well-formed and its payload of the length that it claims.

@@ -17,6 +17,8 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 mod admission;
+#[cfg(test)]
+mod cut_tests;
 mod intake;
 mod pending;
 mod range;
@@ -35,6 +37,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use dfs_common::wire::meta::ResyncProgress;
 use dfs_common::{ChainId, ChainInfo, ChunkId, ChunkVersion, Epoch, Error, ErrorCode, StorageId};
 
+pub(crate) use admission::session_expired;
 pub use types::{Answer, CopyReport, Effect, Input, Now, ReadAsk, StoreView, Ticket, WaiterId};
 
 use intake::Intake;
@@ -206,25 +209,28 @@ impl ReplicaCore {
                 request,
                 payload,
             } => self.mutate(now, waiter, request, payload, store),
-            Input::AdmitRead { epoch, waiter, read } => self.admit_read(now, epoch, waiter, read),
+            Input::AdmitRead { epoch, waiter, read } => self.admit_read(now, epoch, waiter, read, store),
             Input::ReadDone {
                 epoch,
                 waiter,
                 read,
                 version,
-            } => self.read_done(now, epoch, waiter, read, version),
+            } => self.read_done(now, epoch, waiter, read, version, store),
             Input::Sync {
                 epoch,
                 waiter,
                 level,
                 since,
-            } => self.client_sync(now, epoch, waiter, level, since),
+                session,
+            } => self.client_sync(now, epoch, waiter, (level, since), session, store),
             Input::RemoveRange {
                 epoch,
                 waiter,
                 inodes,
                 from,
-            } => self.remove_range(now, epoch, waiter, &inodes, from, store),
+                cut,
+                session,
+            } => self.remove_range(now, epoch, waiter, (&inodes, from, cut), session, store),
             Input::FileEnd {
                 epoch,
                 waiter,
@@ -358,8 +364,8 @@ impl ReplicaCore {
 mod tests {
     use dfs_common::wire::storage::StorageResponse;
     use dfs_common::{
-        BlockIndex, ChainId, ChainInfo, ChainMember, ChunkId, ChunkIndex, ChunkVersion, Epoch, ErrorCode, HybridClock,
-        InodeId, MemberState, RequestId, Rest, StorageId, Timestamp,
+        BlockIndex, ChainId, ChainInfo, ChainMember, ChunkId, ChunkIndex, ChunkVersion, CutEpoch, Epoch, ErrorCode,
+        HybridClock, InodeId, MemberState, RequestId, Rest, SessionId, StorageId, Timestamp,
     };
 
     use super::*;
@@ -374,6 +380,14 @@ mod tests {
 
         fn trimmed(&self, _: ChunkId) -> ChunkVersion {
             ChunkVersion::NONE
+        }
+
+        fn cut(&self, _: ChunkId) -> CutEpoch {
+            CutEpoch::NONE
+        }
+
+        fn is_removed(&self, _: ChunkId) -> bool {
+            false
         }
 
         fn stamp(&self, _: ChunkId) -> HybridClock {
@@ -401,6 +415,10 @@ mod tests {
         }
 
         fn has_room(&self, _: u64) -> bool {
+            true
+        }
+
+        fn admits(&self, _: SessionId) -> bool {
             true
         }
 

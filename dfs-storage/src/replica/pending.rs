@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 use dfs_common::planted::{self, Bug};
 use dfs_common::wire::storage::{MutateRequest, Mutation};
-use dfs_common::{BlockIndex, ChunkId, ChunkVersion, Error, HybridClock, Level, RequestId};
+use dfs_common::{BlockIndex, ChunkId, ChunkVersion, CutEpoch, Error, HybridClock, Level, RequestId};
 
 use super::read::Need;
 use super::types::{ReadAsk, StoreView, Ticket, WaiterId};
@@ -154,6 +154,23 @@ impl ChunkQueue {
         let cuts = |entry: &&Entry| matches!(entry.request.mutation, Mutation::Truncate { .. } | Mutation::Remove);
         let staged = self.entries.iter().rev().find(cuts);
         staged.map_or_else(|| store.trimmed(chunk), |entry| entry.version)
+    }
+
+    /// The newest truncation epoch, staged mutations included.
+    pub(super) fn cut(&self, chunk: ChunkId, store: &dyn StoreView) -> CutEpoch {
+        let staged = self.entries.iter().map(|entry| entry.request.cut);
+        staged.fold(store.cut(chunk), CutEpoch::max)
+    }
+
+    /// Whether the chunk is a tombstone once what is staged is in the store.
+    pub(super) fn is_removed(&self, chunk: ChunkId, store: &dyn StoreView) -> bool {
+        let decides = |entry: &Entry| match entry.request.mutation {
+            Mutation::Write { .. } => Some(false),
+            Mutation::Remove => Some(true),
+            Mutation::Truncate { .. } => None,
+        };
+        let staged = self.entries.iter().rev().find_map(decides);
+        staged.unwrap_or_else(|| store.is_removed(chunk))
     }
 
     pub(super) fn by_request(&mut self, id: RequestId) -> Option<&mut Entry> {

@@ -1,10 +1,15 @@
 //! Removing every chunk of some inodes from a point on: the head makes one removal a chunk of it.
+//!
+//! A range has no request id. What makes it safe to repeat is its truncation epoch: a chunk that has seen a later one was written,
+//! or cut, after the cut that the range belongs to, and stays. A tombstone of an earlier epoch is removed once more, so that it
+//! refuses what was sent before this cut.
 
 use std::collections::{BTreeSet, VecDeque};
 
 use bytes::Bytes;
+use dfs_common::planted::{self, Bug};
 use dfs_common::wire::storage::{MutateRequest, Mutation, StorageResponse};
-use dfs_common::{ChunkId, ChunkIndex, Epoch, Error, ErrorCode, InodeId, Level, RequestId};
+use dfs_common::{ChunkId, ChunkIndex, CutEpoch, Epoch, Error, ErrorCode, InodeId, Level, RequestId, SessionId};
 
 use super::pending::Waiter;
 use super::types::{Answer, Now, StoreView, WaiterId};
@@ -19,6 +24,7 @@ const MAX_RANGES: usize = 64;
 #[derive(Clone, Debug)]
 pub(super) struct RangeJob {
     waiter: WaiterId,
+    cut: CutEpoch,
     left: VecDeque<ChunkId>,
     under_way: usize,
     removed: u64,
@@ -30,11 +36,14 @@ impl ReplicaCore {
         now: Now,
         epoch: Epoch,
         waiter: WaiterId,
-        inodes: &[InodeId],
-        from: ChunkIndex,
+        (inodes, from, cut): (&[InodeId], ChunkIndex, CutEpoch),
+        session: SessionId,
         store: &dyn StoreView,
     ) {
-        if let Err(error) = self.admit_at_head(now, epoch) {
+        let admitted = self
+            .admit_at_head(now, epoch)
+            .and_then(|()| Self::check_session(session, store));
+        if let Err(error) = admitted {
             return self.refuse(waiter, error);
         }
         if self.ranges.len() >= MAX_RANGES {
@@ -56,6 +65,7 @@ impl ReplicaCore {
             job,
             RangeJob {
                 waiter,
+                cut,
                 left: chunks.into_iter().collect(),
                 under_way: 0,
                 removed: 0,
@@ -84,20 +94,27 @@ impl ReplicaCore {
             let Some(chunk) = range.left.pop_front() else {
                 return;
             };
+            let cut = range.cut;
+            if !self.is_removed_by(cut, chunk, store) {
+                continue;
+            }
             if self
                 .queues
                 .get(&chunk)
                 .is_some_and(|queue| queue.entries.len() >= MAX_PENDING_PER_CHUNK)
             {
-                let waiter = range.waiter;
-                self.ranges.remove(&job);
                 let error = Error::new(
                     ErrorCode::Overloaded,
                     format!("chunk {chunk} is being written: try again"),
                 );
-                return self.refuse(waiter, error);
+                if let Some(range) = self.ranges.remove(&job) {
+                    self.refuse(range.waiter, error);
+                }
+                return;
             }
-            range.under_way += 1;
+            if let Some(range) = self.ranges.get_mut(&job) {
+                range.under_way += 1;
+            }
             let request = MutateRequest {
                 chain: self.chain,
                 epoch: self.epoch(),
@@ -106,11 +123,20 @@ impl ReplicaCore {
                 level: Level::One,
                 sync: false,
                 uncut_since: None,
-                cut: dfs_common::CutEpoch::NONE,
+                cut,
                 mutation: Mutation::Remove,
             };
             self.stage_at_head(now, request, Bytes::new(), Waiter::Range(job), store);
         }
+    }
+
+    /// Whether a range of this epoch has anything to do to the chunk. Looked at when its turn comes, so a write of a later epoch
+    /// that came in meanwhile stays.
+    fn is_removed_by(&self, cut: CutEpoch, chunk: ChunkId, store: &dyn StoreView) -> bool {
+        let queue = self.queues.get(&chunk);
+        let seen = queue.map_or_else(|| store.cut(chunk), |queue| queue.cut(chunk, store));
+        let removed = queue.map_or_else(|| store.is_removed(chunk), |queue| queue.is_removed(chunk, store));
+        seen < cut || (!removed && (seen == cut || planted::is(Bug::LateRangeTakesAll)))
     }
 
     pub(super) fn range_committed(&mut self, now: Now, job: u64, store: &dyn StoreView) {

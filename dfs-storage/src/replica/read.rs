@@ -13,10 +13,11 @@
 //! - ALL: the head of a whole chain, and what it shows must be everywhere.
 
 use dfs_common::planted::{self, Bug};
-use dfs_common::{ChunkId, ChunkVersion, Epoch, Error, ErrorCode, Level};
+use dfs_common::{ChunkId, ChunkVersion, CutEpoch, Epoch, Error, ErrorCode, Level};
 
+use super::admission::gone;
 use super::pending::Entry;
-use super::types::{Answer, Now, ReadAsk, WaiterId};
+use super::types::{Answer, Now, ReadAsk, StoreView, WaiterId};
 use super::{ReplicaCore, Role};
 
 /// Reads that wait on one chain.
@@ -60,8 +61,15 @@ pub(super) struct WaitingRead {
 }
 
 impl ReplicaCore {
-    pub(super) fn admit_read(&mut self, now: Now, epoch: Epoch, waiter: WaiterId, read: ReadAsk) {
-        match self.may_read(now, epoch, read.level) {
+    pub(super) fn admit_read(
+        &mut self,
+        now: Now,
+        epoch: Epoch,
+        waiter: WaiterId,
+        read: ReadAsk,
+        store: &dyn StoreView,
+    ) {
+        match self.may_read(now, epoch, read, store) {
             Ok(need) => {
                 let staged = self
                     .queues
@@ -73,8 +81,16 @@ impl ReplicaCore {
         }
     }
 
-    pub(super) fn read_done(&mut self, now: Now, epoch: Epoch, waiter: WaiterId, read: ReadAsk, version: ChunkVersion) {
-        match self.may_read(now, epoch, read.level) {
+    pub(super) fn read_done(
+        &mut self,
+        now: Now,
+        epoch: Epoch,
+        waiter: WaiterId,
+        read: ReadAsk,
+        version: ChunkVersion,
+        store: &dyn StoreView,
+    ) {
+        match self.may_read(now, epoch, read, store) {
             Ok(_) if read.level == Level::One && version < read.not_before && !planted::is(Bug::BehindServed) => {
                 let error = Error::new(
                     ErrorCode::Behind,
@@ -97,13 +113,19 @@ impl ReplicaCore {
         }
     }
 
-    /// Whether this member may answer reads of this level now, and what they have to wait for.
-    fn may_read(&self, now: Now, epoch: Epoch, level: Level) -> Result<Need, Error> {
+    /// Whether this member may answer this read now, and what it has to wait for. A tombstone of a removed file is not answered
+    /// as a hole: who still has the file open was evicted, or reads of a file that is not there.
+    fn may_read(&self, now: Now, epoch: Epoch, read: ReadAsk, store: &dyn StoreView) -> Result<Need, Error> {
         let now = Now {
             lease: now.lease || planted::is(Bug::StaleTailServes),
             ..now
         };
         self.admit_client(now, epoch)?;
+        Self::check_session(read.session, store)?;
+        if store.cut(read.chunk) == CutEpoch::GONE {
+            return Err(gone(read.chunk));
+        }
+        let level = read.level;
         match level {
             Level::One => Ok(Need::StableIfAll),
             Level::Quorum => {

@@ -8,9 +8,9 @@ use std::collections::BTreeSet;
 
 use dfs_common::planted::{self, Bug};
 use dfs_common::wire::storage::StorageResponse;
-use dfs_common::{ChunkId, ChunkVersion, Epoch, Error, ErrorCode, Level, StorageId};
+use dfs_common::{ChunkId, ChunkVersion, Epoch, Error, ErrorCode, Level, SessionId, StorageId};
 
-use super::types::{Answer, Effect, Now, WaiterId};
+use super::types::{Answer, Effect, Now, StoreView, WaiterId};
 use super::{Purpose, ReplicaCore, Role, Successor};
 
 pub(super) const RETRY_MS: u64 = 20;
@@ -45,11 +45,13 @@ impl ReplicaCore {
         now: Now,
         epoch: Epoch,
         waiter: WaiterId,
-        level: Level,
-        since: (Epoch, Level),
+        (level, since): (Level, (Epoch, Level)),
+        session: SessionId,
+        store: &dyn StoreView,
     ) {
         let admitted = self
             .admit_at_head(now, epoch)
+            .and_then(|()| Self::check_session(session, store))
             .and_then(|()| self.check_kept(since))
             .and_then(|()| self.check_level(level));
         match admitted {

@@ -3,8 +3,8 @@
 use bytes::Bytes;
 use dfs_common::wire::storage::{ForwardRequest, InstallPart, MutateRequest, Mutation, Origin, StorageResponse};
 use dfs_common::{
-    BlockIndex, ChainId, ChainInfo, ChunkId, ChunkIndex, ChunkVersion, Epoch, Error, HybridClock, InodeId, Level,
-    RequestId, Rest, StorageId, Timestamp,
+    BlockIndex, ChainId, ChainInfo, ChunkId, ChunkIndex, ChunkVersion, CutEpoch, Epoch, Error, HybridClock, InodeId,
+    Level, RequestId, Rest, SessionId, StorageId, Timestamp,
 };
 
 /// Somebody who waits for an answer; the shell knows whom it means.
@@ -32,16 +32,23 @@ pub struct Now {
 pub trait StoreView {
     fn version(&self, chunk: ChunkId) -> ChunkVersion;
     fn trimmed(&self, chunk: ChunkId) -> ChunkVersion;
+    fn cut(&self, chunk: ChunkId) -> CutEpoch;
+    /// Whether it is a tombstone: all that is left of it is what it remembers.
+    fn is_removed(&self, chunk: ChunkId) -> bool;
     fn stamp(&self, chunk: ChunkId) -> HybridClock;
     fn block_version(&self, chunk: ChunkId, block: BlockIndex) -> ChunkVersion;
     fn remembered(&self, chunk: ChunkId, id: RequestId) -> Option<ChunkVersion>;
     /// The last chunk of the inode at or after `from` that has data, and the bytes from its start to their end.
     fn file_end(&self, chain: ChainId, inode: InodeId, from: ChunkIndex) -> Option<(ChunkIndex, u32)>;
+    /// Tombstones included.
     fn chunks_of(&self, chain: ChainId, inode: InodeId, from: ChunkIndex) -> Vec<ChunkId>;
     /// Every chunk of the chain with its version, tombstones included.
     fn list(&self, chain: ChainId) -> Vec<(ChunkId, ChunkVersion)>;
     /// Whether a write of this many bytes leaves the reserve untouched that repair and removal need.
     fn has_room(&self, bytes: u64) -> bool;
+
+    /// Whether the metadata group says that this session lives, as far as this node has heard.
+    fn admits(&self, session: SessionId) -> bool;
 
     /// Whether another member said that it should get no more data.
     fn is_full(&self, member: StorageId) -> bool;
@@ -85,12 +92,15 @@ pub enum Input {
         level: Level,
         /// The first epoch, and the lowest level, of the acknowledgements that the caller means.
         since: (Epoch, Level),
+        session: SessionId,
     },
     RemoveRange {
         epoch: Epoch,
         waiter: WaiterId,
         inodes: Vec<InodeId>,
         from: ChunkIndex,
+        cut: CutEpoch,
+        session: SessionId,
     },
     FileEnd {
         epoch: Epoch,
@@ -185,6 +195,7 @@ pub struct ReadAsk {
     pub level: Level,
     /// For ONE: what this client has seen of the chunk.
     pub not_before: ChunkVersion,
+    pub session: SessionId,
 }
 
 /// A chunk that a syncing member now has.

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use dfs_common::planted::{self, Bug};
 use dfs_common::wire::storage::{ForwardRequest, MutateRequest, Mutation, Origin, StorageResponse};
-use dfs_common::{ChunkId, ChunkVersion, Error, ErrorCode, HybridClock, Level, StorageId};
+use dfs_common::{ChunkId, ChunkVersion, CutEpoch, Error, ErrorCode, HybridClock, Level, StorageId};
 
 use super::admission::{check_shape, check_versions};
 use super::pending::{ChunkQueue, Downstream, Entry, Local, Waiter};
@@ -56,12 +56,13 @@ impl ReplicaCore {
         &mut self,
         now: Now,
         waiter: WaiterId,
-        request: MutateRequest,
+        mut request: MutateRequest,
         payload: Bytes,
         store: &dyn StoreView,
     ) {
         let admitted = self
             .admit_at_head(now, request.epoch)
+            .and_then(|()| Self::check_session(request.id.session, store))
             .and_then(|()| check_shape(&request.mutation, &payload))
             .and_then(|()| self.check_level(request.level));
         if let Err(error) = admitted {
@@ -90,7 +91,13 @@ impl ReplicaCore {
             }
             return;
         }
-        if let Err(error) = self.check_staging(&request, &payload, store) {
+        if request.id.is_system() {
+            request.cut = CutEpoch::NONE;
+        }
+        let takes = self
+            .check_cut(&request, store)
+            .and_then(|()| self.check_staging(&request, &payload, store));
+        if let Err(error) = takes {
             return self.refuse(waiter, error);
         }
         self.stage_at_head(now, request, payload, Waiter::Client(waiter), store);
@@ -276,6 +283,7 @@ impl ReplicaCore {
             origin: Origin {
                 id: entry.request.id,
                 level: entry.request.level,
+                cut: entry.request.cut,
                 stamp: entry.stamp,
             },
             mutation: entry.request.mutation.clone(),

@@ -14,8 +14,8 @@ use dfs_common::wire::Lane;
 use dfs_common::wire::meta::ResyncProgress;
 use dfs_common::wire::storage::{DamageOutcome, StorageRequest, StorageResponse};
 use dfs_common::{
-    BlockIndex, ChainId, ChunkId, ChunkIndex, ChunkVersion, Epoch, Error, ErrorCode, HybridClock, InodeId, RequestId,
-    Rest, Result, StorageId,
+    BlockIndex, ChainId, ChunkId, ChunkIndex, ChunkVersion, CutEpoch, Epoch, Error, ErrorCode, HybridClock, InodeId,
+    RequestId, Rest, Result, SessionId, StorageId,
 };
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
@@ -514,6 +514,18 @@ impl StoreView for View<'_> {
 
     fn trimmed(&self, chunk: ChunkId) -> ChunkVersion {
         self.0.store.trimmed(chunk)
+    }
+
+    fn cut(&self, chunk: ChunkId) -> CutEpoch {
+        self.0.store.cut(chunk)
+    }
+
+    fn is_removed(&self, chunk: ChunkId) -> bool {
+        self.0.store.is_removed(chunk)
+    }
+
+    fn admits(&self, session: SessionId) -> bool {
+        self.0.sessions.admits(session)
     }
 
     fn block_version(&self, chunk: ChunkId, block: BlockIndex) -> ChunkVersion {

@@ -7,13 +7,14 @@ use bytes::Bytes;
 use dfs_common::units::{BLOCK_SIZE_BYTES, MAX_IO_SIZE_BYTES};
 use dfs_common::wire::storage::{FoundBy, Mutation, NodeStatus, StorageRequest, StorageResponse};
 use dfs_common::{
-    BlockIndex, ChainId, ChunkId, Epoch, Error, ErrorCode, MemberState, NodeName, Result, Role, StorageId,
+    BlockIndex, ChainId, ChunkId, CutEpoch, Epoch, Error, ErrorCode, MemberState, NodeName, Result, Role, SessionId,
+    StorageId,
 };
 
 use super::chain::{Chain, blocking};
 use super::node::Node;
 use super::syncer::let_disk_catch_up;
-use crate::replica::{Answer, Input, ReadAsk};
+use crate::replica::{Answer, Input, ReadAsk, session_expired};
 
 /// How long a request of an epoch that this node has not heard of waits for it.
 const EPOCH_WAIT: Duration = Duration::from_millis(500);
@@ -29,17 +30,36 @@ const MAX_REMOVED_INODES: usize = 4_096;
 
 const MAX_READ_BLOCKS: u32 = (MAX_IO_SIZE_BYTES / BLOCK_SIZE_BYTES) as u32 + 1;
 
+/// In whose name a request comes, if it comes from a client.
+const fn session_of(request: &StorageRequest) -> Option<SessionId> {
+    match request {
+        StorageRequest::Mutate(request) => Some(request.id.session),
+        StorageRequest::Read { session, .. }
+        | StorageRequest::Sync { session, .. }
+        | StorageRequest::RemoveRange { session, .. } => Some(*session),
+        _ => None,
+    }
+}
+
 /// Which of a peer's roles a request needs.
 fn authorize(peer: NodeName, request: &StorageRequest) -> Result<()> {
+    let in_nobodys_name = session_of(request) == Some(SessionId::SYSTEM);
     let allowed = match request {
         // What a member brought back is written by its predecessor, in nobody's name; see `check_predecessor`.
         StorageRequest::Mutate(request) if peer.role == Role::Storage => {
             request.id.is_system() && matches!(request.mutation, Mutation::Write { .. })
         }
-        StorageRequest::Mutate(_) | StorageRequest::Read { .. } | StorageRequest::Sync { .. } => {
-            matches!(peer.role, Role::Client | Role::Admin)
+        StorageRequest::Mutate(_) | StorageRequest::Sync { .. } => {
+            matches!(peer.role, Role::Client | Role::Admin) && !in_nobodys_name
         }
-        StorageRequest::RemoveRange { .. } => matches!(peer.role, Role::Client | Role::Meta | Role::Admin),
+        // Also in nobody's name, as `dfs verify` does: that keeps nothing open which an eviction could give to others.
+        StorageRequest::Read { .. } => matches!(peer.role, Role::Client | Role::Admin),
+        // Only the metadata group says that a file is gone.
+        StorageRequest::RemoveRange { cut, .. } => match peer.role {
+            Role::Meta => true,
+            Role::Client | Role::Admin => !in_nobodys_name && *cut != CutEpoch::GONE,
+            Role::Storage => false,
+        },
         StorageRequest::Forward(_)
         | StorageRequest::ForwardSync { .. }
         | StorageRequest::Stable { .. }
@@ -116,6 +136,23 @@ pub(crate) async fn handle(
     deadline: Duration,
 ) -> Result<(StorageResponse, Bytes)> {
     authorize(peer, &request)?;
+    let session = session_of(&request);
+    let answer = answer(node, peer, request, payload, deadline).await;
+    // The core has looked when it took the request in. Checked again, as the lease is: what was acknowledged to an evicted session
+    // while others already rely on its end would be an answer from the past.
+    match session {
+        Some(session) if answer.is_ok() && !node.sessions.admits(session) => Err(session_expired(session)),
+        _ => answer,
+    }
+}
+
+async fn answer(
+    node: &Arc<Node>,
+    peer: NodeName,
+    request: StorageRequest,
+    payload: Bytes,
+    deadline: Duration,
+) -> Result<(StorageResponse, Bytes)> {
     if node.stopping.is_cancelled() {
         return Err(Error::new(
             ErrorCode::Unreachable,
@@ -167,6 +204,7 @@ pub(crate) async fn handle(
             blocks,
             level,
             not_before,
+            session,
             ..
         } => {
             let ask = ReadAsk {
@@ -175,6 +213,7 @@ pub(crate) async fn handle(
                 blocks,
                 level,
                 not_before,
+                session,
             };
             return read(node, &at, epoch, ask, deadline).await;
         }
@@ -187,17 +226,28 @@ pub(crate) async fn handle(
             .await?
         }
         StorageRequest::Sync {
-            level, since, written, ..
+            level,
+            since,
+            written,
+            session,
+            ..
         } => {
             at.ask(node, deadline, |waiter| Input::Sync {
                 epoch,
                 waiter,
                 level,
                 since: (since, written),
+                session,
             })
             .await?
         }
-        StorageRequest::RemoveRange { inodes, from, .. } => {
+        StorageRequest::RemoveRange {
+            inodes,
+            from,
+            cut,
+            session,
+            ..
+        } => {
             if inodes.len() > MAX_REMOVED_INODES {
                 return Err(Error::new(
                     ErrorCode::BadMessage,
@@ -212,6 +262,8 @@ pub(crate) async fn handle(
                 waiter,
                 inodes,
                 from,
+                cut,
+                session,
             })
             .await?
         }

@@ -10,14 +10,14 @@ use bytes::Bytes;
 use dfs_common::config::{ClusterConfig, MetaServer};
 use dfs_common::units::{BLOCK_SIZE_BYTES, SEAL_SIZE_BYTES};
 use dfs_common::wire::Lane;
-use dfs_common::wire::meta::{HeartbeatAnswer, MetaRequest, MetaResponse};
+use dfs_common::wire::meta::{HeartbeatAnswer, LiveSessions, MetaRequest, MetaResponse};
 use dfs_common::wire::storage::{
     BlockCondition, ChunkSummary, MutateRequest, Mutation, StorageRequest, StorageResponse,
 };
 use dfs_common::{
-    BlockIndex, ChainId, ChainInfo, ChainMember, ChunkId, ChunkIndex, ChunkVersion, ClusterId, Epoch, Error, ErrorCode,
-    InodeId, Level, MemberState, NodeInfo, NodeName, RequestId, Rest, Result, Role, RoutingTable, SequenceNumber,
-    SessionId, StorageId, codec,
+    BlockIndex, ChainId, ChainInfo, ChainMember, ChunkId, ChunkIndex, ChunkVersion, ClusterId, CutEpoch, Epoch, Error,
+    ErrorCode, InodeId, Level, MemberState, NodeInfo, NodeName, RequestId, Rest, Result, Role, RoutingTable,
+    SequenceNumber, SessionId, StorageId, codec,
 };
 use dfs_crypto::certificate::CertificateAuthority;
 use dfs_net::{Endpoint, Incoming, Outgoing, Peer, Service};
@@ -33,6 +33,9 @@ const CHAIN: ChainId = ChainId(1);
 struct FakeMeta {
     table: watch::Sender<RoutingTable>,
     states: Mutex<BTreeMap<StorageId, MemberState>>,
+    sessions: Mutex<LiveSessions>,
+    /// The list that each node said last that it has.
+    marks: Mutex<BTreeMap<StorageId, u64>>,
 }
 
 impl FakeMeta {
@@ -126,8 +129,10 @@ impl Service for FakeMeta {
                         }
                     });
                 }
+                let sessions = self.sessions.lock().clone();
+                self.marks.lock().insert(beat.node, beat.sessions);
                 MetaResponse::Heartbeat(HeartbeatAnswer {
-                    sessions: None,
+                    sessions: (sessions.mark() != beat.sessions).then_some(sessions),
                     lease: true,
                     stand_aside: false,
                     routing: None,
@@ -165,7 +170,7 @@ struct Cluster {
     peers: Mutex<BTreeMap<StorageId, Peer>>,
     servers: BTreeMap<u32, (CancellationToken, tokio::task::JoinHandle<Result<Ended>>)>,
     nodes: BTreeMap<u32, std::sync::Weak<super::node::Node>>,
-    _meta_endpoint: Endpoint,
+    meta_endpoint: Endpoint,
 }
 
 fn localhost() -> SocketAddr {
@@ -192,6 +197,8 @@ impl Cluster {
         let meta = Arc::new(FakeMeta {
             table: watch::Sender::new(RoutingTable::default()),
             states: Mutex::new(BTreeMap::new()),
+            sessions: Mutex::default(),
+            marks: Mutex::default(),
         });
         tokio::spawn({
             let (endpoint, meta) = (meta_endpoint.clone(), Arc::clone(&meta));
@@ -220,7 +227,7 @@ impl Cluster {
             peers: Mutex::new(BTreeMap::new()),
             servers: BTreeMap::new(),
             nodes: BTreeMap::new(),
-            _meta_endpoint: meta_endpoint,
+            meta_endpoint,
         };
         for node in 1..=3 {
             cluster.start_node(node).await;
@@ -680,4 +687,168 @@ async fn rot_of_any_member_is_mended_from_the_others() {
         assert!(cluster.chunks(node).await.iter().all(|chunk| chunk.rotten.is_none()));
         cluster.stop_node(node).await;
     }
+}
+
+fn write_at(chain: &ChainInfo, chunk: ChunkId, session: u64, sequence: u64, cut: CutEpoch) -> (StorageRequest, Bytes) {
+    let request = StorageRequest::Mutate(MutateRequest {
+        chain: CHAIN,
+        epoch: chain.epoch,
+        chunk,
+        id: RequestId {
+            session: SessionId(session),
+            channel: 0,
+            sequence: SequenceNumber(sequence),
+        },
+        level: Level::All,
+        sync: false,
+        uncut_since: None,
+        cut,
+        mutation: write(0, 1, Vec::new()),
+    });
+    (request, Bytes::from(vec![7; SEAL_SIZE_BYTES + BLOCK_SIZE_BYTES]))
+}
+
+fn remove_range(chain: &ChainInfo, chunk: ChunkId, session: SessionId, cut: CutEpoch) -> StorageRequest {
+    StorageRequest::RemoveRange {
+        chain: CHAIN,
+        epoch: chain.epoch,
+        inodes: vec![chunk.inode],
+        from: ChunkIndex(0),
+        cut,
+        session,
+    }
+}
+
+fn read_at(chain: &ChainInfo, chunk: ChunkId, level: Level, session: u64) -> StorageRequest {
+    StorageRequest::Read {
+        chain: CHAIN,
+        epoch: chain.epoch,
+        chunk,
+        first: BlockIndex(0),
+        blocks: 8,
+        level,
+        not_before: ChunkVersion::NONE,
+        session: SessionId(session),
+    }
+}
+
+fn code(answer: Result<(StorageResponse, Bytes)>) -> Option<ErrorCode> {
+    match answer {
+        Ok((StorageResponse::Failed(error), _)) | Err(error) => Some(error.code),
+        Ok(_) => None,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_evicted_session_is_refused() {
+    let cluster = Cluster::start().await;
+    let chunk = ChunkId::new(InodeId(9), ChunkIndex(0));
+    let chain = cluster.chain();
+    let head = chain.head().unwrap();
+    for session in [1, 2] {
+        let (request, payload) = write_at(&chain, chunk, session, 1, CutEpoch::NONE);
+        assert_eq!(code(cluster.call(head, &request, &[payload]).await), None);
+    }
+    let list = LiveSessions {
+        next: SessionId(3),
+        live: [SessionId(2)].into(),
+    };
+    *cluster.meta.sessions.lock() = list.clone();
+    // Once every node has said that it knows.
+    cluster
+        .until(|meta| meta.marks.lock().values().filter(|&&mark| mark == list.mark()).count() == 3)
+        .await;
+    let (again, payload) = write_at(&chain, chunk, 1, 1, CutEpoch::NONE);
+    let (late, _) = write_at(&chain, chunk, 1, 2, CutEpoch::NONE);
+    let sync = |session| StorageRequest::Sync {
+        chain: CHAIN,
+        epoch: chain.epoch,
+        level: Level::Quorum,
+        since: chain.epoch,
+        written: Level::Quorum,
+        session: SessionId(session),
+    };
+    let expired = Some(ErrorCode::SessionExpired);
+    for request in [again, late] {
+        assert_eq!(
+            code(cluster.call(head, &request, std::slice::from_ref(&payload)).await),
+            expired
+        );
+    }
+    assert_eq!(code(cluster.call(head, &sync(1), &[]).await), expired);
+    let remove = remove_range(&chain, chunk, SessionId(1), CutEpoch(1));
+    assert_eq!(code(cluster.call(head, &remove, &[]).await), expired);
+    for member in chain.serving() {
+        let read = read_at(&chain, chunk, Level::One, 1);
+        assert_eq!(code(cluster.call(member, &read, &[]).await), expired);
+    }
+    // Whoever lives, or came after the list was made, is served; and so is a read in nobody's name, but no change.
+    for session in [0, 2, 3] {
+        let read = read_at(&chain, chunk, Level::One, session);
+        assert_eq!(code(cluster.call(head, &read, &[]).await), None);
+        let wanted = (session == 0).then_some(ErrorCode::Unauthorized);
+        let (request, payload) = write_at(&chain, chunk, session, 5, CutEpoch(1));
+        assert_eq!(code(cluster.call(head, &request, &[payload]).await), wanted);
+        assert_eq!(code(cluster.call(head, &sync(session), &[]).await), wanted);
+        let remove = remove_range(&chain, chunk, SessionId(session), CutEpoch(1));
+        assert_eq!(code(cluster.call(head, &remove, &[]).await), wanted);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_late_removal_takes_nothing_newer_and_a_removed_file_has_no_holes() {
+    let cluster = Cluster::start().await;
+    let chunk = ChunkId::new(InodeId(9), ChunkIndex(0));
+    let chain = cluster.chain();
+    let head = chain.head().unwrap();
+    let put = async |sequence, cut| {
+        let (request, payload) = write_at(&chain, chunk, 1, sequence, cut);
+        code(cluster.call(head, &request, &[payload]).await)
+    };
+    let remove = async |cut| {
+        code(
+            cluster
+                .call(head, &remove_range(&chain, chunk, SessionId(1), cut), &[])
+                .await,
+        )
+    };
+    let blocks = async |member| match cluster.call(member, &read_at(&chain, chunk, Level::One, 1), &[]).await {
+        Ok((StorageResponse::Read { runs, .. }, _)) => runs.len(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(put(1, CutEpoch::NONE).await, None);
+    assert_eq!(remove(CutEpoch(1)).await, None);
+    assert_eq!(put(2, CutEpoch::NONE).await, Some(ErrorCode::StaleCut));
+    assert_eq!(put(3, CutEpoch(2)).await, None);
+    // The same request once more, in the same epoch of the chain, as a copy that was long on its way.
+    assert_eq!(remove(CutEpoch(1)).await, None);
+    for member in chain.serving() {
+        assert_eq!(blocks(member).await, 1, "storage-{member}");
+    }
+    // Only the metadata group says that the file is gone.
+    assert_eq!(remove(CutEpoch::GONE).await, Some(ErrorCode::Unauthorized));
+    let address = cluster.meta.table.borrow().address(head).unwrap();
+    let purge = remove_range(&chain, chunk, SessionId::SYSTEM, CutEpoch::GONE);
+    let purged: (StorageResponse, Bytes) = cluster
+        .meta_endpoint
+        .peer(head.into(), address)
+        .call(Lane::Bulk, &purge, &[], Duration::from_secs(2))
+        .await
+        .unwrap();
+    assert!(
+        matches!(purged.0, StorageResponse::RangeRemoved { chunks: 1 }),
+        "{purged:?}"
+    );
+    for member in chain.serving() {
+        // A member further down has it a moment later.
+        let start = Instant::now();
+        let read = read_at(&chain, chunk, Level::One, 1);
+        while code(cluster.call(member, &read, &[]).await) != Some(ErrorCode::StaleInode) {
+            assert!(start.elapsed() < Duration::from_secs(2), "storage-{member}");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+    let read = read_at(&chain, chunk, Level::Quorum, 1);
+    assert_eq!(code(cluster.call(head, &read, &[]).await), Some(ErrorCode::StaleInode));
+    assert_eq!(put(4, CutEpoch(2)).await, Some(ErrorCode::StaleInode));
 }

@@ -90,7 +90,7 @@ async fn beat(node: &Arc<Node>, answered: &AtomicU64) {
         damage: node.damage.counts().into(),
     };
     let request = MetaRequest::Heartbeat(Heartbeat {
-        sessions: 0,
+        sessions: node.sessions.mark(),
         node: node.id,
         incarnation: node.incarnation,
         store: node.store.id(),
@@ -114,6 +114,13 @@ async fn beat(node: &Arc<Node>, answered: &AtomicU64) {
                 node.learn(table);
             }
             *node.full.write() = answer.full;
+            // Before the lease: with it this node serves, and must know whom.
+            if let Some(list) = answer.sessions
+                && node.sessions.learn(list)
+            {
+                // Others may wait for this node to have heard of an eviction.
+                node.beat_now.notify_one();
+            }
             for (chain, epoch) in answer.retire {
                 if let Some(chain) = node.chain(chain).filter(|chain| chain.epoch() == epoch) {
                     chain.retire(epoch, node.lease.now_ms());

@@ -18,6 +18,7 @@ pub(crate) mod node;
 mod quic;
 mod rebuild;
 mod scrub;
+mod sessions;
 mod signs;
 mod starts;
 mod syncer;
@@ -50,6 +51,7 @@ use network::{Network, Transport};
 use node::Node;
 use quic::{QuicTransport, StorageService};
 use scrub::Scrub;
+use sessions::Sessions;
 use signs::Meter;
 use syncer::Syncer;
 
@@ -233,6 +235,7 @@ impl Running {
             refresh: Notify::new(),
             fault: Mutex::new(None),
             full: RwLock::default(),
+            sessions: Sessions::default(),
             syncs,
             writes: Meter::default(),
             neighbours: Mutex::default(),

@@ -17,6 +17,7 @@ use super::damage::DamageTable;
 use super::lease::Lease;
 use super::network::Network;
 use super::scrub::Scrub;
+use super::sessions::Sessions;
 use super::signs::{Meter, Neighbours};
 use super::syncer::Syncer;
 use crate::replica::Input;
@@ -44,6 +45,7 @@ pub(crate) struct Node {
     pub(crate) failed: CancellationToken,
     /// Nodes that should get no more data, as the metadata group last said.
     pub(crate) full: RwLock<BTreeSet<StorageId>>,
+    pub(crate) sessions: Sessions,
     /// How quick the disk is.
     pub(crate) syncs: Arc<Meter>,
     pub(crate) writes: Meter,

@@ -118,6 +118,7 @@ mod tests {
         let origin = Origin {
             id: RequestId::SYSTEM,
             level: Level::Quorum,
+            cut: dfs_common::CutEpoch::NONE,
             stamp: HybridClock::default(),
         };
         let mutation = Mutation::Write {

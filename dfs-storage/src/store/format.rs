@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! segment   header (512 B, one sector) .. 4096 | record | record | ...
-//! record    header (128 B) | meta | payload | zeros to a multiple of 64
+//! record    header (136 B) | meta | payload | zeros to a multiple of 64
 //!           meta: one crc32c a block (Write, Data), or the chunk's whole state (State)
 //!           payload: seals (28 B each), then ciphertexts, exactly as they travel
 //! ```
@@ -12,12 +12,12 @@
 
 use dfs_common::units::{BLOCK_SIZE_BYTES, SEAL_SIZE_BYTES};
 use dfs_common::{
-    BlockIndex, ChainId, ChunkId, ChunkIndex, ChunkVersion, ClusterId, Epoch, HybridClock, InodeId, Level, RequestId,
-    SequenceNumber, SessionId, StorageId, StoreId, Timestamp,
+    BlockIndex, ChainId, ChunkId, ChunkIndex, ChunkVersion, ClusterId, CutEpoch, Epoch, HybridClock, InodeId, Level,
+    RequestId, SequenceNumber, SessionId, StorageId, StoreId, Timestamp,
 };
 
 /// Version of everything in the store's directory. A newer one is refused.
-pub(super) const FORMAT_VERSION: u32 = 3;
+pub(super) const FORMAT_VERSION: u32 = 4;
 
 /// First record of a segment: a page, so that rewriting the header never shares a sector with data.
 pub(super) const DATA_START: u32 = 4096;
@@ -25,7 +25,7 @@ pub(super) const DATA_START: u32 = 4096;
 /// The header is one sector: it is written whole or not at all.
 pub(super) const SEGMENT_HEADER_BYTES: usize = 512;
 
-pub(super) const RECORD_HEADER_BYTES: usize = 128;
+pub(super) const RECORD_HEADER_BYTES: usize = 136;
 
 /// Records start at multiples of this, so that a scan past damage has few places to look at.
 pub(super) const RECORD_ALIGN_BYTES: usize = 64;
@@ -76,6 +76,9 @@ impl Writer {
         self.bytes(&stamp.wall.nanos.to_le_bytes());
         self.u32(stamp.logical);
     }
+    pub(super) fn cut(&mut self, cut: CutEpoch) {
+        self.u64(cut.0);
+    }
     pub(super) fn request(&mut self, id: RequestId) {
         self.u64(id.session.0);
         self.u32(id.channel);
@@ -116,6 +119,9 @@ impl Reader<'_> {
             wall: Timestamp::from_nanos(self.array().map(i64::from_le_bytes)?),
             logical: self.u32()?,
         })
+    }
+    pub(super) fn cut(&mut self) -> Option<CutEpoch> {
+        self.u64().map(CutEpoch)
     }
     pub(super) fn request(&mut self) -> Option<RequestId> {
         Some(RequestId {
@@ -354,6 +360,8 @@ pub(super) struct RecordHeader {
     pub(super) id: RequestId,
     /// At which it was to be acknowledged.
     pub(super) level: Level,
+    /// Write, Truncate, Remove: the truncation epoch that the mutation came with.
+    pub(super) cut: CutEpoch,
     pub(super) stamp: HybridClock,
     /// Write, Data: first block. Truncate: blocks that stay.
     pub(super) first: BlockIndex,
@@ -389,6 +397,7 @@ impl RecordHeader {
         body.u32(self.meta_length_bytes);
         body.u32(self.payload_length_bytes);
         body.stamp(self.stamp);
+        body.cut(self.cut);
         let mut out = [0; RECORD_HEADER_BYTES];
         out[..body.0.len()].copy_from_slice(&body.0);
         let sum = header_checksum(sequence, offset, &out[8..], meta);
@@ -425,6 +434,7 @@ impl RecordHeader {
             meta_length_bytes: reader.u32()?,
             payload_length_bytes: reader.u32()?,
             stamp: reader.stamp()?,
+            cut: reader.cut()?,
         };
         if header.length_bytes() > bytes.len() {
             return None;

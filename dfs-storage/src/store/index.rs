@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use dfs_common::version::MAX_EARLIER_EPOCHS;
 use dfs_common::wire::storage::{BlockRun, ChunkMemory, Origin, Remembered};
-use dfs_common::{BlockIndex, ChainId, ChunkId, ChunkVector, ChunkVersion, HybridClock};
+use dfs_common::{BlockIndex, ChainId, ChunkId, ChunkVector, ChunkVersion, CutEpoch, HybridClock};
 
 use super::format::{
     Lsn, RECORD_HEADER_BYTES, Reader, Sequence, Writer, data_bytes, level_code, level_from, record_length_bytes,
@@ -124,6 +124,8 @@ pub(super) struct Entry {
     pub(super) earlier: Vec<ChunkVersion>,
     /// The last truncation or removal.
     pub(super) trimmed: ChunkVersion,
+    /// The newest of all its mutations.
+    pub(super) cut: CutEpoch,
     /// Of the newest version.
     pub(super) stamp: HybridClock,
     pub(super) removed: bool,
@@ -135,6 +137,7 @@ impl Entry {
     fn advance(&mut self, origin: Origin, version: ChunkVersion) {
         ChunkVector::advance(&mut self.earlier, self.version, version);
         self.version = version;
+        self.cut = self.cut.max(origin.cut);
         self.stamp = origin.stamp;
         if origin.id.is_system() {
             return;
@@ -153,6 +156,7 @@ impl Entry {
         ChunkMemory {
             earlier: self.earlier.clone(),
             trimmed: self.trimmed,
+            cut: self.cut,
             stamp: self.stamp,
             requests: self.remembered.iter().copied().collect(),
         }
@@ -165,6 +169,7 @@ impl Entry {
         let requests = newest(memory.requests.len(), REMEMBERED_REQUESTS);
         self.earlier = memory.earlier[earlier..].to_vec();
         self.trimmed = memory.trimmed;
+        self.cut = memory.cut;
         self.stamp = memory.stamp;
         self.remembered = memory.requests[requests..].iter().copied().collect();
     }
@@ -226,6 +231,7 @@ impl Entry {
             Health::Incomplete => 2,
         });
         out.version(self.trimmed);
+        out.cut(self.cut);
         out.stamp(self.stamp);
         out.u32(self.earlier.len() as u32);
         for &version in &self.earlier {
@@ -252,7 +258,7 @@ impl Entry {
             1 => Health::Rotten,
             _ => Health::Incomplete,
         };
-        let (trimmed, stamp) = (reader.version()?, reader.stamp()?);
+        let (trimmed, cut, stamp) = (reader.version()?, reader.cut()?, reader.stamp()?);
         let earlier = reader.u32()?;
         if earlier as usize > MAX_EARLIER_EPOCHS {
             return None;
@@ -281,6 +287,7 @@ impl Entry {
             remembered,
             earlier,
             trimmed,
+            cut,
             stamp,
             removed,
             health,

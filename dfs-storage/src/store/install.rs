@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use dfs_common::units::BLOCK_SIZE_BYTES;
 use dfs_common::wire::storage::{BlockRun, ChunkMemory, Origin};
-use dfs_common::{BlockIndex, ChainId, ChunkId, ChunkVersion, HybridClock, Level, RequestId, Timestamp};
+use dfs_common::{BlockIndex, ChainId, ChunkId, ChunkVersion, CutEpoch, HybridClock, Level, RequestId, Timestamp};
 
 use super::error::StoreError;
 use super::format::{Kind, checksums, payload_bytes};
@@ -19,6 +19,7 @@ use super::log::{Draft, Log, Staged, Urgency};
 const SYSTEM: Origin = Origin {
     id: RequestId::SYSTEM,
     level: Level::Quorum,
+    cut: CutEpoch::NONE,
     stamp: HybridClock {
         wall: Timestamp::from_nanos(0),
         logical: 0,

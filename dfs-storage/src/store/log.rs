@@ -514,6 +514,7 @@ impl Log {
             before: place.before,
             id: draft.origin.id,
             level: draft.origin.level,
+            cut: draft.origin.cut,
             stamp: draft.origin.stamp,
             first: draft.first,
             blocks: draft.blocks,

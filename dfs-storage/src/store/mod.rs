@@ -30,7 +30,8 @@ use dfs_common::planted::{self, Bug};
 use dfs_common::units::BLOCK_SIZE_BYTES;
 use dfs_common::wire::storage::{BlockRun, ChunkMemory, ChunkState, ChunkSummary, Mutation, Origin};
 use dfs_common::{
-    BlockIndex, ChainId, ChunkId, ChunkIndex, ChunkVector, ChunkVersion, HybridClock, InodeId, RequestId, StoreId,
+    BlockIndex, ChainId, ChunkId, ChunkIndex, ChunkVector, ChunkVersion, CutEpoch, HybridClock, InodeId, RequestId,
+    StoreId,
 };
 
 use self::checkpoint::CHECKPOINT_FILE;
@@ -45,7 +46,7 @@ pub use types::{
     ChunkRead, MaintainReport, REMEMBERED_REQUESTS, RecoveryReport, Rot, SEGMENT_SIZE_BYTES, StoreOptions, Usage,
 };
 
-/// Chunks of an inode at or after `from` that are not tombstones.
+/// Chunks of an inode at or after `from`, tombstones included.
 fn of_inode(
     index: &Index,
     chain: ChainId,
@@ -59,7 +60,6 @@ fn of_inode(
     index
         .chain_after(chain, Some(after))
         .take_while(move |(chunk, _)| chunk.inode == inode)
-        .filter(|(_, entry)| !entry.removed)
 }
 
 const SUPERBLOCK_FILE: &str = "superblock";
@@ -401,7 +401,11 @@ impl ChunkStore {
             return ChunkMemory::default();
         }
         let index = self.log.index.read();
-        index.get(chunk).map_or_else(ChunkMemory::default, Entry::memory)
+        let mut memory = index.get(chunk).map_or_else(ChunkMemory::default, Entry::memory);
+        if planted::is(Bug::CopyWithoutCut) {
+            memory.cut = CutEpoch::NONE;
+        }
+        memory
     }
 
     /// When the chunk's newest version was given out.
@@ -414,6 +418,17 @@ impl ChunkStore {
     pub fn trimmed(&self, chunk: ChunkId) -> ChunkVersion {
         let index = self.log.index.read();
         index.get(chunk).map_or(ChunkVersion::NONE, |entry| entry.trimmed)
+    }
+
+    /// The newest truncation epoch that a mutation of the chunk came with.
+    pub fn cut(&self, chunk: ChunkId) -> CutEpoch {
+        let index = self.log.index.read();
+        index.get(chunk).map_or(CutEpoch::NONE, |entry| entry.cut)
+    }
+
+    /// Whether all that is left of the chunk is what it remembers.
+    pub fn is_removed(&self, chunk: ChunkId) -> bool {
+        self.log.index.read().get(chunk).is_some_and(|entry| entry.removed)
     }
 
     /// All about a chunk but its data, of which some may be damaged. `None`: a mutation of it is lost, so nobody knows.
@@ -452,17 +467,20 @@ impl ChunkStore {
         .collect()
     }
 
-    /// Chunks of an inode at or after `from` that are not tombstones.
+    /// Chunks of an inode at or after `from`, tombstones included.
     pub fn chunks_of(&self, chain: ChainId, inode: InodeId, from: ChunkIndex) -> Vec<ChunkId> {
         let index = self.log.index.read();
         of_inode(&index, chain, inode, from).map(|(chunk, _)| chunk).collect()
     }
 
-    /// The last of those that has data, and the bytes from its start to their end; `u32::MAX` when a mutation of it was lost,
+    /// The last of those that have data, and the bytes from its start to their end; `u32::MAX` when a mutation of it was lost,
     /// so that nobody knows.
     pub fn file_end(&self, chain: ChainId, inode: InodeId, from: ChunkIndex) -> Option<(ChunkIndex, u32)> {
         let index = self.log.index.read();
         let ends = of_inode(&index, chain, inode, from).filter_map(|(chunk, entry)| {
+            if entry.removed {
+                return None;
+            }
             if entry.health == Health::Incomplete {
                 return Some((chunk.index, u32::MAX));
             }

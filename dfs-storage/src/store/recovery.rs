@@ -9,9 +9,9 @@
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::Arc;
 
-use dfs_common::ChunkId;
 use dfs_common::planted::{self, Bug};
 use dfs_common::wire::storage::Origin;
+use dfs_common::{ChunkId, CutEpoch};
 
 use super::checkpoint::{self, CHECKPOINT_FILE, SegmentTable};
 use super::error::StoreError;
@@ -553,6 +553,11 @@ impl Replay {
             origin: Origin {
                 id: header.id,
                 level: header.level,
+                cut: if planted::is(Bug::RecoveryForgetsCut) {
+                    CutEpoch::NONE
+                } else {
+                    header.cut
+                },
                 stamp: header.stamp,
             },
             effect,

@@ -1,5 +1,6 @@
 //! What must hold, whatever happens; one file an invariant. Some are checked at every step, some once all is mended.
 
+mod i13_cuts;
 mod i13_once;
 mod i1_durability;
 mod i2_linearizable;
@@ -11,7 +12,7 @@ mod i7_no_word_after_a_fault;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use dfs_common::{ChainId, ChainInfo, ChunkId, ChunkVersion, Epoch, Level, StorageId};
+use dfs_common::{ChainId, ChainInfo, ChunkId, ChunkVersion, CutEpoch, Epoch, Level, StorageId};
 
 use dfs_common::wire::storage::Mutation;
 
@@ -81,6 +82,10 @@ pub(crate) struct Watch {
     /// What each version of each chunk holds.
     contents: BTreeMap<(ChunkId, ChunkVersion), Vec<u64>>,
     pub(crate) answers: u64,
+    /// The newest truncation epoch that each version of each chunk has seen.
+    cuts: BTreeMap<(ChunkId, ChunkVersion), CutEpoch>,
+    /// Since when files are removed.
+    gone: BTreeMap<u64, u64>,
 }
 
 impl Watch {

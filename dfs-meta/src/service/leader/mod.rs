@@ -1,12 +1,14 @@
 //! What only the leader knows, and forgets with its term: leases, opens, usage, resync progress. Pure: time comes in as an
 //! argument, and what must become of it goes out as commands to propose.
 
+mod fence;
 mod leases;
 mod moves;
 mod sessions;
 mod suspects;
 mod usage;
 
+pub(super) use fence::{Fence, Revision};
 pub use leases::Leases;
 pub(super) use moves::Moves;
 pub(super) use sessions::Sessions;
@@ -26,6 +28,7 @@ pub(super) struct Leader {
     pub(super) leases: Leases,
     pub(super) moves: Moves,
     pub(super) sessions: Sessions,
+    pub(super) fence: Fence,
 }
 
 /// The leader's part of `dfs status`.

@@ -188,11 +188,11 @@ fn foreign_and_newer_stores_are_refused_with_a_reason() {
     };
     assert!(refusal(&disk, other).contains("not to node 4"));
     assert!(refusal(&disk, options(3)).contains("too small"));
-    disk.rot("superblock", 8, 4);
-    disk.rot("superblock.copy", 8, 4);
+    disk.rot("superblock", 8, 8);
+    disk.rot("superblock.copy", 8, 8);
     assert!(refusal(&disk, options(24)).contains("newer program"));
-    disk.rot("superblock", 8, 6);
-    disk.rot("superblock.copy", 8, 6);
+    disk.rot("superblock", 8, 15);
+    disk.rot("superblock.copy", 8, 15);
     assert!(refusal(&disk, options(24)).contains("one node at a time"));
 }
 

@@ -14,8 +14,8 @@ use bytes::Bytes;
 use dfs_common::units::{BLOCK_SIZE_BYTES, SEAL_SIZE_BYTES};
 use dfs_common::wire::storage::{BlockRun, ChunkMemory, Mutation, Origin, Remembered};
 use dfs_common::{
-    BlockIndex, ChainId, ChunkId, ChunkIndex, ChunkVersion, ClusterId, Epoch, HybridClock, InodeId, Level, RequestId,
-    SequenceNumber, SessionId, StorageId, StoreId, Timestamp,
+    BlockIndex, ChainId, ChunkId, ChunkIndex, ChunkVersion, ClusterId, CutEpoch, Epoch, HybridClock, InodeId, Level,
+    RequestId, SequenceNumber, SessionId, StorageId, StoreId, Timestamp,
 };
 
 use super::{ChunkRead, ChunkStore, REMEMBERED_REQUESTS, RecoveryReport, StoreError, StoreOptions};
@@ -63,10 +63,16 @@ fn level(n: u64) -> Level {
     [Level::One, Level::Quorum, Level::All][n as usize % 3]
 }
 
+/// Not in order: the newest counts, and what brings none leaves it alone.
+fn cut(n: u64) -> CutEpoch {
+    CutEpoch(if n.is_multiple_of(3) { 0 } else { n * 37 % 101 })
+}
+
 fn origin(n: u64) -> Origin {
     Origin {
         id: request(n),
         level: level(n),
+        cut: cut(n),
         stamp: HybridClock {
             wall: Timestamp::from_nanos(1_000 + n.cast_signed()),
             logical: n as u32 % 7,
@@ -173,6 +179,7 @@ fn step(store: &ChunkStore, model: &mut Model, op: &Op, n: u64) -> Result<(), St
         if !matches!(mutation, Mutation::Write { .. }) {
             entry.memory.trimmed = v;
         }
+        entry.memory.cut = entry.memory.cut.max(cut(n));
         entry.memory.stamp = origin(n).stamp;
         if entry.memory.requests.len() == REMEMBERED_REQUESTS {
             entry.memory.requests.remove(0);
@@ -244,6 +251,7 @@ fn step(store: &ChunkStore, model: &mut Model, op: &Op, n: u64) -> Result<(), St
             entry.memory = ChunkMemory {
                 earlier: vec![version(1), version(51)],
                 trimmed: version(n / 2),
+                cut: CutEpoch(n),
                 stamp: origin(n + 1).stamp,
                 requests: vec![remembered(1, version(1)), remembered(n, v)],
             };
@@ -306,11 +314,13 @@ fn contents(store: &ChunkStore) -> Model {
         assert_eq!(listed, store.version(id));
         let read = store.read(id, BlockIndex(0), 1000).unwrap();
         assert_eq!(read.version, listed);
+        assert!(store.chunks_of(chain(which), id.inode, id.index).contains(&id));
+        assert_eq!(store.cut(id), store.memory(id).cut);
         let entry = Chunk {
             version: listed,
             blocks: blocks_of(id, &read),
             memory: store.memory(id),
-            removed: !store.chunks_of(chain(which), id.inode, id.index).contains(&id),
+            removed: store.is_removed(id),
         };
         out.insert(which, entry);
     }

@@ -171,7 +171,7 @@ fn a_rotten_checkpoint_is_rebuilt_and_a_rotten_block_is_named() {
     )
     .unwrap();
     drop(store);
-    disk.rot("segment-00000000", 4096 + 128 + 12 + 84 + 5000, 1);
+    disk.rot("segment-00000000", 4096 + 136 + 12 + 84 + 5000, 1);
     let (store, report) = open(&disk, 24);
     assert_eq!(report.rot.len(), 1);
     assert_eq!(report.rot[0].chunk, Some(chunk(0)));
@@ -249,7 +249,7 @@ fn a_store_that_lost_something_takes_a_new_name_and_one_that_did_not_keeps_it() 
         "the header is told from the record"
     );
     assert!(
-        !renamed(&|disk| disk.rot("segment-00000000", 4096 + 128 + 6 * 32 + 5000, 1)),
+        !renamed(&|disk| disk.rot("segment-00000000", 4096 + 136 + 6 * 32 + 5000, 1)),
         "a block"
     );
     assert!(
@@ -377,7 +377,7 @@ fn rotten_blocks_are_mended_from_another_store_and_stay_so() {
     let (store, model) = two_chunks(&disk);
     let (whole, _) = two_chunks(&other);
     // A byte of block 1, and one of block 4, of the first record.
-    let data = 4096 + 128 + 6 * (4 + 28);
+    let data = 4096 + 136 + 6 * (4 + 28);
     disk.rot("segment-00000000", data + 5000, 1);
     disk.rot("segment-00000000", data + 4 * 4096 + 7, 1);
     let bad = store.bad_blocks(chunk(0)).unwrap();

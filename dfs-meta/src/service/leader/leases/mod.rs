@@ -280,6 +280,14 @@ impl Leases {
         now >= granted.unwrap_or(self.since).max(self.since).after_ms(NODE_LEASE_MS)
     }
 
+    /// Nodes that may still serve somebody by a lease that they were granted, whatever became of them since.
+    pub(in crate::service) fn may_serve(&self, now: Moment, routing: &RoutingTable) -> Vec<StorageId> {
+        let nodes = routing.nodes.keys().chain(self.nodes.keys());
+        let nodes: BTreeSet<_> = nodes.copied().collect();
+        let over = |node: &StorageId| self.lease_is_over(now, self.nodes.get(node));
+        nodes.into_iter().filter(|node| !over(node)).collect()
+    }
+
     /// Whether a node that is to stand aside serves no more for certain.
     fn stands_aside(&self, now: Moment, id: StorageId, node: &Node) -> bool {
         let Some(since) = self.suspects.aside_since(id) else {
