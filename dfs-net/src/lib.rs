@@ -4,6 +4,7 @@
 //! again after a failure; [`Endpoint::serve`] hands incoming requests to a [`Service`]. One QUIC stream a request: no
 //! request waits behind another's bytes, and dropping the future cancels the work on both sides.
 
+pub mod boot_clock;
 pub mod endpoint;
 pub mod error;
 mod frame;
@@ -12,6 +13,7 @@ pub mod peer;
 mod server;
 mod transport;
 
+pub use boot_clock::BootInstant;
 pub use endpoint::Endpoint;
 pub use error::NetError;
 pub use peer::Peer;

@@ -65,6 +65,15 @@ const IMPURE_WORDS: &[&str] = &[
     "std::thread",
 ];
 
+/// What somebody believes in who was granted a lease or waits for one to end: none of it may stand still while the machine is suspended,
+/// as `std::time::Instant` and tokio's do. (A granter or a voter may: it only waits longer.)
+const LEASES: &[&str] = &[
+    "dfs-storage/src/service/lease.rs",
+    "dfs-meta/src/service/clock.rs",
+    "dfs-meta/src/service/leader",
+    "dfs-meta/src/consensus/confirm.rs",
+];
+
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .parent()
@@ -124,6 +133,31 @@ fn crates_use_only_crates_below_them() {
             }
         }
     }
+}
+
+#[test]
+fn leases_are_measured_by_the_clock_that_counts_suspension() {
+    for at in LEASES {
+        let mut files = Vec::new();
+        rust_files(&root().join(at), &mut files);
+        assert!(!files.is_empty(), "{at} is empty");
+        for file in files {
+            let text = fs::read_to_string(&file).expect("readable");
+            let words = text.split(|c: char| !c.is_alphanumeric() && c != '_');
+            let wrong = words.filter(|word| *word == "Instant").count();
+            assert_eq!(
+                wrong,
+                0,
+                "{}: Instant stands still while the machine is suspended; use BootInstant",
+                file.display()
+            );
+        }
+    }
+    let storage = fs::read_to_string(root().join("dfs-storage/src/service/lease.rs")).expect("readable");
+    assert!(
+        storage.contains("Self::with_clock(BootInstant::now)"),
+        "leases in service use another clock"
+    );
 }
 
 #[test]

@@ -1,5 +1,8 @@
 //! When a quorum last answered this leader. Pure: times come from outside.
 //!
+//! They are [`BootInstant`]s: followers' leases run on while this machine is suspended, so this server's belief in them must
+//! run out as well. A follower refuses votes by its monotonic clock, which is never ahead of that one.
+//!
 //! A leader may answer reads alone while no other can have been elected. Followers refuse to vote for [`LEASE_MS`] after
 //! they accepted a message of the leader; we count from when the message was *sent*, so that neither a slow answer nor a
 //! pause of this process can make us believe too long. (openraft's own figure is a duration computed at some earlier time,
@@ -8,7 +11,9 @@
 //! count no more.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use dfs_net::BootInstant;
 
 use super::types::Vote;
 
@@ -40,7 +45,7 @@ pub(super) struct Confirmations {
     me: u64,
     leader: LeaderId,
     /// When the newest message that a peer answered was sent.
-    sent: BTreeMap<u64, Instant>,
+    sent: BTreeMap<u64, BootInstant>,
     /// A vote request of this leader-to-be was let through.
     passed: Option<LeaderId>,
 }
@@ -55,7 +60,7 @@ impl Confirmations {
     }
 
     /// `peer` accepted a message sent under `leader` at `sent`.
-    pub(super) fn answered(&mut self, leader: LeaderId, peer: u64, sent: Instant) {
+    pub(super) fn answered(&mut self, leader: LeaderId, peer: u64, sent: BootInstant) {
         if leader.1 != self.me || leader < self.leader {
             return;
         }
@@ -68,7 +73,7 @@ impl Confirmations {
     }
 
     /// A quorum, this server included, answered messages of `term` sent within the last `within`.
-    pub(super) fn confirmed(&self, term: u64, within: Duration, now: Instant) -> bool {
+    pub(super) fn confirmed(&self, term: u64, within: Duration, now: BootInstant) -> bool {
         if self.members.len() == 1 {
             return self.members.contains(&self.me);
         }
@@ -84,7 +89,7 @@ impl Confirmations {
     }
 
     /// Whether a vote request may be looked at; remembers it if so.
-    pub(super) fn let_vote_pass(&mut self, candidate: LeaderId, within: Duration, now: Instant) -> bool {
+    pub(super) fn let_vote_pass(&mut self, candidate: LeaderId, within: Duration, now: BootInstant) -> bool {
         if self.members.len() > 1 && self.confirmed(self.leader.0, within, now) {
             return false;
         }
@@ -99,7 +104,7 @@ impl Confirmations {
         }
     }
 
-    pub(super) fn sent(&self) -> &BTreeMap<u64, Instant> {
+    pub(super) fn sent(&self) -> &BTreeMap<u64, BootInstant> {
         &self.sent
     }
 }
@@ -112,7 +117,7 @@ mod tests {
 
     #[test]
     fn a_quorum_counts_from_when_it_was_asked() {
-        let start = Instant::now();
+        let start = BootInstant::now();
         let at = |ms| start + Duration::from_millis(ms);
         let mut this = Confirmations::new(1, [1, 2, 3].into());
         assert!(!this.confirmed(5, WITHIN, start));
@@ -132,7 +137,7 @@ mod tests {
 
     #[test]
     fn a_vote_let_through_ends_confidence_until_it_was_refused() {
-        let start = Instant::now();
+        let start = BootInstant::now();
         let at = |ms| start + Duration::from_millis(ms);
         let mut this = Confirmations::new(1, [1, 2, 3].into());
         this.answered((5, 1), 2, at(0));

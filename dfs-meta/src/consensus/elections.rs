@@ -9,6 +9,9 @@
 //! and only if it has asked the others before and a majority, itself included, hears no leader either. (Raft's pre-vote, which
 //! openraft lacks: a server that is cut off in one direction must not depose a leader whom everybody else hears.) Who has the lower
 //! number goes first, so that two do not take each other's votes.
+//!
+//! A server that has just started does not know whom it vouched for before. That leader may answer reads without asking as long as
+//! its lease lasts, so until then this server neither votes nor lets anybody stand, nor does it stand.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -32,6 +35,7 @@ const JITTER_MS: u64 = 40;
 pub(super) struct Elections {
     me: u64,
     members: BTreeSet<u64>,
+    started: Instant,
     /// When a leader was last heard, or a vote was given: that server is to have its chance.
     heard: Instant,
     /// Whom it was, and in which term.
@@ -50,6 +54,7 @@ impl Elections {
         Self {
             me,
             members,
+            started: now,
             heard: now,
             leader: None,
             term: 0,
@@ -107,6 +112,16 @@ impl Elections {
         }
     }
 
+    /// Whether what this server's last process said to a leader may still count there. Nobody vouches in a group of one.
+    pub(super) fn may_have_vouched(&self, now: Instant) -> bool {
+        self.members.len() > 1 && now < self.forgets_at()
+    }
+
+    /// When whatever was said before the start counts no more.
+    fn forgets_at(&self) -> Instant {
+        self.started + Duration::from_millis(LEASE_MS + MARGIN_MS)
+    }
+
     /// How many of the others go before this server. A leader that is missed is not among them.
     fn rank(&self) -> u64 {
         let before = self.members.range(..self.me);
@@ -120,7 +135,10 @@ impl Elections {
             1 => 0,
             _ => silence_ms + self.rank() * STEP_MS + chance % JITTER_MS,
         };
-        let due = self.heard + Duration::from_millis(wait_ms);
+        let mut due = self.heard + Duration::from_millis(wait_ms);
+        if self.members.len() > 1 {
+            due = due.max(self.forgets_at());
+        }
         self.rest.map_or(due, |rest| due.max(rest))
     }
 
@@ -138,7 +156,8 @@ impl Elections {
         }
         // The engine gives no vote sooner.
         let lease_ms = if self.leader.is_some() { LEASE_MS + MARGIN_MS } else { 0 };
-        Some(lease_ms.saturating_sub(silent_ms) as u32)
+        let start_ms = self.forgets_at().saturating_duration_since(now).as_millis() as u64;
+        Some(lease_ms.saturating_sub(silent_ms).max(start_ms) as u32)
     }
 }
 
@@ -221,5 +240,23 @@ mod tests {
         assert_eq!(second.may_stand_in_ms(at(start, 351)), Some(0));
         let alone = Elections::new(1, [1].into(), start);
         assert_eq!(alone.due(5), start);
+        assert!(!alone.may_have_vouched(start));
+    }
+
+    #[test]
+    fn who_has_just_started_waits_for_the_lease_that_it_may_have_given() {
+        let start = Instant::now();
+        let mut second = Elections::new(2, [1, 2, 3].into(), start);
+        let lease_ms = LEASE_MS + MARGIN_MS;
+        assert!(second.may_have_vouched(at(start, lease_ms - 1)));
+        assert!(!second.may_have_vouched(at(start, lease_ms)));
+        assert_eq!(second.may_stand_in_ms(at(start, 55)), Some((lease_ms - 55) as u32));
+        assert_eq!(second.may_stand_in_ms(at(start, lease_ms)), Some(0));
+        // A leader that is heard and dies does not shorten it.
+        second.heard(1, 5, start);
+        second.died(1);
+        assert!(second.due(0) >= at(start, lease_ms));
+        second.voted(at(start, 10));
+        assert_eq!(second.may_stand_in_ms(at(start, 55)), Some((lease_ms - 55) as u32));
     }
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use dfs_common::MetaId;
+use dfs_net::BootInstant;
 use openraft::error::{InstallSnapshotError, RPCError, RaftError, RemoteError, Unreachable};
 use openraft::impls::EmptyNode;
 use openraft::network::{Backoff, RPCOption, RaftNetwork, RaftNetworkFactory};
@@ -81,7 +82,7 @@ pub(super) struct Link {
 /// What the other server last said yes to on this link.
 struct Answered {
     vote: Vote,
-    sent: Instant,
+    sent: BootInstant,
     matched: Option<LogId>,
 }
 
@@ -182,7 +183,7 @@ impl RaftNetwork<TypeConfig> for Link {
             return Ok(AppendEntriesResponse::Success);
         }
         rpc.leader_commit = self.commit_to_tell(rpc.leader_commit);
-        let sent = Instant::now();
+        let sent = BootInstant::now();
         let answer = self.ask(KIND_APPEND, &rpc, &option).await?;
         if !matches!(answer, AppendEntriesResponse::HigherVote(_)) {
             self.network

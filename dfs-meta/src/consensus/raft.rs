@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use dfs_common::wire::meta::LEADER_CONFIRMED_MS;
 use dfs_common::{ClusterId, ErrorCode, MetaId};
+use dfs_net::BootInstant;
 use openraft::error::{InitializeError, RaftError};
 use openraft::impls::EmptyNode;
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, InstallSnapshotRequest, VoteRequest};
@@ -229,7 +230,7 @@ impl RaftConsensus {
     }
 
     fn confirmed(&self, term: u64, within: Duration) -> bool {
-        self.confirmations.lock().confirmed(term, within, Instant::now())
+        self.confirmations.lock().confirmed(term, within, BootInstant::now())
     }
 
     async fn handle_append(&self, request: AppendEntriesRequest<TypeConfig>) -> dfs_common::Result<Vec<u8>> {
@@ -265,12 +266,21 @@ impl RaftConsensus {
                 format!("{} has no history yet and does not vote", self.me),
             ));
         }
+        if self.elections.lock().may_have_vouched(Instant::now()) {
+            return Err(dfs_common::Error::new(
+                ErrorCode::Unreachable,
+                format!(
+                    "{} has just started and may have vouched for a leader before: it does not vote yet",
+                    self.me
+                ),
+            ));
+        }
         let candidate = leader_id(&request.vote);
         let within = Duration::from_millis(LEADER_CONFIRMED_MS);
         if !self
             .confirmations
             .lock()
-            .let_vote_pass(candidate, within, Instant::now())
+            .let_vote_pass(candidate, within, BootInstant::now())
         {
             return Err(dfs_common::Error::new(
                 ErrorCode::Unreachable,
@@ -570,7 +580,7 @@ impl Consensus for RaftConsensus {
     fn status(&self) -> ConsensusStatus {
         let receiver = self.raft.metrics();
         let metrics = receiver.borrow();
-        let now = Instant::now();
+        let now = BootInstant::now();
         let sent = self.confirmations.lock().sent().clone();
         ConsensusStatus {
             leadership: *self.leadership.borrow(),

@@ -520,3 +520,82 @@ async fn many_proposals_share_their_flushes() {
     cluster.same_everywhere(4101).await;
     cluster.close().await;
 }
+
+/// What a candidate with a newer log than anybody asks for; whether it got the vote.
+async fn asks_for_vote(of: &RaftConsensus, candidate: MetaId, term: u64) -> bool {
+    use openraft::raft::{VoteRequest, VoteResponse};
+    let log = openraft::LogId::new(openraft::CommittedLeaderId::new(term, candidate.0), 1_000_000);
+    let request = VoteRequest::new(super::types::Vote::new(term + 1, candidate.0), Some(log));
+    let body = dfs_common::codec::encode(&request).unwrap();
+    match of.handle(candidate, super::network::KIND_VOTE, &body).await {
+        Ok(answer) => {
+            let answer: Result<VoteResponse<u64>, openraft::error::RaftError<u64>> =
+                dfs_common::codec::decode(&answer).unwrap();
+            answer.unwrap().vote_granted
+        }
+        Err(_) => false,
+    }
+}
+
+/// The leader answers reads alone on the strength of what a follower said before it was restarted.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_that_restarts_gives_no_vote_while_it_may_vouch_for_a_leader() {
+    let mut cluster = Cluster::new(50_000, 10_000).await;
+    cluster.propose("before").await;
+    cluster.same_everywhere(1).await;
+    cluster.nobody_joins().await;
+    let leader = cluster.leader().await;
+    let term = leader.leadership().borrow().term;
+    let mut others = (1..=3).map(MetaId).filter(|id| *id != leader.me());
+    let (follower, candidate) = (others.next().unwrap(), others.next().unwrap());
+    {
+        // The candidate no longer hears the leader. The follower does, until it ends.
+        let mut cut = cluster.router.cut.lock();
+        cut.insert((leader.me(), candidate));
+        cut.insert((candidate, leader.me()));
+    }
+    // What the candidate itself has answered no longer counts.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    cluster.propose("vouched for").await;
+    let vouched = Instant::now();
+    {
+        let mut cut = cluster.router.cut.lock();
+        cut.insert((leader.me(), follower));
+        cut.insert((follower, leader.me()));
+    }
+    cluster.stop(follower).await;
+    let again = cluster.start(follower, false).await.unwrap();
+    let (mut within, mut beyond) = (0, 0);
+    let granted = loop {
+        // Read first: if the vote is given and the lease still stands, another leader may write while this one is read.
+        let asked = vouched.elapsed();
+        let question = dfs_common::codec::encode(&()).unwrap();
+        let may_stand = again
+            .handle(candidate, super::network::KIND_MAY_I_STAND, &question)
+            .await
+            .unwrap();
+        let may_stand: Option<u32> = dfs_common::codec::decode(&may_stand).unwrap();
+        let granted = asks_for_vote(&again, candidate, term).await;
+        let reads = leader.confirmed_within(Duration::from_millis(dfs_common::wire::meta::LEADER_CONFIRMED_MS));
+        assert!(
+            !(granted && reads),
+            "{follower} was restarted and voted for {candidate} {} ms after it vouched for {}, which still answers reads",
+            asked.as_millis(),
+            leader.me()
+        );
+        assert!(!(may_stand == Some(0) && reads), "it let {candidate} stand at once");
+        if reads {
+            within += 1;
+        } else {
+            beyond += 1;
+        }
+        if granted {
+            break vouched.elapsed();
+        }
+        assert!(vouched.elapsed() < Duration::from_secs(2), "it never votes");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    };
+    println!("asked {within} times within the lease, {beyond} after it; granted after {granted:?}");
+    assert!(within > 0, "the restart took longer than the lease: nothing was tested");
+    cluster.close().await;
+}

@@ -1,11 +1,12 @@
-//! Time: a monotonic one for leases, and the wall clock's for commands.
+//! Time: for leases one that goes on while the machine is suspended, and the wall clock's for commands.
 
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use dfs_common::Timestamp;
+use dfs_net::BootInstant;
 
-/// Milliseconds of this process's monotonic clock. Compares durations only; says nothing to other machines.
+/// Milliseconds of this process's clock for leases. Compares durations only; says nothing to other machines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Moment {
     ms: u64,
@@ -38,7 +39,7 @@ impl Moment {
 /// Reads the clocks for everybody in this server.
 #[derive(Debug)]
 pub(super) struct Clock {
-    start: Instant,
+    start: BootInstant,
     /// Newest time that stands in a command, proposed or applied here.
     newest_nanos: AtomicI64,
 }
@@ -46,7 +47,7 @@ pub(super) struct Clock {
 impl Clock {
     pub(super) fn new() -> Self {
         Self {
-            start: Instant::now(),
+            start: BootInstant::now(),
             newest_nanos: AtomicI64::new(i64::MIN),
         }
     }

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use dfs_common::wire::meta::{HOLD_TAKEN_MS, LEADER_CONFIRMED_MS};
 use dfs_common::{Error, ErrorCode, Hold, HoldEpoch, Result, SessionId};
+use dfs_net::BootInstant;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::warn;
@@ -33,7 +34,7 @@ const WANTED_WAIT_MAX: Duration = Duration::from_millis(500);
 struct Want {
     epoch: HoldEpoch,
     term: u64,
-    since: Instant,
+    since: BootInstant,
 }
 
 /// See the module. At most one entry a session.
@@ -46,8 +47,8 @@ impl Wants {
     }
 
     /// Notes the want, and returns since when it stands.
-    fn note(&self, hold: Hold, term: u64) -> Instant {
-        let now = Instant::now();
+    fn note(&self, hold: Hold, term: u64) -> BootInstant {
+        let now = BootInstant::now();
         let mut since = now;
         self.0.send_if_modified(|wants| {
             let known = wants

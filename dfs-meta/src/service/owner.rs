@@ -269,7 +269,12 @@ impl Term {
                 let _ = reply.send(());
             }
             Ask::ExpiredSessions(reply) => {
-                let _ = reply.send(self.leader.sessions.expired(now));
+                let expired = if self.leader.leases.stood_still(now) {
+                    Vec::new()
+                } else {
+                    self.leader.sessions.expired(now)
+                };
+                let _ = reply.send(expired);
             }
             Ask::Purgeable(orphans, reply) => {
                 let _ = reply.send(self.leader.sessions.purgeable(&orphans));
@@ -344,10 +349,14 @@ impl Term {
         {
             return;
         }
+        let now = shared.clock.now();
+        if self.leader.leases.stood_still(now) {
+            return;
+        }
         let table = Arc::clone(&shared.routing.borrow());
-        let mut events = self.leader.leases.events(shared.clock.now(), &table);
+        let mut events = self.leader.leases.events(now, &table);
         let full = self.leader.leases.full();
-        events.extend(self.leader.moves.events(shared.clock.now(), &table, &full));
+        events.extend(self.leader.moves.events(now, &table, &full));
         for (event, reply) in self.resyncs.drain(..) {
             events.push(event);
             self.told.push(reply);

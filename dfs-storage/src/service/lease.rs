@@ -1,4 +1,4 @@
-//! The right to serve, for a while, by a monotonic clock.
+//! The right to serve, for a while, by a clock that goes on while the machine is suspended: whoever wakes finds its lease over.
 //!
 //! Counted from when the acknowledged heartbeat was sent, not from when its answer came: the metadata group counts from
 //! when it received it, which is later, so this node stops first whatever the network did in between.
@@ -7,15 +7,16 @@
 //! grant it; they are not taken.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Instant;
 
 use dfs_common::planted::{self, Bug};
 use dfs_common::wire::meta::SELF_FENCE_MS;
+use dfs_net::BootInstant;
 use parking_lot::Mutex;
 
 #[derive(Debug)]
 pub struct Lease {
-    origin: Instant,
+    origin: BootInstant,
+    clock: fn() -> BootInstant,
     /// Milliseconds since `origin`, plus one; 0: never acknowledged.
     sent: AtomicU64,
     /// Heartbeats sent before this renew nothing. Held while `sent` changes.
@@ -32,8 +33,13 @@ impl Default for Lease {
 impl Lease {
     #[must_use]
     pub fn new() -> Self {
+        Self::with_clock(BootInstant::now)
+    }
+
+    fn with_clock(clock: fn() -> BootInstant) -> Self {
         Self {
-            origin: Instant::now(),
+            origin: clock(),
+            clock,
             sent: AtomicU64::new(0),
             not_before: Mutex::new(0),
             aside: AtomicBool::new(false),
@@ -41,7 +47,8 @@ impl Lease {
     }
 
     pub fn now_ms(&self) -> u64 {
-        u64::try_from(self.origin.elapsed().as_millis()).unwrap_or(u64::MAX)
+        let since = (self.clock)().saturating_duration_since(self.origin);
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
     }
 
     pub fn renew(&self, sent_ms: u64) {
@@ -96,6 +103,21 @@ mod tests {
         assert!(!lease.is_good_at(101 + SELF_FENCE_MS));
         lease.revoke();
         assert!(!lease.is_good_at(100));
+    }
+
+    /// What `now_ms` says is all that the node decides by, so this is what a machine sees that was suspended for ten minutes.
+    #[test]
+    fn a_lease_runs_out_while_the_machine_is_suspended() {
+        use std::cell::Cell;
+        use std::time::Duration;
+
+        thread_local!(static NOW: Cell<Duration> = const { Cell::new(Duration::from_secs(90)) });
+        let lease = Lease::with_clock(|| BootInstant::at(NOW.get()));
+        lease.renew(lease.now_ms());
+        NOW.set(NOW.get() + Duration::from_millis(SELF_FENCE_MS));
+        assert!(lease.is_good_at(lease.now_ms()));
+        NOW.set(NOW.get() + Duration::from_secs(600));
+        assert!(!lease.is_good_at(lease.now_ms()));
     }
 
     #[test]

@@ -157,8 +157,9 @@ impl Sessions {
     pub(in crate::service) fn tick(&mut self, now: Moment) {
         let deaf_ms = now.since(self.ticked);
         if deaf_ms > STARVED_MS {
+            let longest = now.after_ms(SESSION_LEASE_MS);
             for session in self.live.values_mut() {
-                session.until = session.until.after_ms(deaf_ms);
+                session.until = session.until.after_ms(deaf_ms).min(longest.max(session.until));
             }
         }
         self.ticked = now;

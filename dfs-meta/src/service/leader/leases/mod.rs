@@ -254,13 +254,20 @@ impl Leases {
             .collect()
     }
 
+    /// Whether this leader, or its whole machine, stood still and has not ticked since: nobody's silence means anything yet.
+    pub(in crate::service) fn stood_still(&self, now: Moment) -> bool {
+        now.since(self.ticked) > STARVED_MS
+    }
+
     /// Called regularly, after whatever waits has been taken in.
     pub fn tick(&mut self, now: Moment, routing: &RoutingTable) {
         let deaf_ms = now.since(self.ticked);
         if deaf_ms > STARVED_MS {
-            self.since = self.since.after_ms(deaf_ms);
+            // Not beyond a lease from now: what was heard since it woke needs nothing added.
+            self.since = self.since.after_ms(deaf_ms).min(now);
+            let longest = now.after_ms(NODE_LEASE_MS);
             for node in self.nodes.values_mut() {
-                node.until = node.until.after_ms(deaf_ms);
+                node.until = node.until.after_ms(deaf_ms).min(longest.max(node.until));
             }
         }
         self.ticked = now;

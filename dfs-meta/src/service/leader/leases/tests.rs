@@ -392,6 +392,28 @@ fn a_deaf_leader_blames_nobody() {
 }
 
 #[test]
+fn a_leader_that_stood_still_adds_that_time_once_and_not_to_whom_it_has_heard_since() {
+    let mut world = World::running();
+    assert!(world.beat(1, 1) && world.beat(2, 1) && world.beat(3, 1));
+    world.now = world.now.after_ms(600_000);
+    assert!(
+        world.leases.stood_still(world.now),
+        "nothing is to be judged before the tick"
+    );
+    // One is heard before it, two are not.
+    let _ = world.beat(1, 1);
+    world.pass(25);
+    assert!(!world.leases.stood_still(world.now));
+    assert_eq!(world.fold(), []);
+    world.pass(NODE_LEASE_MS);
+    assert_eq!(
+        world.fold(),
+        [down(1, 1), down(2, 1), down(3, 1)],
+        "nobody is believed in for ten minutes more"
+    );
+}
+
+#[test]
 fn a_new_leader_waits_a_lease_and_judges_restarts_together() {
     let mut world = World::running();
     let start = world.now;
