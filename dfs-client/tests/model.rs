@@ -1,0 +1,85 @@
+//! Random programs on mounts over a cluster in memory, judged by what POSIX and docs/SEMANTICS.md allow.
+//!
+//! `MODEL_PROGRAMS` is how many (20,000 by default), `MODEL_SEED` the first one's seed; `MODEL_SECONDS` ends a run early. A failure prints its
+//! seed, the smallest program that still fails, and what happened. `MODEL_KEEP_GOING=N` counts up to N failures and their kinds
+//! instead of stopping at the first.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod harness;
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use harness::cluster::Servers;
+use harness::program::{self, Program};
+use harness::run::run;
+use harness::shrink::shrink;
+
+fn from_environment(name: &str, default: u64) -> u64 {
+    std::env::var(name).map_or(default, |text| text.parse().unwrap())
+}
+
+fn servers() -> Servers {
+    match std::env::var("MODEL_SERVERS").as_deref() {
+        Ok("old") => Servers::OLD,
+        _ => Servers::NEW,
+    }
+}
+
+fn kind(error: &str) -> String {
+    let letters = error.split_once(": ").map_or(error, |(_, rest)| rest);
+    let mut kind: String = letters.chars().filter(|c| !c.is_ascii_digit()).take(90).collect();
+    kind.truncate(kind.char_indices().nth(90).map_or(kind.len(), |(at, _)| at));
+    kind
+}
+
+fn describe(program: &Program) -> String {
+    let steps: Vec<_> = program.steps.iter().map(|step| format!("    {step:?},")).collect();
+    format!("seed {}\n{}", program.seed, steps.join("\n"))
+}
+
+fn explain(program: &Program) -> String {
+    // A failure may hang on what is ready first: it has to come three times of three.
+    let fails = |candidate: &Program| (0..2).all(|_| run(candidate, servers(), false).verdict.is_err());
+    let small = if fails(program) {
+        shrink(program, fails)
+    } else {
+        program.clone()
+    };
+    let report = run(&small, servers(), true);
+    format!("{:?}\n{}\n{}", report.verdict, describe(&small), report.log.join("\n"))
+}
+
+#[test]
+fn random_programs_do_what_the_documents_say() {
+    let count = from_environment("MODEL_PROGRAMS", 20_000);
+    let first = from_environment("MODEL_SEED", 1);
+    let seconds = from_environment("MODEL_SECONDS", u64::MAX);
+    let keep_going = from_environment("MODEL_KEEP_GOING", 0);
+    let started = Instant::now();
+    let mut kinds: BTreeMap<String, Vec<u64>> = BTreeMap::new();
+    let (mut done, mut failed, mut lost) = (0, 0, 0);
+    for seed in first..first + count {
+        if started.elapsed().as_secs() >= seconds {
+            break;
+        }
+        let program = program::random(seed);
+        let report = run(&program, servers(), false);
+        done += 1;
+        lost += report.lost;
+        let Err(error) = report.verdict else { continue };
+        assert!(keep_going > 0, "program {done}: {error}\n{}", explain(&program));
+        failed += 1;
+        kinds.entry(kind(&error)).or_default().push(seed);
+        if failed >= keep_going {
+            break;
+        }
+    }
+    let rate = done as f64 / started.elapsed().as_secs_f64();
+    println!("{done} programs, {rate:.0} a second, {lost} mutations lost with their power, {failed} failures");
+    for (kind, seeds) in &kinds {
+        println!("{:>6} x {kind} (seeds {:?})", seeds.len(), &seeds[..seeds.len().min(5)]);
+    }
+    assert!(kinds.is_empty(), "{failed} of {done} programs failed");
+}
