@@ -284,7 +284,8 @@ impl Service for Storage {
             StorageRequest::Mutate(mutate) => (mutate.chain, mutate.epoch),
             StorageRequest::Read { chain, epoch, .. }
             | StorageRequest::Sync { chain, epoch, .. }
-            | StorageRequest::RemoveRange { chain, epoch, .. } => (*chain, *epoch),
+            | StorageRequest::RemoveRange { chain, epoch, .. }
+            | StorageRequest::FileEnd { chain, epoch, .. } => (*chain, *epoch),
             _ => return Err(Error::from(ErrorCode::NotSupported)),
         };
         let info = self.routing.borrow().chain(chain).cloned();
@@ -388,6 +389,15 @@ impl World {
             StorageRequest::Sync { .. } => {
                 self.counts.syncs += 1;
                 Ok((StorageResponse::Synced, Vec::new()))
+            }
+            // All chains share one copy, so each answers for all.
+            StorageRequest::FileEnd { inode, from, .. } => {
+                let ends = self.chunks.iter().filter_map(|(id, chunk)| {
+                    let (&last, block) = chunk.blocks.last_key_value()?;
+                    let end = last * BLOCK as u32 + block.data.len() as u32;
+                    (id.inode == inode && id.index >= from).then_some((id.index, end))
+                });
+                Ok((StorageResponse::FileEnd(ends.max()), Vec::new()))
             }
             StorageRequest::RemoveRange { inodes, from, .. } => {
                 let before = self.chunks.len();

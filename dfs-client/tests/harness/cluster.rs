@@ -407,6 +407,16 @@ impl Cluster {
                 let chunks = self.data(chain, |data| Ok(data.remove_range(epoch, &inodes, from, cut)))?;
                 (StorageResponse::RangeRemoved { chunks }, Bytes::new())
             }
+            StorageRequest::FileEnd {
+                chain,
+                epoch,
+                inode,
+                from,
+            } => {
+                self.admit(node, chain, epoch, SessionId::SYSTEM, Some(Level::One))?;
+                let end = self.data(chain, |data| Ok(data.file_end(inode, from)))?;
+                (StorageResponse::FileEnd(end), Bytes::new())
+            }
             other => panic!("no mount asks for {other:?}"),
         };
         Ok((response, payload))
