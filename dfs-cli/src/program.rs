@@ -11,7 +11,9 @@ use tracing_subscriber::EnvFilter;
 
 use crate::args::{Cli, Verb};
 use crate::failure::{Code, Failure, Outcome};
-use crate::{chain, conflicts, dev, init, mounting, node, output, place, policy, resync, scrub, serve, status, sync, verify};
+use crate::{
+    chain, conflicts, dev, init, mounting, node, output, place, policy, resync, scrub, serve, status, sync, verify,
+};
 
 /// Parses, runs, reports.
 pub(crate) fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {

@@ -21,7 +21,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::chunks::Chunks;
 use crate::conflicts;
-use crate::data::state::{FileState, Others, Word};
+use crate::data::state::{FileState, Word};
 use crate::keys::Keys;
 use crate::meta::{Leader, LeaderSearch, Session};
 use crate::mount::{Bounds, Mount, wall_clock};
@@ -331,7 +331,8 @@ impl Client {
         };
         let (file, _) = mount.attach(&attributes)?;
         if created {
-            file.inner.lock().others = Others::default();
+            let mut inner = file.inner.lock();
+            inner.foreign_durable = inner.foreign;
         }
         opening.armed = false;
         let view = file.inner.lock().view(&attributes);

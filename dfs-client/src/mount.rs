@@ -19,7 +19,7 @@ use crate::data::background::Background;
 use crate::data::errseq::Seen;
 use crate::data::kept::MAX_KEPT_BYTES_OF_MOUNT;
 use crate::data::reader::Ahead;
-use crate::data::state::{FileState, Inner, Others};
+use crate::data::state::{FileState, Inner};
 use crate::data::unsynced::Unsynced;
 use crate::keys::Keys;
 use crate::meta::Session;
@@ -67,7 +67,8 @@ pub(crate) struct Files {
 struct Closed {
     own_change: Option<u64>,
     unsynced: Unsynced,
-    others: Others,
+    /// What others wrote to it was durable.
+    foreign_durable: bool,
 }
 
 /// One open file of the mount.
@@ -180,7 +181,11 @@ impl Mount {
         let cipher = self.keys.cipher(inode, &data.key)?;
         let session = self.session.id();
         let mut files = self.files.lock();
-        let known = files.open.get(&inode).filter(|file| file.session == session).cloned();
+        let known = files.open.get(&inode).cloned();
+        let (known, earlier) = match known {
+            Some(file) if file.session == session => (Some(file), None),
+            earlier => (None, earlier),
+        };
         let file = if let Some(file) = known {
             file
         } else {
@@ -189,7 +194,10 @@ impl Mount {
             let mut inner = Inner::new(attributes.clone(), &data.layout, own_change);
             if let Some(closed) = closed {
                 inner.unsynced = closed.unsynced;
-                inner.others = closed.others;
+                inner.foreign = u64::from(!closed.foreign_durable);
+            }
+            if let Some(earlier) = earlier {
+                inner.inherit(&mut earlier.inner.lock(), earlier.session);
             }
             let file = Arc::new(FileState {
                 inode,
@@ -213,7 +221,7 @@ impl Mount {
         inner.learn(attributes);
         let keep = inner.own_change == Some(attributes.change);
         if !keep {
-            inner.others.changed();
+            inner.note_foreign();
         }
         inner.own_change = Some(attributes.change);
         drop(inner);
@@ -267,7 +275,7 @@ impl Mount {
             }
             let closed = Closed {
                 own_change: inner.own_change,
-                others: inner.others,
+                foreign_durable: inner.foreign_unsynced().is_none(),
                 unsynced: std::mem::take(&mut inner.unsynced),
             };
             files.closed.put(file.inode, closed);

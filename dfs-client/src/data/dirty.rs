@@ -80,7 +80,7 @@ impl Slab {
             .map_or(0, |(start, bytes)| start + bytes.len() as u64)
     }
 
-    fn pieces(&self, offset: u64, length: u64, out: &mut Vec<(u64, Vec<u8>)>) {
+    pub(super) fn pieces(&self, offset: u64, length: u64, out: &mut Vec<(u64, Vec<u8>)>) {
         let end = offset + length;
         let from = self
             .extents

@@ -1,7 +1,7 @@
 //! fsync: everything on the chains, then their disks and the metadata group at the same time.
 //!
 //! What this mount wrote and no sync covers is known (`unsynced`), and a sync vouches for it. What other mounts wrote to the file
-//! is in nobody's memory here, so the first fsync after an open that found the file changed syncs all its chains.
+//! is in nobody's memory here, so an fsync that finds the file changed by another syncs all its chains.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -49,13 +49,18 @@ impl Mount {
             let mut inner = file.inner.lock();
             let promised = inner.promise(grows);
             let longer = inner.kept.uncommitted_end() > 0;
-            (inner.unsynced.all(), promised, longer, inner.others.unsynced())
+            (inner.unsynced.all(), promised, longer, inner.foreign_unsynced())
         };
         let told = async {
             let mut growth = None;
+            let mut told = promised;
             if !promised && (!data_only || longer) {
-                let told = self.commit(file, Word::Synced, None, deadline).await?.is_some();
+                told = self.commit(file, Word::Synced, None, deadline).await?.is_some();
                 growth = file.inner.lock().growth.filter(|_| told);
+            }
+            if !told && grows.is_none() {
+                // Others may have closed the file since: what they wrote is to be durable as well.
+                self.refresh(file, deadline).await?;
             }
             self.session.settled(deadline).await?;
             file.inner.lock().growth_settled(growth);
@@ -71,7 +76,12 @@ impl Mount {
         // The data is on every replica, so metadata may hear of it while their disks work.
         let (synced, others, told) = tokio::join!(self.sync_chains(file, unsynced, deadline), of_others, told);
         self.note_failure(file);
-        synced.and(others).and(told)
+        synced.and(others).and(told)?;
+        let missed = file.inner.lock().foreign_unsynced();
+        match missed {
+            Some(changes) => self.sync_others(file, &BTreeSet::new(), changes, deadline).await,
+            None => Ok(()),
+        }
     }
 
     /// Starts what is dirty. With `sync`, slabs that are alone on a chain without unsynced writes go with the sync flag. If
@@ -180,7 +190,8 @@ impl Mount {
             tasks.spawn(async move { mount.sync_seen(&file, chain, deadline).await });
         }
         join_all(tasks).await?;
-        file.inner.lock().others.synced(changes);
+        let mut inner = file.inner.lock();
+        inner.foreign_durable = inner.foreign_durable.max(changes);
         Ok(())
     }
 

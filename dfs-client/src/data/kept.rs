@@ -53,6 +53,8 @@ pub(crate) struct Entry {
     pub(crate) cut: CutEpoch,
     /// Where it ends in the file.
     pub(crate) end: u64,
+    /// When it was acknowledged, on the mount's clock.
+    pub(crate) since_ms: u64,
     pub(crate) lacks: Lacks,
 }
 
@@ -215,6 +217,24 @@ impl Kept {
         self.select(|entry| entry.lacks.commit && entry.cut != cut)
     }
 
+    /// Pieces of a range that were acknowledged before that time and are not committed yet, oldest first. Another mount may have cut
+    /// them without this one's knowing.
+    pub(crate) fn overdue_pieces(&self, offset: u64, length: u64, before_ms: u64) -> Vec<(u64, Vec<u8>)> {
+        let mut out = Vec::new();
+        for held in &self.entries {
+            let Entry {
+                lacks, slab, since_ms, ..
+            } = &held.entry;
+            if lacks.commit
+                && *since_ms < before_ms
+                && let Some(slab) = slab
+            {
+                slab.pieces(offset, length, &mut out);
+            }
+        }
+        out
+    }
+
     fn select(&self, wanted: impl Fn(&Entry) -> bool) -> Vec<Entry> {
         let entries = self.entries.iter().map(|held| &held.entry);
         entries.filter(|entry| wanted(entry)).cloned().collect()
@@ -300,21 +320,17 @@ pub(crate) enum Fate {
     There,
     /// It is older than they are: they are to be sent again.
     Lost,
-    /// Somebody wrote all of it after them.
-    Overwritten,
-    /// Somebody wrote to it after they were lost: nobody knows which bytes are theirs.
+    /// Somebody wrote to it after them, and may not have known of them: nobody can tell whose bytes are which.
     Mixed,
 }
 
-/// `found`: the block's version (NONE: a hole); `ours`: the newest of the writes; `has_bytes`: whether it has all of theirs; `whole`:
-/// whether they cover it.
-pub(crate) fn fate(found: ChunkVersion, ours: ChunkVersion, has_bytes: bool, whole: bool) -> Fate {
+/// `found`: the block's version (NONE: a hole); `ours`: the newest of the writes; `has_bytes`: whether it has all of theirs. Also where
+/// they cover the block: who wrote a part of it later may have read the rest after they were lost.
+pub(crate) fn fate(found: ChunkVersion, ours: ChunkVersion, has_bytes: bool) -> Fate {
     if has_bytes {
         Fate::There
     } else if found <= ours {
         Fate::Lost
-    } else if whole {
-        Fate::Overwritten
     } else {
         Fate::Mixed
     }
@@ -356,6 +372,7 @@ mod tests {
                 version: version(number),
             }],
             cut: CutEpoch(2),
+            since_ms: number,
             lacks,
         }
     }
@@ -432,17 +449,25 @@ mod tests {
     }
 
     #[test]
+    fn a_commit_that_is_overdue_does_not_hide_the_mounts_own_bytes() {
+        let (mut kept, room) = (Kept::default(), room());
+        kept.push(entry(1, 0, b"aaaa", BOTH), &room);
+        kept.push(entry(2, 2, b"bb", BOTH), &room);
+        kept.push(entry(3, 0, b"c", SYNC), &room);
+        assert!(kept.overdue_pieces(0, 4, 1).is_empty());
+        let pieces = kept.overdue_pieces(1, 3, 9);
+        assert_eq!(pieces, [(1, b"aaa".to_vec()), (2, b"bb".to_vec())]);
+    }
+
+    #[test]
     fn every_fate() {
-        for whole in [false, true] {
-            for found in [ChunkVersion::NONE, version(1), version(5), version(6)] {
-                assert_eq!(fate(found, version(5), true, whole), Fate::There);
-            }
-            assert_eq!(fate(ChunkVersion::NONE, version(5), false, whole), Fate::Lost);
-            assert_eq!(fate(version(4), version(5), false, whole), Fate::Lost);
-            // Its own later write took the place of what was lost without knowing of it.
-            assert_eq!(fate(version(5), version(5), false, whole), Fate::Lost);
+        for found in [ChunkVersion::NONE, version(1), version(5), version(6)] {
+            assert_eq!(fate(found, version(5), true), Fate::There);
         }
-        assert_eq!(fate(version(6), version(5), false, true), Fate::Overwritten);
-        assert_eq!(fate(version(6), version(5), false, false), Fate::Mixed);
+        assert_eq!(fate(ChunkVersion::NONE, version(5), false), Fate::Lost);
+        assert_eq!(fate(version(4), version(5), false), Fate::Lost);
+        // Its own later write took the place of what was lost without knowing of it.
+        assert_eq!(fate(version(5), version(5), false), Fate::Lost);
+        assert_eq!(fate(version(6), version(5), false), Fate::Mixed);
     }
 }

@@ -18,11 +18,15 @@ use tokio::time::Instant;
 
 use super::dirty::covers;
 use super::state::FileState;
+use super::truncate::LIVE_WRITER;
 use super::window::{ReadWindow, SEGMENT_SIZE_BYTES};
 use crate::mount::{Handle, Mount};
 
 /// How old read-ahead may get: bounds how stale a read can be while another mount writes.
 const SEGMENT_AGE: Duration = Duration::from_secs(1);
+
+/// A commit that takes this much less than what others wait for is overdue.
+const OVERDUE_MARGIN_MS: u64 = 500;
 
 type Fetched = watch::Receiver<Option<Result<Bytes>>>;
 
@@ -87,6 +91,7 @@ impl Mount {
             // As a local disk does: whoever reads past the buffer must not see what others can not see yet, and may lose.
             self.drain(file, deadline).await?;
         }
+        self.confirm_read(file, deadline).await?;
         let mut length = file.inner.lock().length();
         if offset >= length {
             // Another mount may have made it longer since.
@@ -104,7 +109,12 @@ impl Mount {
         }
         let (pieces, generation) = {
             let inner = file.inner.lock();
-            (inner.dirty.pieces(offset, size), inner.generation)
+            let overdue_ms = self
+                .now_ms()
+                .saturating_sub(LIVE_WRITER.as_millis() as u64 - OVERDUE_MARGIN_MS);
+            let mut pieces = inner.kept.overdue_pieces(offset, size, overdue_ms);
+            pieces.extend(inner.dirty.pieces(offset, size));
+            (pieces, inner.generation)
         };
         if covers(&pieces, offset, size) {
             return Ok(overlay(vec![0; size as usize], offset, &pieces));
@@ -114,6 +124,22 @@ impl Mount {
             return Ok(base);
         }
         Ok(overlay(base.into(), offset, &pieces))
+    }
+
+    /// Where another mount has cut the file, this mount's own writes are made sure of before they are read.
+    async fn confirm_read(self: &Arc<Self>, file: &Arc<FileState>, deadline: Instant) -> Result<()> {
+        let is_sure = {
+            let inner = file.inner.lock();
+            inner.kept.uncommitted_before(inner.cut()).is_empty()
+        };
+        if is_sure {
+            return Ok(());
+        }
+        let _turn = super::writer::timeout(deadline, file.commit_turn.lock(), || {
+            format!("read of inode {}: a commit before it does not end", file.inode)
+        })
+        .await?;
+        self.confirm_kept(file, deadline).await
     }
 
     /// What the chains have, by way of read-ahead when the handle reads in order.

@@ -54,6 +54,10 @@ impl Mount {
             let epoch = self.chunks.routing().current().chain(chain).map(|info| info.epoch);
             let (entries, gaps) = {
                 let inner = file.inner.lock();
+                if !inner.unsynced.contains(chain) {
+                    // Somebody else who waited for the same has done it.
+                    return Ok(());
+                }
                 (inner.unsynced_entries(chain), inner.unsynced.has_gaps(chain))
             };
             let (Some(epoch), false) = (epoch, gaps) else {
@@ -191,9 +195,8 @@ impl Mount {
         for (at, (version, base)) in (0_u32..).zip(found) {
             let block = BlockIndex(run.first.0 + at);
             let ours = newest.get(&(run.chunk, block)).copied().unwrap_or_default();
-            let whole = !run.partial.contains_key(&block);
-            match fate(version, ours, run.is_in(block, &base), whole) {
-                Fate::There | Fate::Overwritten => {}
+            match fate(version, ours, run.is_in(block, &base)) {
+                Fate::There => {}
                 Fate::Lost => {
                     run.merge(block, &base);
                     missing.push(BlockCondition { block, version });

@@ -78,29 +78,6 @@ pub(crate) struct Growth {
     pub(crate) promised_write: u64,
 }
 
-/// What other mounts wrote to the file, as far as this one can know, and how much of it is known to be durable.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Others {
-    /// Counts changes that were not this mount's.
-    changes: u64,
-    durable: u64,
-}
-
-impl Others {
-    pub(crate) fn changed(&mut self) {
-        self.changes += 1;
-    }
-
-    /// What a sync of all chains of the file will cover that begins now; `None`: it is durable already.
-    pub(crate) fn unsynced(self) -> Option<u64> {
-        (self.durable < self.changes).then_some(self.changes)
-    }
-
-    pub(crate) fn synced(&mut self, changes: u64) {
-        self.durable = self.durable.max(changes);
-    }
-}
-
 #[derive(Debug)]
 pub(crate) struct Inner {
     pub(crate) attributes: Attributes,
@@ -125,14 +102,17 @@ pub(crate) struct Inner {
     pub(crate) unclean_end: bool,
     /// A write from this end to that offset may go: nothing lies between.
     pub(crate) cleared_gap: Option<(u64, u64)>,
-    pub(crate) others: Others,
     pub(crate) errors: LateErrors,
     pub(crate) tail: Option<Tail>,
     /// Newest `change` up to which every change was this mount's own, if that is known.
     pub(crate) own_change: Option<u64>,
     pub(crate) opens: u32,
-    /// Raised by every local write and truncate: what was read ahead before is void.
+    /// Raised by every local write and truncate, and by every foreign change: what was read ahead before is void.
     pub(crate) generation: u64,
+    /// Changes that may have been another mount's, as this one came to know of them.
+    pub(crate) foreign: u64,
+    /// Up to which of them everything is known to be durable.
+    pub(crate) foreign_durable: u64,
 }
 
 pub(crate) struct FileState {
@@ -170,12 +150,13 @@ impl Inner {
             kept: Kept::default(),
             unclean_end: false,
             cleared_gap: None,
-            others: Others::default(),
+            foreign_durable: 0,
             errors: LateErrors::default(),
             tail: None,
             own_change,
             opens: 0,
             generation: 0,
+            foreign: 0,
             attributes,
         }
     }
@@ -225,6 +206,11 @@ impl Inner {
             sync: !sync && self.unsynced.contains(chain),
             commit: end > self.attributes.length_bytes || cut != self.cut() || (uncertain && !alone),
         };
+        // It lies on top of what may have to be sent again.
+        let lacks = Lacks {
+            commit: lacks.commit || (sync && self.kept.uncommitted_end() > 0),
+            ..lacks
+        };
         if lacks.sync || lacks.commit {
             let entry = Entry {
                 chain,
@@ -233,6 +219,7 @@ impl Inner {
                 runs: written.into_iter().map(|written| written.run).collect(),
                 cut,
                 end,
+                since_ms: now_ms,
                 lacks,
             };
             for (chain, number) in self.kept.push(entry, room) {
@@ -246,6 +233,24 @@ impl Inner {
     pub(crate) fn chain_synced(&mut self, chain: ChainId, owing: &Owing) {
         self.unsynced.synced(chain, owing);
         self.kept.synced(chain, owing.number());
+    }
+
+    /// The session in which the file was opened before has expired. What its writes lack is this state's now, as an error where
+    /// nobody can bring it to an end any more.
+    pub(crate) fn inherit(&mut self, earlier: &mut Self, session: SessionId) {
+        for (chain, number) in earlier.kept.drop_unsynced() {
+            earlier.unsynced.gap(chain, number);
+        }
+        self.unsynced = std::mem::take(&mut earlier.unsynced);
+        if !earlier.is_settled() {
+            self.errors.record(Error::new(
+                ErrorCode::SessionExpired,
+                format!(
+                    "inode {}: session {session} expired before everything that was written in it was committed",
+                    self.attributes.inode
+                ),
+            ));
+        }
     }
 
     /// Whether nothing at all is left to be told.
@@ -328,9 +333,8 @@ impl Inner {
         let growth = self.growth.take();
         self.attributes = fresh.clone();
         self.own_change = None;
-        self.others.changed();
         self.tail = None;
-        self.generation += 1;
+        self.note_foreign();
         let Some(growth) = growth.filter(|_| cut_since) else {
             return;
         };
@@ -343,23 +347,42 @@ impl Inner {
         }
     }
 
-    /// Takes in attributes from metadata; late answers do not turn the clock back.
+    /// Takes in attributes from metadata; late answers do not turn the clock back. A change that this mount has not been told
+    /// of as its own may be another mount's.
     pub(crate) fn learn(&mut self, attributes: &Attributes) {
+        if attributes.change > self.attributes.change {
+            self.note_foreign();
+        }
+        self.take_in(attributes);
+    }
+
+    fn take_in(&mut self, attributes: &Attributes) {
         if attributes.change >= self.attributes.change {
             self.attributes = attributes.clone();
         }
     }
 
+    /// Another mount may have written: what was read before is void.
+    pub(crate) fn note_foreign(&mut self) {
+        self.generation += 1;
+        self.foreign += 1;
+    }
+
     /// The same after a change by this mount: if it was the only one since, the kernel's cache is still right.
     pub(crate) fn learn_own(&mut self, attributes: &Attributes) {
-        if self.own_change.is_some_and(|own| attributes.change > own + 1) {
-            self.others.changed();
-        }
         self.own_change = self
             .own_change
             .filter(|&own| attributes.change <= own + 1)
             .map(|own| own.max(attributes.change));
-        self.learn(attributes);
+        if attributes.change > self.attributes.change + 1 {
+            self.note_foreign();
+        }
+        self.take_in(attributes);
+    }
+
+    /// What a sync of all chains of the file covers that begins now, of what others wrote; `None`: it is durable already.
+    pub(crate) fn foreign_unsynced(&self) -> Option<u64> {
+        (self.foreign_durable < self.foreign).then_some(self.foreign)
     }
 
     /// Metadata's attributes with what only this mount knows yet laid over them.

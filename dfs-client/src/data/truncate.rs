@@ -287,6 +287,11 @@ impl Mount {
             return Err(unexpected_change(file.inode));
         };
         let length = attributes.length_bytes;
+        // It may have been shorter already than this mount knew.
+        let (end, before) = match how {
+            Cut::Shorten(to) => (to, Some(before_bytes).filter(|_| length == to)),
+            Cut::Garbage => (length, None),
+        };
         let cut = {
             let mut inner = file.inner.lock();
             inner.learn_own(&attributes);
@@ -299,14 +304,8 @@ impl Mount {
             }
             cut
         };
-        let before = match how {
-            Cut::Shorten(_) => Some(before_bytes),
-            Cut::Garbage => None,
-        };
         self.cut_chunks(file, length, before, cut, deadline).await?;
-        let end = self
-            .set_cut_length(file, caller, (length, mtime), cut, deadline)
-            .await?;
+        let end = self.set_cut_length(file, caller, (end, mtime), cut, deadline).await?;
         if how == Cut::Garbage {
             file.inner.lock().unclean_end = false;
         }

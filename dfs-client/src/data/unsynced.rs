@@ -76,7 +76,7 @@ impl Unsynced {
 
     /// Whether not everything on the chain can be written again.
     pub(crate) fn has_gaps(&self, chain: ChainId) -> bool {
-        self.chains.get(&chain).is_none_or(|owing| owing.gap.is_some())
+        self.chains.get(&chain).is_some_and(|owing| owing.gap.is_some())
     }
 
     pub(crate) fn contains(&self, chain: ChainId) -> bool {

@@ -493,7 +493,7 @@ fn commit_to(attributes: &mut Attributes, setting: Setting, commit: &WriteCommit
     }
     let grows_to = commit.extend_to_bytes.unwrap_or(0);
     let in_epoch = |file: &FileAttributes| commit.cut == file.cut && !file.cut.is_cutting();
-    if grows_to > attributes.length_bytes && !attributes.file.as_ref().is_some_and(in_epoch) {
+    if commit.extend_to_bytes.is_some() && !attributes.file.as_ref().is_some_and(in_epoch) {
         return false;
     }
     let done = write_to(attributes, setting, commit.mtime, |length| length.max(grows_to));

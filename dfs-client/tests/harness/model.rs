@@ -51,6 +51,8 @@ pub struct Event {
     pub durable: bool,
     /// It may be gone: its mount was told so or died, or the replicas lost power.
     pub shaky: bool,
+    /// The call failed: whatever comes later, nothing was promised.
+    refused: bool,
     /// The part of a dead mount's write from here on never became part of the file.
     pub void_from: u64,
     /// Mounts that have read it, and when first.
@@ -137,6 +139,7 @@ impl File {
             published: None,
             durable: false,
             shaky: false,
+            refused: false,
             void_from: u64::MAX,
             seen_by: BTreeMap::new(),
         });
@@ -154,6 +157,7 @@ impl File {
             published: None,
             durable: false,
             shaky: false,
+            refused: false,
             void_from: u64::MAX,
             seen_by: BTreeMap::new(),
         });
@@ -179,6 +183,7 @@ impl File {
     /// The write or cut failed: some of it may have been done.
     pub fn failed(&mut self, number: usize) {
         self.events[number].shaky = true;
+        self.events[number].refused = true;
     }
 
     fn forget_cached(&mut self, mount: MountId, from: u64, to: u64) {
@@ -240,7 +245,11 @@ impl File {
         if !well {
             return;
         }
-        for event in self.events.iter_mut().filter(|event| event.issued < from) {
+        for event in self
+            .events
+            .iter_mut()
+            .filter(|event| event.issued < from && !event.refused)
+        {
             let visible = event.published.is_some_and(|at| at <= from) || event.seen_by.contains_key(&mount);
             if event.mount == mount || (visible && !event.shaky) {
                 event.durable = true;

@@ -115,8 +115,8 @@ pub struct WriteCommit {
     /// The session holds the file and goes on writing without a word: the length is the least that it has until the next
     /// commit, and is to be found from its chunks should the hold end before. Ignored of a file that it does not hold.
     pub growing: bool,
-    /// The truncation epoch under which the data was written. A commit that would grow the file in another one, or while a cut
-    /// is under way, is refused with `StaleCut`: some of the data may have been cut.
+    /// The truncation epoch under which the data was written. A commit that names a length in another one, or while a cut is
+    /// under way, is refused with `StaleCut`: some of the data may have been cut, however long the file is now.
     pub cut: CutEpoch,
 }
 

@@ -96,7 +96,7 @@ pub(crate) fn commit_to<S: Rows + ?Sized>(
 ) -> OpResult<()> {
     let grows_to = commit.extend_to_bytes.unwrap_or(0);
     if let Body::Regular { length_bytes, cut, .. } = &row.body
-        && grows_to > *length_bytes
+        && commit.extend_to_bytes.is_some()
         && (commit.cut != *cut || cut.is_cutting())
     {
         return Err(stale_cut(inode, *length_bytes, *cut));
