@@ -458,7 +458,7 @@ impl Author {
             return Step::Flush { m, h: 0 };
         }
         let other = (u64::from(m) + 1 + self.dice.below(self.mounts - 1)) % self.mounts;
-        let mut one = |author: &mut Self, m: u8| {
+        let one = |author: &mut Self, m: u8| {
             let h = author.handle();
             match author.dice.below(6) {
                 0 | 1 => author.write_step(m, h),
