@@ -76,3 +76,21 @@ fn random_programs_do_what_the_documents_say() {
     }
     assert!(kinds.is_empty(), "{failed} of {done} programs failed");
 }
+
+/// What a seed does is the same each time, so that a failure can be looked at.
+#[test]
+fn the_same_seed_does_the_same() {
+    let count = from_environment("MODEL_TWICE", 100);
+    let differ: Vec<u64> = (1..=count)
+        .filter(|&seed| {
+            let program = program::random(seed);
+            let log = || run(&program, servers(), true).log;
+            log() != log()
+        })
+        .collect();
+    assert!(
+        differ.len() as u64 * 20 <= count,
+        "{} of {count} programs went differently the second time: {differ:?}",
+        differ.len()
+    );
+}

@@ -127,7 +127,14 @@ fn what_others_wrote_over_a_lost_write_is_synced_with_it() {
 #[test]
 fn a_write_after_anothers_truncation_keeps_its_length() {
     for sync in [fsync(1), fdatasync(1), flush(1)] {
-        let steps = [create(0), cut_to(0, 8 * MIB), open(1), cut_to(0, 0), write(1, MIB, 4096), sync];
+        let steps = [
+            create(0),
+            cut_to(0, 8 * MIB),
+            open(1),
+            cut_to(0, 0),
+            write(1, MIB, 4096),
+            sync,
+        ];
         must_hold(Servers::NEW, &steps);
     }
 }
@@ -144,7 +151,10 @@ fn fsync_covers_what_another_mount_closed() {
     };
     must_hold(Servers::NEW, &[&closed[..], &[read, fsync(1), power()]].concat());
     must_hold(Servers::NEW, &[&closed[..], &[fdatasync(1), power()]].concat());
-    must_hold(Servers::NEW, &[&closed[..], &[Step::Kill { m: 0 }, fsync(1), power()]].concat());
+    must_hold(
+        Servers::NEW,
+        &[&closed[..], &[Step::Kill { m: 0 }, fsync(1), power()]].concat(),
+    );
 }
 
 /// Item 5: a mount that the group had given up read zeros where an unlinked file had been.
@@ -156,7 +166,11 @@ fn a_mount_that_was_given_up_reads_no_zeros() {
             write(1, 0, 4096),
             fsync(1),
             open(0),
-            Step::Cut { m: 0, cable, ms: 75_000 },
+            Step::Cut {
+                m: 0,
+                cable,
+                ms: 75_000,
+            },
             Step::Unlink { m: 1, f: 0 },
             Step::Close { m: 1, h: 0 },
             wait(68_000),
@@ -205,7 +219,16 @@ fn an_open_ends_what_older_handles_read_ahead() {
 /// Item 7: blocks that a dead mount left beyond the end showed when the file grew over them.
 #[test]
 fn a_dead_writers_bytes_never_show_beyond_the_end() {
-    let died = |after_ms| [create(0), fsync(0), open(1), write(0, 0, 70_000), wait(after_ms), Step::Kill { m: 0 }];
+    let died = |after_ms| {
+        [
+            create(0),
+            fsync(0),
+            open(1),
+            write(0, 0, 70_000),
+            wait(after_ms),
+            Step::Kill { m: 0 },
+        ]
+    };
     for after_ms in [550, 700, 900] {
         let grown = [cut_to(1, 100_000)];
         must_hold(Servers::NEW, &[&died(after_ms)[..], &grown].concat());
@@ -216,7 +239,10 @@ fn a_dead_writers_bytes_never_show_beyond_the_end() {
             f: 0,
             how: How::Truncate,
         };
-        must_hold(Servers::NEW, &[&died(after_ms)[..], &[again, cut_to(1, 100_000)]].concat());
+        must_hold(
+            Servers::NEW,
+            &[&died(after_ms)[..], &[again, cut_to(1, 100_000)]].concat(),
+        );
     }
 }
 

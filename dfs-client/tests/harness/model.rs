@@ -43,6 +43,8 @@ pub struct Event {
     pub mount: MountId,
     pub what: What,
     pub issued: Moment,
+    /// When its call ended.
+    pub returned: Option<Moment>,
     /// It is known to be on the chains from here on.
     pub landed: Option<Moment>,
     /// Who opens after this sees it.
@@ -70,6 +72,11 @@ impl Event {
             What::Write { start, .. } => start < to && self.end() > from && start < self.end(),
             What::Cut { length } => length < to,
         }
+    }
+
+    /// Whether its call ended before that moment.
+    fn ended_by(&self, moment: Moment) -> bool {
+        self.returned.is_some_and(|returned| returned <= moment)
     }
 
     fn covers(&self, at: u64) -> bool {
@@ -133,6 +140,7 @@ impl File {
             mount,
             what: What::Write { start, end },
             issued: now,
+            returned: None,
             landed: None,
             published: None,
             durable: false,
@@ -143,6 +151,11 @@ impl File {
         self.events.len() - 1
     }
 
+    /// Its call has ended; what begins later comes after it.
+    pub fn write_ends(&mut self, number: usize, now: Moment) {
+        self.events[number].returned = Some(now);
+    }
+
     /// A call that changes the length has begun; its number.
     pub fn cut_begins(&mut self, mount: MountId, now: Moment, length: u64) -> usize {
         self.forget_cached(mount, 0, u64::MAX);
@@ -150,6 +163,7 @@ impl File {
             mount,
             what: What::Cut { length },
             issued: now,
+            returned: None,
             landed: None,
             published: None,
             durable: false,
@@ -172,11 +186,12 @@ impl File {
             event.landed = event.landed.or(Some(from));
         }
         let event = &mut self.events[number];
+        event.returned = Some(now);
         event.landed = Some(now);
         event.published = Some(now);
     }
 
-    /// The write or cut failed: some of it may have been done.
+    /// The write or cut failed, or may fail yet: some of it may have been done.
     pub fn failed(&mut self, number: usize) {
         self.events[number].shaky = true;
     }
@@ -240,7 +255,7 @@ impl File {
         if !well {
             return;
         }
-        for event in self.events.iter_mut().filter(|event| event.issued < from) {
+        for event in self.events.iter_mut().filter(|event| event.ended_by(from)) {
             let visible = event.published.is_some_and(|at| at <= from) || event.seen_by.contains_key(&mount);
             if event.mount == mount || (visible && !event.shaky) {
                 event.durable = true;
@@ -552,6 +567,12 @@ mod tests {
         Reader { mount, fresh_at }
     }
 
+    fn write(file: &mut File, mount: MountId, now: Moment, start: u64, length: u64) -> usize {
+        let number = file.write(mount, now, start, length);
+        file.write_ends(number, now);
+        number
+    }
+
     fn set_length(file: &mut File, mount: MountId, (from, to): (Moment, Moment), length: u64) {
         let number = file.cut_begins(mount, from, length);
         file.cut_ends(number, to);
@@ -560,7 +581,7 @@ mod tests {
     #[test]
     fn a_mount_sees_its_own_writes_and_another_what_was_closed() {
         let mut file = File::default();
-        let first = file.write(A, 1, 0, 100);
+        let first = write(&mut file, A, 1, 0, 100);
         assert!(file.check(at(A, 0), 0, &bytes(first, 0, 100)).is_ok());
         assert!(file.check(at(A, 0), 0, &[0; 100]).is_err());
         assert!(file.check(at(B, 5), 0, &[0; 100]).is_ok(), "not closed yet");
@@ -574,9 +595,9 @@ mod tests {
     #[test]
     fn what_an_fsync_covered_survives_and_what_it_did_not_may_go() {
         let mut file = File::default();
-        let first = file.write(A, 1, 0, 10);
+        let first = write(&mut file, A, 1, 0, 10);
         file.fsynced(A, (2, 3), true);
-        let second = file.write(A, 4, 0, 10);
+        let second = write(&mut file, A, 4, 0, 10);
         file.flushed(A, (5, 6), true);
         assert!(file.check(at(B, 9), 0, &bytes(first, 0, 10)).is_err());
         file.power_lost();
@@ -591,9 +612,9 @@ mod tests {
     #[test]
     fn an_fsync_by_another_mount_covers_what_was_closed() {
         let mut file = File::default();
-        let first = file.write(A, 1, 0, 10);
+        let first = write(&mut file, A, 1, 0, 10);
         file.flushed(A, (2, 3), true);
-        let open = file.write(A, 4, 20, 10);
+        let open = write(&mut file, A, 4, 20, 10);
         file.fsynced(B, (5, 6), true);
         file.power_lost();
         let expected: Vec<u8> = bytes(first, 0, 10).into_iter().chain([0; 10]).collect();
@@ -606,15 +627,15 @@ mod tests {
     #[test]
     fn writes_of_two_mounts_are_in_order_only_where_somebody_knew() {
         let mut file = File::default();
-        let one = file.write(A, 1, 0, 10);
-        let two = file.write(B, 2, 0, 10);
+        let one = write(&mut file, A, 1, 0, 10);
+        let two = write(&mut file, B, 2, 0, 10);
         file.flushed(A, (3, 4), true);
         file.flushed(B, (5, 6), true);
         for write in [one, two] {
             assert!(file.check(at(2, 9), 0, &bytes(write, 0, 10)).is_ok());
         }
         assert!(file.check(at(2, 9), 0, &[0; 10]).is_err());
-        let three = file.write(A, 10, 0, 10);
+        let three = write(&mut file, A, 10, 0, 10);
         file.flushed(A, (11, 12), true);
         assert!(file.check(at(2, 13), 0, &bytes(two, 0, 10)).is_err());
         assert!(file.check(at(2, 13), 0, &bytes(three, 0, 10)).is_ok());
@@ -625,7 +646,7 @@ mod tests {
         let mut file = File::default();
         set_length(&mut file, A, (1, 2), 8_000);
         set_length(&mut file, A, (3, 4), 0);
-        let write = file.write(B, 5, 1_000, 100);
+        let write = write(&mut file, B, 5, 1_000, 100);
         file.fsynced(B, (6, 7), true);
         assert_eq!(file.length(at(2, 9)), (1_100, 1_100));
         let mut expected = vec![0; 1_000];
@@ -636,7 +657,7 @@ mod tests {
     #[test]
     fn bytes_of_a_dead_writer_beyond_the_end_are_nothing() {
         let mut file = File::default();
-        let write = file.write(A, 1, 0, 9_000);
+        let write = write(&mut file, A, 1, 0, 9_000);
         file.mount_died(A, 2, Some(4_096));
         set_length(&mut file, B, (3, 4), 12_000);
         assert!(file.check(at(B, 9), 0, &bytes(write, 0, 4_096)).is_ok());
@@ -648,11 +669,11 @@ mod tests {
     #[test]
     fn the_kernel_keeps_only_what_is_still_right() {
         let mut file = File::default();
-        let write = file.write(A, 1, 0, 10);
+        let write = write(&mut file, A, 1, 0, 10);
         file.flushed(A, (2, 3), true);
         file.open(B, 4, false).unwrap();
         file.read(B, 5, 0, 10, &bytes(write, 0, 10)).unwrap();
-        file.write(A, 6, 0, 10);
+        write(&mut file, A, 6, 0, 10);
         assert!(file.open(B, 7, true).is_ok(), "not closed yet");
         file.flushed(A, (8, 9), true);
         assert!(file.open(B, 10, true).is_err());
@@ -663,12 +684,12 @@ mod tests {
     #[test]
     fn what_was_cut_or_too_much_may_be_told_as_lost() {
         let mut file = File::default();
-        file.write(A, 1, 0, 10);
+        write(&mut file, A, 1, 0, 10);
         set_length(&mut file, A, (2, 3), 5);
         file.power_lost();
         assert!(file.excuse(A).is_some());
         let mut file = File::default();
-        file.write(A, 1, 0, KEPT_BYTES + 1);
+        write(&mut file, A, 1, 0, KEPT_BYTES + 1);
         file.power_lost();
         assert!(file.excuse(A).is_some());
     }

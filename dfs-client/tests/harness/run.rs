@@ -610,7 +610,10 @@ impl Run {
         });
         let data: Vec<u8> = (at..at + u64::from(len)).map(|at| pattern(number, at)).collect();
         self.cluster.log(|| format!("   it is #{number}"));
-        match grip.client.write(grip.handle, at, Bytes::from(data)).await {
+        let written = grip.client.write(grip.handle, at, Bytes::from(data)).await;
+        let now = self.tick();
+        self.model(grip.file, |file| file.write_ends(number, now));
+        match written {
             Ok(written) if written == len => Ok(()),
             Ok(written) => Err(format!("{written} of {len} bytes were written")),
             Err(error) => {
