@@ -27,13 +27,6 @@ fn servers() -> Servers {
     }
 }
 
-fn kind(error: &str) -> String {
-    let letters = error.split_once(": ").map_or(error, |(_, rest)| rest);
-    let mut kind: String = letters.chars().filter(|c| !c.is_ascii_digit()).take(90).collect();
-    kind.truncate(kind.char_indices().nth(90).map_or(kind.len(), |(at, _)| at));
-    kind
-}
-
 fn describe(program: &Program) -> String {
     let steps: Vec<_> = program.steps.iter().map(|step| format!("    {step:?},")).collect();
     format!("seed {}\n{}", program.seed, steps.join("\n"))
@@ -71,7 +64,7 @@ fn random_programs_do_what_the_documents_say() {
         let Err(error) = report.verdict else { continue };
         assert!(keep_going > 0, "program {done}: {error}\n{}", explain(&program));
         failed += 1;
-        kinds.entry(kind(&error)).or_default().push(seed);
+        kinds.entry(error.kind()).or_default().push(seed);
         if failed >= keep_going {
             break;
         }
@@ -82,4 +75,22 @@ fn random_programs_do_what_the_documents_say() {
         println!("{:>6} x {kind} (seeds {:?})", seeds.len(), &seeds[..seeds.len().min(5)]);
     }
     assert!(kinds.is_empty(), "{failed} of {done} programs failed");
+}
+
+/// What a seed does is the same each time, so that a failure can be looked at.
+#[test]
+fn the_same_seed_does_the_same() {
+    let count = from_environment("MODEL_TWICE", 100);
+    let differ: Vec<u64> = (1..=count)
+        .filter(|&seed| {
+            let program = program::random(seed);
+            let log = || run(&program, servers(), true).log;
+            log() != log()
+        })
+        .collect();
+    assert!(
+        differ.len() as u64 * 20 <= count,
+        "{} of {count} programs went differently the second time: {differ:?}",
+        differ.len()
+    );
 }

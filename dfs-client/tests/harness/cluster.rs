@@ -4,7 +4,7 @@
 //! events, epochs, heads and `revived` follow. A chain that is brought back by a node that had lost its power has lost what no
 //! sync covered.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 

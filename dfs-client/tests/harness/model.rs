@@ -43,6 +43,8 @@ pub struct Event {
     pub mount: MountId,
     pub what: What,
     pub issued: Moment,
+    /// When its call ended.
+    pub returned: Option<Moment>,
     /// It is known to be on the chains from here on.
     pub landed: Option<Moment>,
     /// Who opens after this sees it.
@@ -72,6 +74,11 @@ impl Event {
             What::Write { start, .. } => start < to && self.end() > from && start < self.end(),
             What::Cut { length } => length < to,
         }
+    }
+
+    /// Whether its call ended before that moment.
+    fn ended_by(&self, moment: Moment) -> bool {
+        self.returned.is_some_and(|returned| returned <= moment)
     }
 
     fn covers(&self, at: u64) -> bool {
@@ -135,6 +142,7 @@ impl File {
             mount,
             what: What::Write { start, end },
             issued: now,
+            returned: None,
             landed: None,
             published: None,
             durable: false,
@@ -146,6 +154,11 @@ impl File {
         self.events.len() - 1
     }
 
+    /// Its call has ended; what begins later comes after it.
+    pub fn write_ends(&mut self, number: usize, now: Moment) {
+        self.events[number].returned = Some(now);
+    }
+
     /// A call that changes the length has begun; its number.
     pub fn cut_begins(&mut self, mount: MountId, now: Moment, length: u64) -> usize {
         self.forget_cached(mount, 0, u64::MAX);
@@ -153,6 +166,7 @@ impl File {
             mount,
             what: What::Cut { length },
             issued: now,
+            returned: None,
             landed: None,
             published: None,
             durable: false,
@@ -176,11 +190,12 @@ impl File {
             event.landed = event.landed.or(Some(from));
         }
         let event = &mut self.events[number];
+        event.returned = Some(now);
         event.landed = Some(now);
         event.published = Some(now);
     }
 
-    /// The write or cut failed: some of it may have been done.
+    /// The write or cut failed, or may fail yet: some of it may have been done.
     pub fn failed(&mut self, number: usize) {
         self.events[number].shaky = true;
         self.events[number].refused = true;
@@ -220,7 +235,9 @@ impl File {
                 event.landed = event.landed.or(Some(to));
                 event.published = event.published.or(Some(to));
             } else if !event.durable {
+                // It may have been the one that is lost, and an error is told once.
                 event.shaky = true;
+                event.refused = true;
             }
         }
         if !well {
@@ -245,11 +262,7 @@ impl File {
         if !well {
             return;
         }
-        for event in self
-            .events
-            .iter_mut()
-            .filter(|event| event.issued < from && !event.refused)
-        {
+        for event in self.events.iter_mut().filter(|event| event.ended_by(from) && !event.refused) {
             let visible = event.published.is_some_and(|at| at <= from) || event.seen_by.contains_key(&mount);
             if event.mount == mount || (visible && !event.shaky) {
                 event.durable = true;
@@ -561,6 +574,12 @@ mod tests {
         Reader { mount, fresh_at }
     }
 
+    fn write(file: &mut File, mount: MountId, now: Moment, start: u64, length: u64) -> usize {
+        let number = file.write(mount, now, start, length);
+        file.write_ends(number, now);
+        number
+    }
+
     fn set_length(file: &mut File, mount: MountId, (from, to): (Moment, Moment), length: u64) {
         let number = file.cut_begins(mount, from, length);
         file.cut_ends(number, to);
@@ -569,7 +588,7 @@ mod tests {
     #[test]
     fn a_mount_sees_its_own_writes_and_another_what_was_closed() {
         let mut file = File::default();
-        let first = file.write(A, 1, 0, 100);
+        let first = write(&mut file, A, 1, 0, 100);
         assert!(file.check(at(A, 0), 0, &bytes(first, 0, 100)).is_ok());
         assert!(file.check(at(A, 0), 0, &[0; 100]).is_err());
         assert!(file.check(at(B, 5), 0, &[0; 100]).is_ok(), "not closed yet");
@@ -583,9 +602,9 @@ mod tests {
     #[test]
     fn what_an_fsync_covered_survives_and_what_it_did_not_may_go() {
         let mut file = File::default();
-        let first = file.write(A, 1, 0, 10);
+        let first = write(&mut file, A, 1, 0, 10);
         file.fsynced(A, (2, 3), true);
-        let second = file.write(A, 4, 0, 10);
+        let second = write(&mut file, A, 4, 0, 10);
         file.flushed(A, (5, 6), true);
         assert!(file.check(at(B, 9), 0, &bytes(first, 0, 10)).is_err());
         file.power_lost();
@@ -600,9 +619,9 @@ mod tests {
     #[test]
     fn an_fsync_by_another_mount_covers_what_was_closed() {
         let mut file = File::default();
-        let first = file.write(A, 1, 0, 10);
+        let first = write(&mut file, A, 1, 0, 10);
         file.flushed(A, (2, 3), true);
-        let open = file.write(A, 4, 20, 10);
+        let open = write(&mut file, A, 4, 20, 10);
         file.fsynced(B, (5, 6), true);
         file.power_lost();
         let expected: Vec<u8> = bytes(first, 0, 10).into_iter().chain([0; 10]).collect();
@@ -615,15 +634,15 @@ mod tests {
     #[test]
     fn writes_of_two_mounts_are_in_order_only_where_somebody_knew() {
         let mut file = File::default();
-        let one = file.write(A, 1, 0, 10);
-        let two = file.write(B, 2, 0, 10);
+        let one = write(&mut file, A, 1, 0, 10);
+        let two = write(&mut file, B, 2, 0, 10);
         file.flushed(A, (3, 4), true);
         file.flushed(B, (5, 6), true);
         for write in [one, two] {
             assert!(file.check(at(2, 9), 0, &bytes(write, 0, 10)).is_ok());
         }
         assert!(file.check(at(2, 9), 0, &[0; 10]).is_err());
-        let three = file.write(A, 10, 0, 10);
+        let three = write(&mut file, A, 10, 0, 10);
         file.flushed(A, (11, 12), true);
         assert!(file.check(at(2, 13), 0, &bytes(two, 0, 10)).is_err());
         assert!(file.check(at(2, 13), 0, &bytes(three, 0, 10)).is_ok());
@@ -634,7 +653,7 @@ mod tests {
         let mut file = File::default();
         set_length(&mut file, A, (1, 2), 8_000);
         set_length(&mut file, A, (3, 4), 0);
-        let write = file.write(B, 5, 1_000, 100);
+        let write = write(&mut file, B, 5, 1_000, 100);
         file.fsynced(B, (6, 7), true);
         assert_eq!(file.length(at(2, 9)), (1_100, 1_100));
         let mut expected = vec![0; 1_000];
@@ -645,7 +664,7 @@ mod tests {
     #[test]
     fn bytes_of_a_dead_writer_beyond_the_end_are_nothing() {
         let mut file = File::default();
-        let write = file.write(A, 1, 0, 9_000);
+        let write = write(&mut file, A, 1, 0, 9_000);
         file.mount_died(A, 2, Some(4_096));
         set_length(&mut file, B, (3, 4), 12_000);
         assert!(file.check(at(B, 9), 0, &bytes(write, 0, 4_096)).is_ok());
@@ -657,11 +676,11 @@ mod tests {
     #[test]
     fn the_kernel_keeps_only_what_is_still_right() {
         let mut file = File::default();
-        let write = file.write(A, 1, 0, 10);
+        let write = write(&mut file, A, 1, 0, 10);
         file.flushed(A, (2, 3), true);
         file.open(B, 4, false).unwrap();
         file.read(B, 5, 0, 10, &bytes(write, 0, 10)).unwrap();
-        file.write(A, 6, 0, 10);
+        write(&mut file, A, 6, 0, 10);
         assert!(file.open(B, 7, true).is_ok(), "not closed yet");
         file.flushed(A, (8, 9), true);
         assert!(file.open(B, 10, true).is_err());
@@ -672,12 +691,12 @@ mod tests {
     #[test]
     fn what_was_cut_or_too_much_may_be_told_as_lost() {
         let mut file = File::default();
-        file.write(A, 1, 0, 10);
+        write(&mut file, A, 1, 0, 10);
         set_length(&mut file, A, (2, 3), 5);
         file.power_lost();
         assert!(file.excuse(A).is_some());
         let mut file = File::default();
-        file.write(A, 1, 0, KEPT_BYTES + 1);
+        write(&mut file, A, 1, 0, KEPT_BYTES + 1);
         file.power_lost();
         assert!(file.excuse(A).is_some());
     }

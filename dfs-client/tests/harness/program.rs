@@ -146,6 +146,8 @@ enum Theme {
     Cut,
     /// What is read ahead or kept while another writes.
     Fresh,
+    /// Fsync by a mount that did not write.
+    Foreign,
     /// Mounts that die, and files that grow.
     Dead,
     /// Sessions that expire.
@@ -161,6 +163,7 @@ const THEMES: &[Theme] = &[
     Theme::Cut,
     Theme::Cut,
     Theme::Fresh,
+    Theme::Foreign,
     Theme::Dead,
     Theme::Dead,
     Theme::Evicted,
@@ -272,11 +275,12 @@ impl Author {
                 }
             }
         }
-        if self.theme == Theme::Evicted && self.dice.one_in(2) {
-            self.eviction(&mut steps);
-        }
         let count = self.dice.between(4, 24);
-        for _ in 0..count {
+        let scene_at = self.dice.below(2 * count);
+        for number in 0..count {
+            if number == scene_at {
+                self.scene(&mut steps);
+            }
             let step = self.step();
             steps.push(step);
         }
@@ -292,10 +296,47 @@ impl Author {
         steps
     }
 
-    /// One mount is cut off from the group for longer than a session lives, and others go on.
-    fn eviction(&mut self, steps: &mut Vec<Step>) {
+    /// What random steps rarely come to by themselves, with what they add before, after, and in the other mounts' state.
+    fn scene(&mut self, steps: &mut Vec<Step>) {
         let m = self.mount();
         let other = ((u64::from(m) + 1) % self.mounts) as u8;
+        match self.theme {
+            Theme::Evicted => self.eviction((m, other), steps),
+            Theme::Fresh => self.overtaken((m, other), steps),
+            Theme::Dead => self.death((m, other), steps),
+            Theme::Foreign => {
+                let write = self.write_step(m, 0);
+                steps.extend([
+                    Step::Open {
+                        m,
+                        f: 0,
+                        how: How::Write,
+                    },
+                    write,
+                ]);
+                steps.push(if self.dice.one_in(3) {
+                    Step::Close { m, h: 0 }
+                } else {
+                    Step::Flush { m, h: 0 }
+                });
+                steps.push(Step::Open {
+                    m: other,
+                    f: 0,
+                    how: How::Read,
+                });
+                let (h, fsync) = (self.handle(), self.fsync(other, 0));
+                steps.push(if self.dice.one_in(2) {
+                    self.fsync(other, h)
+                } else {
+                    fsync
+                });
+            }
+            _ => {}
+        }
+    }
+
+    /// A mount is cut off from the group for longer than a session lives, and others go on.
+    fn eviction(&mut self, (m, other): (u8, u8), steps: &mut Vec<Step>) {
         let (at, len) = (self.place(), self.size());
         steps.push(Step::Open {
             m: other,
@@ -317,16 +358,94 @@ impl Author {
         let cable = if self.dice.one_in(4) { Cable::Both } else { Cable::Group };
         let ms = self.dice.between(66_000, 75_000) as u32;
         steps.push(Step::Cut { m, cable, ms });
-        let step = if self.dice.one_in(3) {
-            self.write_step(m, 0)
-        } else {
-            Step::Unlink { m: other, f: 0 }
-        };
-        steps.push(step);
-        let ms = self.dice.between(61_500, 66_000) as u32;
+        if self.dice.one_in(3) {
+            let write = self.write_step(m, 0);
+            steps.push(write);
+        }
+        steps.push(Step::Unlink { m: other, f: 0 });
+        steps.push(Step::Close { m: other, h: 0 });
+        let ms = self.dice.between(61_500, 70_000) as u32;
         steps.push(Step::Wait { ms });
+        for h in 0..2 {
+            steps.push(Step::Read { m, h, at, len });
+        }
+    }
+
+    /// A mount reads in order, and another writes where it will come to.
+    fn overtaken(&mut self, (m, other): (u8, u8), steps: &mut Vec<Step>) {
         let h = self.handle();
-        steps.push(Step::Read { m, h, at, len });
+        steps.push(Step::Open {
+            m: other,
+            f: 0,
+            how: How::Write,
+        });
+        let len = self.dice.between(4, 12) * MIB;
+        steps.push(Step::SetLength { m: other, h: 0, len });
+        steps.push(Step::Open {
+            m,
+            f: 0,
+            how: How::Read,
+        });
+        let (first, then) = (self.dice.between(8, 20) as u8, self.dice.between(4, 30) as u8);
+        steps.push(Step::ReadOn { m, h, times: first });
+        let at = u64::from(first) * (128 << 10) + self.dice.below(3) * MIB;
+        steps.push(Step::Write {
+            m: other,
+            h: 0,
+            at,
+            len: 4096,
+        });
+        steps.push(if self.dice.one_in(2) {
+            Step::Flush { m: other, h: 0 }
+        } else {
+            Step::Close { m: other, h: 0 }
+        });
+        if self.dice.one_in(3) {
+            steps.push(Step::Stat { m, f: 0 });
+        }
+        steps.push(Step::Open {
+            m,
+            f: 0,
+            how: How::Read,
+        });
+        steps.push(Step::ReadOn { m, h, times: then });
+    }
+
+    /// A mount dies between its data and their length, and the file grows.
+    fn death(&mut self, (m, other): (u8, u8), steps: &mut Vec<Step>) {
+        let h = self.handle();
+        steps.push(Step::Open {
+            m,
+            f: 0,
+            how: How::Write,
+        });
+        steps.push(Step::Open {
+            m: other,
+            f: 0,
+            how: How::Write,
+        });
+        let write = self.write_step(m, h);
+        steps.push(write);
+        if self.dice.one_in(3) {
+            let fsync = self.fsync(m, h);
+            let write = self.write_step(m, h);
+            steps.extend([fsync, write]);
+        }
+        let ms = self.dice.between(480, 1_400) as u32;
+        steps.push(Step::Wait { ms });
+        steps.push(Step::Kill { m });
+        if self.dice.one_in(3) {
+            steps.push(Step::Open {
+                m: other,
+                f: 0,
+                how: How::Truncate,
+            });
+        }
+        let grow = match self.dice.below(3) {
+            0 => self.write_step(other, 0),
+            _ => self.set_length(other, 0),
+        };
+        steps.push(grow);
     }
 
     fn power(&mut self) -> Step {
@@ -452,26 +571,30 @@ impl Author {
         Step::SetLength { m, h, len }
     }
 
-    /// Two mounts at the same time.
+    /// Two calls at the same time: of two mounts, or one of them an fsync or a close.
     fn together(&mut self, m: u8) -> Step {
-        if self.mounts < 2 {
-            return Step::Flush { m, h: 0 };
-        }
-        let other = (u64::from(m) + 1 + self.dice.below(self.mounts - 1)) % self.mounts;
-        let mut one = |author: &mut Self, m: u8| {
+        let one = |author: &mut Self, m: u8, most: u64| {
             let h = author.handle();
-            match author.dice.below(6) {
-                0 | 1 => author.write_step(m, h),
-                2 => author.fsync(m, h),
-                3 => author.set_length(m, h),
-                4 => Step::Flush { m, h },
+            match author.dice.below(most) {
+                0 => author.fsync(m, h),
+                1 => Step::Flush { m, h },
+                2 | 3 => author.write_step(m, h),
+                4 => author.set_length(m, h),
                 _ => {
                     let (at, len) = (author.place(), author.size());
                     Step::Read { m, h, at, len }
                 }
             }
         };
-        let (first, second) = (one(self, m), one(self, other as u8));
+        let (other, most) = if self.mounts < 2 || self.dice.one_in(3) {
+            (m, 2)
+        } else {
+            (
+                ((u64::from(m) + 1 + self.dice.below(self.mounts - 1)) % self.mounts) as u8,
+                6,
+            )
+        };
+        let (first, second) = (one(self, m, 6), one(self, other, most));
         Step::Together(Box::new(first), Box::new(second))
     }
 

@@ -77,7 +77,7 @@ struct Made {
 
 struct World {
     clock: Moment,
-    next_mount: MountId,
+    lives: BTreeMap<u8, MountId>,
     mounts: BTreeMap<u8, Mounted>,
     files: Vec<Known>,
     names: BTreeMap<u8, Name>,
@@ -111,8 +111,37 @@ struct Grip {
     inode: InodeId,
 }
 
+/// What a mount may not do, and where it did it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wrong {
+    pub at: String,
+    pub what: String,
+}
+
+impl std::fmt::Display for Wrong {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.at, self.what)
+    }
+}
+
+impl Wrong {
+    /// The same for all that go wrong in the same way: no numbers, and little text.
+    pub fn kind(&self) -> String {
+        let text = self.what.split(" inode ").collect::<Vec<_>>().join(" inode");
+        let mut kind: String = text.chars().filter(|c| !c.is_ascii_digit()).take(70).collect();
+        if let Some(code) = text
+            .rsplit_once('(')
+            .filter(|(_, code)| text.ends_with(')') && code.len() < 30)
+        {
+            kind.push_str(" .. (");
+            kind.push_str(code.1);
+        }
+        kind
+    }
+}
+
 pub struct Report {
-    pub verdict: Judged,
+    pub verdict: Result<(), Wrong>,
     pub log: Vec<String>,
     pub lost: u64,
 }
@@ -130,7 +159,7 @@ pub fn run(program: &Program, servers: Servers, keeps_log: bool) -> Report {
             cluster: Arc::clone(&cluster),
             world: RefCell::new(World {
                 clock: 0,
-                next_mount: 0,
+                lives: BTreeMap::new(),
                 mounts: BTreeMap::new(),
                 files: Vec::new(),
                 names: BTreeMap::new(),
@@ -142,7 +171,10 @@ pub fn run(program: &Program, servers: Servers, keeps_log: bool) -> Report {
         };
         let verdict = match tokio::time::timeout(LIMIT, run.all(program)).await {
             Ok(verdict) => verdict,
-            Err(_) => Err("it hangs".to_owned()),
+            Err(_) => Err(Wrong {
+                at: "somewhere".to_owned(),
+                what: "it hangs".to_owned(),
+            }),
         };
         if let Err(error) = &verdict {
             cluster.log(|| format!("WRONG: {error}"));
@@ -192,14 +224,14 @@ fn text(error: &Error) -> String {
 }
 
 impl Run {
-    async fn all(&self, program: &Program) -> Judged {
+    async fn all(&self, program: &Program) -> Result<(), Wrong> {
         for (number, step) in program.steps.iter().enumerate() {
             self.cluster.log(|| format!("{number}: {step:?}"));
-            self.step(step)
-                .await
-                .map_err(|error| format!("step {number}, {step:?}: {error}"))?;
+            let at = || format!("step {number}, {step:?}");
+            self.step(step).await.map_err(|what| Wrong { at: at(), what })?;
         }
-        self.finish().await.map_err(|error| format!("at the end: {error}"))
+        let at = || "at the end".to_owned();
+        self.finish().await.map_err(|what| Wrong { at: at(), what })
     }
 
     async fn mount(&self, m: u8) -> Result<(), String> {
@@ -208,8 +240,10 @@ impl Run {
         }
         let id = {
             let mut world = self.world.borrow_mut();
-            world.next_mount += 1;
-            world.next_mount - 1
+            // A mount's number is that of its slot, and of later lives greater by four each.
+            let id = world.lives.entry(m).or_insert(usize::from(m));
+            *id += 4;
+            *id - 4
         };
         let wire = Wire::new(&self.cluster, self.seed ^ (id as u64 + 1).wrapping_mul(0x9e37_79b9));
         let client = Client::connect_over(options(m), Arc::new(End(Arc::clone(&wire)))).await;
@@ -576,7 +610,10 @@ impl Run {
         });
         let data: Vec<u8> = (at..at + u64::from(len)).map(|at| pattern(number, at)).collect();
         self.cluster.log(|| format!("   it is #{number}"));
-        match grip.client.write(grip.handle, at, Bytes::from(data)).await {
+        let written = grip.client.write(grip.handle, at, Bytes::from(data)).await;
+        let now = self.tick();
+        self.model(grip.file, |file| file.write_ends(number, now));
+        match written {
             Ok(written) if written == len => Ok(()),
             Ok(written) => Err(format!("{written} of {len} bytes were written")),
             Err(error) => {

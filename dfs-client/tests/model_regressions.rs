@@ -1,0 +1,313 @@
+//! Programs that once found a fault, smallest form. Each failed before its fault was mended.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod harness;
+
+use harness::cluster::Servers;
+use harness::program::{How, Nodes, Program, Step};
+use harness::run::run;
+use harness::wire::Cable;
+
+const ALL: Nodes = Nodes::All;
+
+const BLOCK: u64 = 4096;
+
+const MIB: u64 = 1 << 20;
+
+/// Runs it under some seeds: what is quicker than what differs.
+fn must_hold(servers: Servers, steps: &[Step]) {
+    for seed in 0..8 {
+        let program = Program {
+            seed,
+            steps: steps.to_vec(),
+        };
+        let report = run(&program, servers, true);
+        if let Err(wrong) = report.verdict {
+            panic!("seed {seed}: {wrong}\n{}", report.log.join("\n"));
+        }
+    }
+}
+
+fn create(m: u8) -> Step {
+    Step::Create { m, f: 0 }
+}
+
+fn open(m: u8) -> Step {
+    Step::Open {
+        m,
+        f: 0,
+        how: How::Write,
+    }
+}
+
+fn write(m: u8, at: u64, len: u32) -> Step {
+    Step::Write { m, h: 0, at, len }
+}
+
+fn flush(m: u8) -> Step {
+    Step::Flush { m, h: 0 }
+}
+
+fn fsync(m: u8) -> Step {
+    Step::Fsync {
+        m,
+        h: 0,
+        data_only: false,
+    }
+}
+
+fn fdatasync(m: u8) -> Step {
+    Step::Fsync {
+        m,
+        h: 0,
+        data_only: true,
+    }
+}
+
+fn cut_to(m: u8, len: u64) -> Step {
+    Step::SetLength { m, h: 0, len }
+}
+
+fn wait(ms: u32) -> Step {
+    Step::Wait { ms }
+}
+
+const fn power() -> Step {
+    Step::Power {
+        nodes: ALL,
+        back_ms: 100,
+    }
+}
+
+const fn crash() -> Step {
+    Step::Crash {
+        nodes: ALL,
+        back_ms: 100,
+    }
+}
+
+/// Item 1: of two overwrites of a block that are written again, the older one stayed.
+#[test]
+fn the_newest_of_two_lost_overwrites_is_written_again() {
+    let two = [create(0), write(0, 0, 4096), flush(0), write(0, 0, 4096), flush(0)];
+    must_hold(Servers::NEW, &[&two[..], &[power(), fsync(0)]].concat());
+    must_hold(Servers::NEW, &[&two[..], &[power(), fdatasync(0), power()]].concat());
+}
+
+/// Item 1: small appends to one block, all kept, were answered by EIO.
+#[test]
+fn small_writes_of_one_block_are_written_again() {
+    let mut steps = vec![create(0)];
+    for at in 0..5 {
+        steps.extend([write(0, at * 10, 10), flush(0)]);
+    }
+    steps.extend([power(), fsync(0), power()]);
+    must_hold(Servers::NEW, &steps);
+}
+
+/// Item 1: where another mount has written since, nothing was written again, and nothing synced either.
+#[test]
+fn what_others_wrote_over_a_lost_write_is_synced_with_it() {
+    let steps = [
+        create(0),
+        write(0, 0, 4096),
+        flush(0),
+        crash(),
+        open(1),
+        write(1, 0, 4096),
+        flush(1),
+        fsync(0),
+        power(),
+    ];
+    must_hold(Servers::NEW, &steps);
+}
+
+/// Item 2: the length of a write after another mount's truncation was never told.
+#[test]
+fn a_write_after_anothers_truncation_keeps_its_length() {
+    for sync in [fsync(1), fdatasync(1), flush(1)] {
+        let steps = [
+            create(0),
+            cut_to(0, 8 * MIB),
+            open(1),
+            cut_to(0, 0),
+            write(1, MIB, 4096),
+            sync,
+        ];
+        must_hold(Servers::NEW, &steps);
+    }
+}
+
+/// Item 3: fsync by a mount that did not write synced nothing.
+#[test]
+fn fsync_covers_what_another_mount_closed() {
+    let closed = [create(0), write(0, 0, 4096), flush(0), open(1)];
+    let read = Step::Read {
+        m: 1,
+        h: 0,
+        at: 0,
+        len: 4096,
+    };
+    must_hold(Servers::NEW, &[&closed[..], &[read, fsync(1), power()]].concat());
+    must_hold(Servers::NEW, &[&closed[..], &[fdatasync(1), power()]].concat());
+    must_hold(
+        Servers::NEW,
+        &[&closed[..], &[Step::Kill { m: 0 }, fsync(1), power()]].concat(),
+    );
+}
+
+/// Item 5: a mount that the group had given up read zeros where an unlinked file had been.
+#[test]
+fn a_mount_that_was_given_up_reads_no_zeros() {
+    for cable in [Cable::Group, Cable::Both] {
+        let steps = [
+            create(1),
+            write(1, 0, 4096),
+            fsync(1),
+            open(0),
+            Step::Cut {
+                m: 0,
+                cable,
+                ms: 75_000,
+            },
+            Step::Unlink { m: 1, f: 0 },
+            Step::Close { m: 1, h: 0 },
+            wait(68_000),
+            Step::Read {
+                m: 0,
+                h: 0,
+                at: 0,
+                len: 4096,
+            },
+        ];
+        must_hold(Servers::OLD, &steps);
+        must_hold(Servers::NEW, &steps);
+    }
+}
+
+/// Item 6: what a handle had read ahead outlived another mount's close and this mount's next open.
+#[test]
+fn an_open_ends_what_older_handles_read_ahead() {
+    let on = |times| Step::ReadOn { m: 1, h: 0, times };
+    let steps = [
+        create(0),
+        cut_to(0, 8 * MIB),
+        open(1),
+        on(12),
+        write(0, 2 * MIB, 4096),
+        flush(0),
+        open(1),
+        on(20),
+    ];
+    must_hold(Servers::NEW, &steps);
+    let stat = Step::Stat { m: 1, f: 0 };
+    let steps = [
+        create(0),
+        cut_to(0, 8 * MIB),
+        open(1),
+        on(12),
+        write(0, 2 * MIB, 4096),
+        flush(0),
+        stat,
+        open(1),
+        on(20),
+    ];
+    must_hold(Servers::NEW, &steps);
+}
+
+/// Item 7: blocks that a dead mount left beyond the end showed when the file grew over them.
+#[test]
+fn a_dead_writers_bytes_never_show_beyond_the_end() {
+    let died = |after_ms| {
+        [
+            create(0),
+            fsync(0),
+            open(1),
+            write(0, 0, 70_000),
+            wait(after_ms),
+            Step::Kill { m: 0 },
+        ]
+    };
+    for after_ms in [550, 700, 900] {
+        let grown = [cut_to(1, 100_000)];
+        must_hold(Servers::NEW, &[&died(after_ms)[..], &grown].concat());
+        let written = [write(1, 100_000, 10), flush(1)];
+        must_hold(Servers::NEW, &[&died(after_ms)[..], &written].concat());
+        let again = Step::Open {
+            m: 1,
+            f: 0,
+            how: How::Truncate,
+        };
+        must_hold(
+            Servers::NEW,
+            &[&died(after_ms)[..], &[again, cut_to(1, 100_000)]].concat(),
+        );
+    }
+}
+
+/// Item 8: an fsync of a directory said 0 though a create in it had been refused, since another directory's fsync had told of it.
+#[test]
+fn every_directory_tells_of_its_own_refused_creates() {
+    let make = |m, d| Step::Make { m, d, n: 0 };
+    let sync = |m, d| Step::SyncDirectory { m, d };
+    let steps = [
+        Step::MakeDirectory { m: 0, d: 0 },
+        Step::MakeDirectory { m: 0, d: 1 },
+        wait(3),
+        Step::Cut {
+            m: 0,
+            cable: Cable::Group,
+            ms: 4_000,
+        },
+        make(0, 0),
+        make(0, 1),
+        make(1, 0),
+        make(1, 1),
+        wait(5_000),
+        sync(0, 0),
+        sync(0, 1),
+    ];
+    must_hold(Servers::NEW, &steps);
+}
+
+/// Item 13: what a mount wrote again came back over what another had cut meanwhile.
+#[test]
+fn what_is_written_again_does_not_undo_a_truncation() {
+    let steps = [
+        create(0),
+        write(0, 0, 8192),
+        flush(0),
+        power(),
+        open(1),
+        cut_to(1, BLOCK),
+        fsync(0),
+        cut_to(1, 8192),
+    ];
+    must_hold(Servers::NEW, &steps);
+}
+
+/// Item 13: a write or truncation that meets another mount's truncation is made after it.
+#[test]
+fn truncations_and_writes_of_two_mounts_all_succeed() {
+    let cut = |m, len| Box::new(Step::SetLength { m, h: 0, len });
+    let both = [create(0), open(1), Step::Together(cut(0, 5 * MIB), cut(1, 69))];
+    must_hold(Servers::NEW, &both);
+    let write = Box::new(write(0, 0, 20_000));
+    let one = [create(0), open(1), Step::Together(write, cut(1, 10_000)), flush(0)];
+    must_hold(Servers::NEW, &one);
+    let behind = [
+        create(0),
+        cut_to(0, 4 * MIB),
+        open(1),
+        cut_to(0, 12_288),
+        Step::Write {
+            m: 1,
+            h: 0,
+            at: 0,
+            len: 10,
+        },
+        wait(1_000),
+    ];
+    must_hold(Servers::NEW, &behind);
+}
