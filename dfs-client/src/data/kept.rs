@@ -9,7 +9,7 @@
 
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use dfs_common::{BlockIndex, ChainId, ChunkIndex, ChunkVersion, CutEpoch};
@@ -56,6 +56,12 @@ pub(crate) struct Entry {
     /// When it was acknowledged, on the mount's clock.
     pub(crate) since_ms: u64,
     pub(crate) lacks: Lacks,
+}
+
+impl Entry {
+    fn chunks(&self) -> impl Iterator<Item = ChunkIndex> + '_ {
+        self.runs.iter().map(|run| run.chunk)
+    }
 }
 
 #[derive(Debug)]
@@ -111,14 +117,19 @@ impl Kept {
         held.entry.lacks.sync.then_some((held.entry.chain, held.entry.number))
     }
 
-    /// Without bytes nobody can send it again, and without a debt nobody needs to.
+    /// Without bytes nobody can send it again, and without a debt nobody needs to; but what lies on top of an older write stays as long
+    /// as that does, since it must not be undone when that is sent again.
     fn sweep(&mut self) {
         let bytes = &mut self.bytes;
+        let mut older = BTreeSet::new();
         self.entries.retain(|held| {
-            let Entry { lacks, slab, .. } = &held.entry;
-            let stays = lacks.commit || (lacks.sync && slab.is_some());
-            if !stays {
-                *bytes -= slab.as_ref().map_or(0, |slab| slab.size_bytes);
+            let entry = &held.entry;
+            let owes = entry.lacks.commit || (entry.lacks.sync && entry.slab.is_some());
+            let stays = owes || entry.chunks().any(|chunk| older.contains(&chunk));
+            if stays {
+                older.extend(entry.chunks());
+            } else {
+                *bytes -= entry.slab.as_ref().map_or(0, |slab| slab.size_bytes);
             }
             stays
         });
@@ -207,9 +218,15 @@ impl Kept {
         self.entries.back().map_or(0, |held| held.entry.number)
     }
 
-    /// All unsynced writes on a chain, oldest first.
-    pub(crate) fn unsynced(&self, chain: ChainId) -> Vec<Entry> {
-        self.select(|entry| entry.chain == chain && entry.lacks.sync)
+    /// All writes on a chain, oldest first.
+    pub(crate) fn on(&self, chain: ChainId) -> Vec<Entry> {
+        self.select(|entry| entry.chain == chain)
+    }
+
+    /// Whether a write to this chunk lies on top of one that is here.
+    pub(crate) fn touches(&self, chunk: ChunkIndex) -> bool {
+        let mut chunks = self.entries.iter().flat_map(|held| held.entry.chunks());
+        chunks.any(|touched| touched == chunk)
     }
 
     /// Uncommitted writes that were acknowledged in another truncation epoch than this.
@@ -388,7 +405,6 @@ mod tests {
         assert!(kept.push(entry(2, 100, b"two", SYNC), &room).is_empty());
         assert_eq!((kept.uncommitted_end(), kept.uncommitted_bytes()), (3, 3));
         kept.synced(CHAIN, 1);
-        assert_eq!(kept.unsynced(CHAIN).len(), 1);
         assert_eq!(kept.uncommitted_before(CutEpoch(4)).len(), 1);
         kept.committed(1, CutEpoch(4));
         assert_eq!(kept.uncommitted_end(), 3, "it was not told in its epoch");
@@ -396,10 +412,21 @@ mod tests {
         kept.committed(1, CutEpoch(4));
         assert_eq!((kept.uncommitted_end(), kept.newest()), (0, 2));
         kept.synced(ChainId(9), 2);
-        assert_eq!(kept.unsynced(CHAIN).len(), 1, "another chain");
+        assert_eq!(kept.on(CHAIN).len(), 1, "another chain");
         kept.synced(CHAIN, 2);
         assert_eq!((kept.newest(), kept.bytes), (0, 0));
         assert_eq!(room.available_permits(), 2 * MAX_KEPT_BYTES);
+    }
+
+    #[test]
+    fn what_lies_on_top_of_an_older_write_stays_with_it() {
+        let (mut kept, room) = (Kept::default(), room());
+        kept.push(entry(1, 0, b"old", BOTH), &room);
+        kept.push(entry(2, 0, b"new", SYNC), &room);
+        kept.synced(CHAIN, 2);
+        assert_eq!(kept.on(CHAIN).len(), 2, "sending the first again would undo the second");
+        kept.committed(2, CutEpoch(2));
+        assert!(kept.on(CHAIN).is_empty());
     }
 
     #[test]
@@ -422,7 +449,7 @@ mod tests {
             1,
             "its length is still to be told"
         );
-        assert!(merged(&kept.unsynced(CHAIN), 1 << 20).is_none());
+        assert!(merged(&kept.on(CHAIN), 1 << 20).is_none());
         let _others = room.try_acquire_many(room.available_permits() as u32).unwrap();
         assert_eq!(
             kept.push(entry(4, 0, b"y", SYNC), &room),
@@ -439,7 +466,7 @@ mod tests {
         kept.push(entry(1, 0, b"abcdef", BOTH), &room);
         kept.push(entry(2, 100, b"gone", BOTH), &room);
         kept.cut_to(4, CutEpoch(5));
-        let left = kept.unsynced(CHAIN);
+        let left = kept.on(CHAIN);
         assert_eq!((left.len(), left[0].cut, left[0].end), (1, CutEpoch(5), 4));
         assert_eq!(
             merged(&left, 1 << 20).unwrap()[&0].extents,

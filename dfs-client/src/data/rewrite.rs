@@ -9,7 +9,7 @@
 //! wrote after them is never written over: a block is sent again on the condition of the version that was found, and only if that
 //! is no newer than this mount's own.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use dfs_common::wire::storage::BlockCondition;
@@ -58,7 +58,7 @@ impl Mount {
                     // Somebody else who waited for the same has done it.
                     return Ok(());
                 }
-                (inner.unsynced_entries(chain), inner.unsynced.has_gaps(chain))
+                (inner.kept.on(chain), inner.unsynced.has_gaps(chain))
             };
             let (Some(epoch), false) = (epoch, gaps) else {
                 return Err(refusal);
@@ -98,14 +98,15 @@ impl Mount {
         }
         let _alone = self.alone_with_chunks(file, deadline).await?;
         while !is_done() {
-            let (entries, cut) = {
+            let (by_chain, cut) = {
                 let inner = file.inner.lock();
-                (inner.kept.uncommitted_before(inner.cut()), inner.cut())
+                let cut = inner.cut();
+                let chains = inner.kept.uncommitted_before(cut).into_iter().map(|entry| entry.chain);
+                let chains: BTreeSet<ChainId> = chains.collect();
+                // With what lies on top of them.
+                let all = chains.into_iter().map(|chain| (chain, inner.kept.on(chain)));
+                (all.collect::<Vec<_>>(), cut)
             };
-            let mut by_chain: BTreeMap<ChainId, Vec<Entry>> = BTreeMap::new();
-            for entry in entries {
-                by_chain.entry(entry.chain).or_default().push(entry);
-            }
             for (chain, entries) in by_chain {
                 let numbers: Vec<u64> = entries.iter().map(|entry| entry.number).collect();
                 match self.replay(file, chain, &entries, cut, deadline).await {

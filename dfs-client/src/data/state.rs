@@ -179,11 +179,6 @@ impl Inner {
         cut_of(&self.attributes)
     }
 
-    /// Unsynced writes on a chain, oldest first.
-    pub(crate) fn unsynced_entries(&self, chain: ChainId) -> Vec<Entry> {
-        self.kept.unsynced(chain)
-    }
-
     /// A slab has arrived: these runs, with the sync flag or without.
     pub(crate) fn arrived(&mut self, arrival: Arrival, room: &Arc<Semaphore>, now_ms: u64) {
         let Arrival {
@@ -206,12 +201,8 @@ impl Inner {
             sync: !sync && self.unsynced.contains(chain),
             commit: end > self.attributes.length_bytes || cut != self.cut() || (uncertain && !alone),
         };
-        // It lies on top of what may have to be sent again.
-        let lacks = Lacks {
-            commit: lacks.commit || (sync && self.kept.uncommitted_end() > 0),
-            ..lacks
-        };
-        if lacks.sync || lacks.commit {
+
+        if lacks.sync || lacks.commit || written.iter().any(|written| self.kept.touches(written.run.chunk)) {
             let entry = Entry {
                 chain,
                 number,

@@ -186,8 +186,8 @@ impl File {
             .iter_mut()
             .filter(|event| event.mount == mount && event.issued < from)
         {
-            // What was dirty went first.
-            event.landed = event.landed.or(Some(from));
+            // What was dirty went first, but after this call began.
+            event.landed = event.landed.or(Some(now));
         }
         let event = &mut self.events[number];
         event.returned = Some(now);
@@ -262,7 +262,11 @@ impl File {
         if !well {
             return;
         }
-        for event in self.events.iter_mut().filter(|event| event.ended_by(from) && !event.refused) {
+        for event in self
+            .events
+            .iter_mut()
+            .filter(|event| event.ended_by(from) && !event.refused)
+        {
             let visible = event.published.is_some_and(|at| at <= from) || event.seen_by.contains_key(&mount);
             if event.mount == mount || (visible && !event.shaky) {
                 event.durable = true;
@@ -676,10 +680,10 @@ mod tests {
     #[test]
     fn the_kernel_keeps_only_what_is_still_right() {
         let mut file = File::default();
-        let write = write(&mut file, A, 1, 0, 10);
+        let first = write(&mut file, A, 1, 0, 10);
         file.flushed(A, (2, 3), true);
         file.open(B, 4, false).unwrap();
-        file.read(B, 5, 0, 10, &bytes(write, 0, 10)).unwrap();
+        file.read(B, 5, 0, 10, &bytes(first, 0, 10)).unwrap();
         write(&mut file, A, 6, 0, 10);
         assert!(file.open(B, 7, true).is_ok(), "not closed yet");
         file.flushed(A, (8, 9), true);
