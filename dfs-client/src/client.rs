@@ -325,7 +325,7 @@ impl Client {
             write: true,
             ..OpenMode::default()
         };
-        Ok((view, mount.add_handle(file, both)))
+        Ok((view, mount.add_handle(file, both, Some(attributes.change))))
     }
 
     pub async fn mkdir(&self, caller: Caller, parent: InodeId, name: &ValidName, mode: u32) -> Result<Attributes> {
@@ -524,7 +524,8 @@ impl Client {
             keep = false;
         }
         opening.armed = false;
-        Ok((attributes, mount.add_handle(file, mode), keep))
+        let voids = (!keep).then_some(attributes.change);
+        Ok((attributes, mount.add_handle(file, mode, voids), keep))
     }
 
     /// At most `size` bytes; fewer only at the end of the file.

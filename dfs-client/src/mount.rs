@@ -69,6 +69,18 @@ pub(crate) struct Handle {
     /// What its writes were refused for.
     pub(crate) seen_by_writes: Mutex<Seen>,
     pub(crate) ahead: Mutex<Ahead>,
+    /// The file's `change` as of which the kernel's cache is right once the kernel has acted on this handle's open: its first
+    /// request says so, and none comes if the process was killed before.
+    voids: Mutex<Option<u64>>,
+}
+
+impl Handle {
+    fn note_use(&self) {
+        if let Some(change) = self.voids.lock().take() {
+            let mut inner = self.file.inner.lock();
+            inner.own_change = inner.own_change.max(Some(change));
+        }
+    }
 }
 
 impl Mount {
@@ -186,7 +198,6 @@ impl Mount {
         inner.opens += 1;
         inner.learn(attributes);
         let keep = inner.own_change == Some(attributes.change);
-        inner.own_change = Some(attributes.change);
         drop(inner);
         Ok((file, keep))
     }
@@ -225,7 +236,8 @@ impl Mount {
         true
     }
 
-    pub(crate) fn add_handle(&self, file: Arc<FileState>, mode: OpenMode) -> FileHandleId {
+    /// `voids`: the file's `change`, where the kernel is told to give up what it has of the file.
+    pub(crate) fn add_handle(&self, file: Arc<FileState>, mode: OpenMode, voids: Option<u64>) -> FileHandleId {
         let seen = file.inner.lock().errors.sample();
         let handle = Arc::new(Handle {
             file,
@@ -233,6 +245,7 @@ impl Mount {
             seen: Mutex::new(seen),
             seen_by_writes: Mutex::new(seen),
             ahead: Mutex::new(Ahead::default()),
+            voids: Mutex::new(voids),
         });
         let mut files = self.files.lock();
         let id = FileHandleId(files.next_handle);
@@ -250,6 +263,7 @@ impl Mount {
             .cloned()
             .ok_or_else(|| Error::new(ErrorCode::BadHandle, format!("file handle {id} is not open")))?;
         self.check_session(&handle.file)?;
+        handle.note_use();
         Ok(handle)
     }
 

@@ -89,8 +89,10 @@ pub(crate) struct Inner {
     /// Newest `change` up to which every change was this mount's own, if that is known.
     pub(crate) own_change: Option<u64>,
     pub(crate) opens: u32,
-    /// Raised by every local write and truncate: what was read ahead before is void.
+    /// Raised by every local write and truncate, and by every foreign change: what was read ahead before is void.
     pub(crate) generation: u64,
+    /// Changes that may have been another mount's, as this one came to know of them.
+    pub(crate) foreign: u64,
 }
 
 pub(crate) struct FileState {
@@ -130,6 +132,7 @@ impl Inner {
             own_change,
             opens: 0,
             generation: 0,
+            foreign: 0,
             attributes,
         }
     }
@@ -231,7 +234,7 @@ impl Inner {
         self.attributes = fresh.clone();
         self.own_change = None;
         self.tail = None;
-        self.generation += 1;
+        self.note_foreign();
         if let Some(owed) = &mut self.owed {
             owed.end = owed.fresh_end;
             if owed.number <= promised && !owed.times {
@@ -240,11 +243,25 @@ impl Inner {
         }
     }
 
-    /// Takes in attributes from metadata; late answers do not turn the clock back.
+    /// Takes in attributes from metadata; late answers do not turn the clock back. A change that this mount has not been told
+    /// of as its own may be another mount's.
     pub(crate) fn learn(&mut self, attributes: &Attributes) {
+        if attributes.change > self.attributes.change {
+            self.note_foreign();
+        }
+        self.take_in(attributes);
+    }
+
+    fn take_in(&mut self, attributes: &Attributes) {
         if attributes.change >= self.attributes.change {
             self.attributes = attributes.clone();
         }
+    }
+
+    /// Another mount may have written: what was read before is void.
+    pub(crate) fn note_foreign(&mut self) {
+        self.generation += 1;
+        self.foreign += 1;
     }
 
     /// The same after a change by this mount: if it was the only one since, the kernel's cache is still right.
@@ -253,7 +270,10 @@ impl Inner {
             .own_change
             .filter(|&own| attributes.change <= own + 1)
             .map(|own| own.max(attributes.change));
-        self.learn(attributes);
+        if attributes.change > self.attributes.change + 1 {
+            self.note_foreign();
+        }
+        self.take_in(attributes);
     }
 
     /// Metadata's attributes with what only this mount knows yet laid over them.
@@ -602,5 +622,29 @@ mod tests {
         fresh.length_bytes = 1;
         inner.learn(&fresh);
         assert_eq!(inner.attributes.length_bytes, 300);
+    }
+
+    #[test]
+    fn foreign_changes_void_what_was_read_ahead_however_they_are_learned_of() {
+        let mut inner = inner();
+        let mut fresh = inner.attributes.clone();
+        let mut change_to = |change, own| {
+            let before = (inner.generation, inner.foreign);
+            fresh.change = change;
+            if own {
+                inner.learn_own(&fresh);
+            } else {
+                inner.learn(&fresh);
+            }
+            let voids = inner.generation > before.0;
+            assert_eq!(voids, inner.foreign > before.1);
+            voids
+        };
+        assert!(!change_to(5, false), "known already");
+        assert!(!change_to(6, true), "this mount's own");
+        assert!(change_to(7, false));
+        assert!(!change_to(8, true));
+        assert!(change_to(10, true), "9 was somebody else's");
+        assert!(!change_to(9, false), "a late answer");
     }
 }
