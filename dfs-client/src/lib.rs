@@ -28,5 +28,5 @@ mod seen;
 pub mod verify;
 
 pub use admin::AdminClient;
-pub use client::Client;
+pub use client::{Client, OpenDirectory};
 pub use options::{ClientOptions, OpenMode};
