@@ -16,6 +16,7 @@ use dfs_common::wire::namespace::{
 use dfs_common::{ClusterId, Error, ErrorCode, FileHandleId, InodeId, PolicyChange, Result, ValidName};
 use dfs_crypto::nonce::NonceSource;
 use dfs_net::Endpoint;
+use parking_lot::Mutex;
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -23,8 +24,9 @@ use crate::chunks::Chunks;
 use crate::conflicts;
 use crate::data::state::{FileState, Word};
 use crate::keys::Keys;
+use crate::meta::refusals::Told;
 use crate::meta::{Leader, LeaderSearch, Session};
-use crate::mount::{Bounds, Mount, wall_clock};
+use crate::mount::{Bounds, Handle, Mount, wall_clock};
 use crate::network::{Network, Transport};
 use crate::options::{ClientOptions, OpenMode};
 use crate::routing::RoutingCache;
@@ -42,6 +44,13 @@ const SYSTEM: Caller = Caller { uid: 0, gid: 0 };
 #[derive(Clone)]
 pub struct Client {
     shared: Arc<Shared>,
+}
+
+/// One open directory: what was refused in it is told to each once.
+#[derive(Debug)]
+pub struct OpenDirectory {
+    inode: InodeId,
+    told: Mutex<Told>,
 }
 
 struct Shared {
@@ -341,7 +350,7 @@ impl Client {
             write: true,
             ..OpenMode::default()
         };
-        Ok((view, mount.add_handle(file, both)))
+        Ok((view, mount.add_handle(file, both, Some(attributes.change))))
     }
 
     pub async fn mkdir(&self, caller: Caller, parent: InodeId, name: &ValidName, mode: u32) -> Result<Attributes> {
@@ -544,7 +553,8 @@ impl Client {
             keep = false;
         }
         opening.armed = false;
-        Ok((attributes, mount.add_handle(file, mode), keep))
+        let voids = (!keep).then_some(attributes.change);
+        Ok((attributes, mount.add_handle(file, mode, voids), keep))
     }
 
     /// At most `size` bytes; fewer only at the end of the file.
@@ -575,7 +585,7 @@ impl Client {
         } else {
             detached(async move { mount.flush(&file, mount.deadline()).await }).await
         };
-        late_error(&handle).and(outcome)
+        late_error(self.mount(), &handle).and(outcome)
     }
 
     /// [`Client::flush`] without waiting, where there is nothing to wait for: `None` if there is.
@@ -587,7 +597,7 @@ impl Client {
         };
         self.mount().note_failure(&handle.file);
         let settled = handle.file.inner.lock().is_quiet();
-        settled.then(|| late_error(&handle))
+        settled.then(|| late_error(self.mount(), &handle))
     }
 
     /// What was written survives power loss of every node within the level's bound.
@@ -599,7 +609,16 @@ impl Client {
         let mount = Arc::clone(self.mount());
         let file = Arc::clone(&handle.file);
         let outcome = detached(async move { mount.fsync(&file, data_only, mount.deadline()).await }).await;
-        late_error(&handle).and(outcome)
+        late_error(self.mount(), &handle).and(outcome)
+    }
+
+    /// Opens a directory, for [`Client::fsync_directory`].
+    #[must_use]
+    pub fn open_directory(&self, inode: InodeId) -> OpenDirectory {
+        OpenDirectory {
+            inode,
+            told: Mutex::new(self.mount().session.open_handle(inode)),
+        }
     }
 
     /// Everything that was written and changed through this mount before is durable, as after sync(1) on a local disk.
@@ -612,8 +631,13 @@ impl Client {
     }
 
     /// Names that were made before survive whatever happens to this mount.
-    pub async fn fsync_directory(&self) -> Result<()> {
-        self.mount().session.settled_well(self.mount().deadline()).await
+    ///
+    /// # Errors
+    /// Also that changes in this directory which were acknowledged did not come to pass: once for each handle.
+    pub async fn fsync_directory(&self, directory: &OpenDirectory) -> Result<()> {
+        let session = &self.mount().session;
+        session.settled(self.mount().deadline()).await?;
+        session.refused(directory.inode, &mut directory.told.lock())
     }
 
     /// The last descriptor is gone. What is still owed is settled in the background, so it must be called within a runtime.
@@ -671,8 +695,11 @@ async fn start_opening(mount: &Arc<Mount>, inode: InodeId, deadline: Instant) ->
     Ok((opening, attributes, keep))
 }
 
-fn late_error(handle: &crate::mount::Handle) -> Result<()> {
-    handle.file.inner.lock().errors.check(&mut handle.seen.lock())
+/// What this handle has not been told of: changes that were refused after they were shown, and late writes that failed.
+fn late_error(mount: &Mount, handle: &Handle) -> Result<()> {
+    let refused = mount.session.refused(handle.file.inode, &mut handle.told.lock());
+    let late = handle.file.inner.lock().errors.check(&mut handle.seen.lock());
+    refused.and(late)
 }
 
 pub(crate) async fn status(leader: &Leader, deadline: Instant) -> Result<ClusterStatus> {

@@ -28,7 +28,7 @@ mod seen;
 pub mod verify;
 
 pub use admin::AdminClient;
-pub use client::Client;
+pub use client::{Client, OpenDirectory};
 #[doc(hidden)]
 pub use network::{Reply, Transport};
 pub use options::{ClientOptions, OpenMode};

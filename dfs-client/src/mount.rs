@@ -23,6 +23,7 @@ use crate::data::state::{FileState, Inner};
 use crate::data::unsynced::Unsynced;
 use crate::keys::Keys;
 use crate::meta::Session;
+use crate::meta::refusals::Told;
 use crate::options::OpenMode;
 
 /// Files remembered after their last close: what the kernel may keep, and which chains lack a Sync.
@@ -61,6 +62,8 @@ pub(crate) struct Files {
     pub(crate) handles: HashMap<FileHandleId, Arc<Handle>>,
     closed: LruCache<InodeId, Closed>,
     next_handle: u64,
+    /// Of what was shown and did not come to pass, as far as it was forgotten here.
+    untrue: u64,
 }
 
 /// What is remembered of a file that nobody has open.
@@ -79,6 +82,20 @@ pub(crate) struct Handle {
     /// What its writes were refused for.
     pub(crate) seen_by_writes: Mutex<Seen>,
     pub(crate) ahead: Mutex<Ahead>,
+    /// Which refused changes of the file it has been told of.
+    pub(crate) told: Mutex<Told>,
+    /// The file's `change` as of which the kernel's cache is right once the kernel has acted on this handle's open: its first
+    /// request says so, and none comes if the process was killed before.
+    voids: Mutex<Option<u64>>,
+}
+
+impl Handle {
+    fn note_use(&self) {
+        if let Some(change) = self.voids.lock().take() {
+            let mut inner = self.file.inner.lock();
+            inner.own_change = inner.own_change.max(Some(change));
+        }
+    }
 }
 
 /// An operation that uses a file's state: while it is under way the file is open, whatever becomes of the handles.
@@ -117,6 +134,7 @@ impl Mount {
                 handles: HashMap::new(),
                 closed: LruCache::new(REMEMBERED),
                 next_handle: 1,
+                untrue: 0,
             }),
             background: Mutex::default(),
             numbers: AtomicU64::new(0),
@@ -180,12 +198,14 @@ impl Mount {
         data.layout.check()?;
         let cipher = self.keys.cipher(inode, &data.key)?;
         let session = self.session.id();
+        self.forget_foreseen();
         let mut files = self.files.lock();
         let known = files.open.get(&inode).cloned();
         let (known, earlier) = match known {
             Some(file) if file.session == session => (Some(file), None),
             earlier => (None, earlier),
         };
+        let is_new = known.is_none();
         let file = if let Some(file) = known {
             file
         } else {
@@ -220,10 +240,9 @@ impl Mount {
         inner.opens += 1;
         inner.learn(attributes);
         let keep = inner.own_change == Some(attributes.change);
-        if !keep {
+        if is_new && !keep {
             inner.note_foreign();
         }
-        inner.own_change = Some(attributes.change);
         drop(inner);
         Ok((file, keep))
     }
@@ -283,14 +302,40 @@ impl Mount {
         true
     }
 
-    pub(crate) fn add_handle(&self, file: Arc<FileState>, mode: OpenMode) -> FileHandleId {
+    /// What this mount knows of files from changes that did not come to pass as it had shown them is not so.
+    pub(crate) fn forget_foreseen(&self) {
+        let untrue = self.session.untrue();
+        let mut files = self.files.lock();
+        if std::mem::replace(&mut files.untrue, untrue) == untrue {
+            return;
+        }
+        for (_, closed) in &mut files.closed {
+            closed.own_change = None;
+        }
+        for handle in files.handles.values() {
+            *handle.voids.lock() = None;
+        }
+        for file in files.open.values() {
+            let mut inner = file.inner.lock();
+            // Whatever the group says next is right.
+            inner.attributes.change = 0;
+            inner.own_change = None;
+            inner.note_foreign();
+        }
+    }
+
+    /// `voids`: the file's `change`, where the kernel is told to give up what it has of the file.
+    pub(crate) fn add_handle(&self, file: Arc<FileState>, mode: OpenMode, voids: Option<u64>) -> FileHandleId {
         let seen = file.inner.lock().errors.sample();
+        let told = self.session.open_handle(file.inode);
         let handle = Arc::new(Handle {
             file,
             mode,
             seen: Mutex::new(seen),
             seen_by_writes: Mutex::new(seen),
             ahead: Mutex::new(Ahead::default()),
+            told: Mutex::new(told),
+            voids: Mutex::new(voids),
         });
         let mut files = self.files.lock();
         let id = FileHandleId(files.next_handle);
@@ -308,6 +353,7 @@ impl Mount {
             .cloned()
             .ok_or_else(|| Error::new(ErrorCode::BadHandle, format!("file handle {id} is not open")))?;
         self.check_session(&handle.file)?;
+        handle.note_use();
         Ok(handle)
     }
 

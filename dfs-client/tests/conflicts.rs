@@ -14,7 +14,8 @@ use dfs_client::{Client, OpenMode};
 use dfs_common::conflict::ConflictEntry;
 use dfs_common::wire::namespace::{Caller, SetAttributes};
 use dfs_common::*;
-use fake::{CHUNK_SIZE, Cluster};
+use fake::{CHUNK_SIZE, Cluster, Gate};
+use tokio::io::AsyncWriteExt;
 
 const ROOT: Caller = Caller { uid: 0, gid: 0 };
 const BLOCK: usize = 4096;
@@ -183,6 +184,98 @@ async fn the_other_version_takes_its_place() {
     assert_eq!(setup.how(), Some(Settlement::Other));
     let elsewhere = setup.cluster.client(&setup.root).await;
     assert!(whole(&elsewhere, setup.inode).await == setup.other);
+}
+
+/// Another mount appends, and closes the file.
+async fn append(setup: &mut Setup, bytes: &[u8]) {
+    let elsewhere = setup.cluster.client(&setup.root).await;
+    let mode = OpenMode {
+        write: true,
+        append: true,
+        ..OpenMode::default()
+    };
+    let (_, handle, _) = elsewhere.open(setup.inode, mode).await.unwrap();
+    elsewhere.write(handle, 0, Bytes::copy_from_slice(bytes)).await.unwrap();
+    elsewhere.flush(handle).await.unwrap();
+    elsewhere.release(handle).unwrap();
+    elsewhere.close().await.unwrap();
+}
+
+/// Takes the other version, while another mount appends between what was read of it and what is done with it.
+async fn resolve_with_an_append(setup: &mut Setup, bytes: &[u8]) -> Result<Option<Vec<u8>>> {
+    let gate = Arc::new(Gate::default());
+    setup.cluster.world.lock().next_conflicts = Some(Arc::clone(&gate));
+    let resolving = tokio::spawn({
+        let (client, entry) = (setup.client.clone(), setup.entry());
+        async move { client.resolve(&entry, Choice::Other, "a test").await }
+    });
+    gate.reached.notified().await;
+    append(setup, bytes).await;
+    gate.open.notify_one();
+    resolving.await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_appended_meanwhile_is_not_cut_where_the_other_version_decides_the_end() {
+    for size in [50, 20_000] {
+        let mut setup = setup(ConflictPolicy::Application).await;
+        let resolved = resolve_with_an_append(&mut setup, &vec![b'a'; size]).await;
+        let elsewhere = setup.cluster.client(&setup.root).await;
+        let found = whole(&elsewhere, setup.inode).await;
+        let expected = [&setup.current[..], &vec![b'a'; size]].concat();
+        assert!(
+            found == expected,
+            "{} bytes appended: {} bytes found",
+            size,
+            found.len()
+        );
+        let error = resolved.unwrap_err();
+        assert_eq!(error.code, ErrorCode::Busy, "{error}");
+        assert!(error.detail.contains("resolve it again"), "{error}");
+        assert_eq!(setup.how(), None);
+        // Whoever asks again has seen it.
+        setup.resolve(Choice::Other).await.unwrap();
+        assert_eq!(setup.how(), Some(Settlement::Other));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_appended_meanwhile_stays_where_the_other_version_ends_nothing() {
+    let mut setup = setup(ConflictPolicy::Application).await;
+    let mut entry = setup.entry();
+    entry.conflict.divergence.blocks = vec![BLOCKS[0]];
+    setup.cluster.world.lock().conflicts.insert((setup.inode, ID), entry);
+    resolve_with_an_append(&mut setup, &[b'a'; 5_000]).await.unwrap();
+    assert_eq!(setup.how(), Some(Settlement::Other));
+    let elsewhere = setup.cluster.client(&setup.root).await;
+    let found = whole(&elsewhere, setup.inode).await;
+    let expected = [&setup.other[..END], &setup.current[END..], &[b'a'; 5_000]].concat();
+    assert!(found == expected, "{} bytes found", found.len());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_appended_while_a_programs_result_is_put_in_place_is_not_cut() {
+    let mut setup = setup(ConflictPolicy::Application).await;
+    let versions = setup.client.versions(&setup.entry()).await.unwrap();
+    let (mut program, mut result) = tokio::io::duplex(1 << 16);
+    let merging = tokio::spawn({
+        let client = setup.client.clone();
+        async move { client.resolve_merged(&versions, &mut result, "a test").await }
+    });
+    program.write_all(&setup.current[..40_000]).await.unwrap();
+    // The file is open and compared by now: nothing but the end is left to be put in place.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    append(&mut setup, &[b'a'; 5_000]).await;
+    program.shutdown().await.unwrap();
+    drop(program);
+    let merged = merging.await.unwrap();
+    let elsewhere = setup.cluster.client(&setup.root).await;
+    let found = whole(&elsewhere, setup.inode).await;
+    let expected = [&setup.current[..], &[b'a'; 5_000]].concat();
+    assert!(found == expected, "{} bytes found", found.len());
+    let error = merged.unwrap_err();
+    assert_eq!(error.code, ErrorCode::Busy, "{error}");
+    assert_eq!(setup.how(), None);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -439,3 +439,108 @@ async fn a_direct_read_sees_nothing_that_others_can_not() {
         );
     }
 }
+
+const MIB: usize = 1 << 20;
+
+/// A file of one mount that another one reads in order, up to its middle: what comes next was read ahead.
+async fn read_ahead_to_the_middle(setup: &mut Setup) -> (Client, FileHandleId, Client, FileHandleId, InodeId) {
+    let (a, b) = (setup.client().await, setup.client().await);
+    let (inode, writer) = create(&a, "shared").await;
+    a.write(writer, 0, Bytes::from(vec![1; 8 * MIB])).await.unwrap();
+    a.flush(writer).await.unwrap();
+    let (_, reader, _) = b.open(inode, READ).await.unwrap();
+    for part in 0..4 * MIB / 65_536 {
+        let bytes = b.read(reader, (part * 65_536) as u64, 65_536).await.unwrap();
+        assert!(bytes == vec![1; 65_536]);
+    }
+    // Long enough for what is under way to arrive, and well below the age at which it is dropped anyway.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    (a, writer, b, reader, inode)
+}
+
+/// What comes next for the reader, and closes. It has to be done before what was read ahead is dropped for its age.
+async fn overwrite(client: &Client, writer: FileHandleId, byte: u8) {
+    let data = Bytes::from(vec![byte; 65_536]);
+    client.write(writer, 4 * MIB as u64, data).await.unwrap();
+    client.flush(writer).await.unwrap();
+}
+
+/// The kernel's page cache is one for all handles: what the first handle reads after the second was opened must be as new as
+/// what the second is promised.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_read_ahead_before_another_mounts_close_is_not_served_after_the_next_open() {
+    let mut setup = setup().await;
+    let (a, writer, b, reader, inode) = read_ahead_to_the_middle(&mut setup).await;
+    overwrite(&a, writer, 2).await;
+    let (_, second, keep) = b.open(inode, READ).await.unwrap();
+    assert!(!keep, "another mount wrote");
+    let bytes = b.read(reader, 4 * MIB as u64, 65_536).await.unwrap();
+    let old = bytes.iter().filter(|&&byte| byte != 2).count();
+    assert_eq!(old, 0, "old bytes after the open");
+    b.release(second).unwrap();
+}
+
+/// The same where no open tells, but attributes: the kernel gives its pages up when they say that the file was written.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_read_ahead_before_another_mounts_close_is_not_served_after_attributes_that_tell() {
+    let mut setup = setup().await;
+    let (a, writer, b, reader, inode) = read_ahead_to_the_middle(&mut setup).await;
+    overwrite(&a, writer, 2).await;
+    b.attributes(inode).await.unwrap();
+    let bytes = b.read(reader, 4 * MIB as u64, 65_536).await.unwrap();
+    assert!(bytes == vec![2; 65_536], "{} at {}", bytes[0], 4 * MIB);
+}
+
+/// Nor what was on its way when the file turned out to have been written, and a read waited for it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_read_does_not_take_what_was_fetched_before_the_file_was_opened_anew() {
+    let mut setup = setup().await;
+    let (a, writer, b, reader, inode) = read_ahead_to_the_middle(&mut setup).await;
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    setup.cluster.world.lock().slow_reads = Duration::from_millis(700);
+    let waiting = tokio::spawn({
+        let b = b.clone();
+        async move { b.read(reader, 4 * MIB as u64, 65_536).await.unwrap() }
+    });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    overwrite(&a, writer, 2).await;
+    let (_, second, keep) = b.open(inode, READ).await.unwrap();
+    assert!(!keep && !waiting.is_finished(), "the test is too slow");
+    let bytes = waiting.await.unwrap();
+    assert!(bytes == vec![2; 65_536], "{} at {}", bytes[0], 4 * MIB);
+    b.release(second).unwrap();
+}
+
+/// An open whose process was killed, or a truncation that opens the file for a moment, voids nothing in the kernel's cache.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_kernel_keeps_nothing_because_of_an_open_that_it_may_not_have_seen() {
+    let mut setup = setup().await;
+    let (a, b) = (setup.client().await, setup.client().await);
+    let (inode, writer) = create(&a, "cached").await;
+    a.write(writer, 0, Bytes::from_static(b"old")).await.unwrap();
+    a.flush(writer).await.unwrap();
+    let (_, first, _) = b.open(inode, READ).await.unwrap();
+    assert_eq!(&b.read(first, 0, 10).await.unwrap()[..], b"old");
+    b.release(first).unwrap();
+    let (_, again, keep) = b.open(inode, READ).await.unwrap();
+    assert!(keep, "nobody changed it");
+    b.release(again).unwrap();
+    a.write(writer, 0, Bytes::from_static(b"new")).await.unwrap();
+    a.flush(writer).await.unwrap();
+    // Its process is killed before the kernel acts on the answer.
+    let (_, killed, keep) = b.open(inode, READ).await.unwrap();
+    assert!(!keep);
+    b.release(killed).unwrap();
+    let (_, next, keep) = b.open(inode, READ).await.unwrap();
+    assert!(!keep, "the kernel may still have what it read before");
+    assert_eq!(&b.read(next, 0, 10).await.unwrap()[..], b"new");
+    b.release(next).unwrap();
+    a.write(writer, 0, Bytes::from_static(b"NEW")).await.unwrap();
+    a.flush(writer).await.unwrap();
+    // By its path, to the length that it has.
+    let set = SetAttributes::default();
+    b.set_attributes(ROOT, inode, set, Some(3), None).await.unwrap();
+    let (_, last, keep) = b.open(inode, READ).await.unwrap();
+    assert!(!keep, "a truncation opened it, not the kernel");
+    b.release(last).unwrap();
+}

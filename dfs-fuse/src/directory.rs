@@ -1,15 +1,16 @@
-//! Open directories: entries that were fetched but did not fit into the kernel's buffer.
+//! Open directories: entries that were fetched but did not fit into the kernel's buffer, and what their fsync has told.
 //!
 //! The kernel asks in pages of a few KiB, the cluster answers in hundreds of entries. What is left over waits here for
 //! the next call at exactly the place where it goes on. Cookies are stable, so nothing is lost when it is thrown away.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use dfs_client::Client;
+use dfs_client::{Client, OpenDirectory};
 use dfs_common::wire::namespace::{Attributes, DirectoryEntry};
-use dfs_common::{InodeId, Result};
+use dfs_common::{Error, ErrorCode, InodeId, Result};
 use fuser::FileHandle;
 use parking_lot::Mutex;
 
@@ -26,7 +27,13 @@ pub(crate) const DOT_DOT: u64 = 2;
 #[derive(Debug, Default)]
 pub(crate) struct Directories {
     next: AtomicU64,
-    open: Mutex<HashMap<u64, Rest>>,
+    open: Mutex<HashMap<u64, Open>>,
+}
+
+#[derive(Debug)]
+struct Open {
+    directory: Arc<OpenDirectory>,
+    rest: Option<Rest>,
 }
 
 #[derive(Debug)]
@@ -63,8 +70,20 @@ impl Listing {
 }
 
 impl Directories {
-    pub(crate) fn open(&self) -> FileHandle {
-        FileHandle(self.next.fetch_add(1, Ordering::Relaxed))
+    pub(crate) fn open(&self, client: &Client, inode: InodeId) -> FileHandle {
+        let handle = self.next.fetch_add(1, Ordering::Relaxed);
+        let directory = Arc::new(client.open_directory(inode));
+        self.open.lock().insert(handle, Open { directory, rest: None });
+        FileHandle(handle)
+    }
+
+    pub(crate) async fn fsync(&self, client: &Client, handle: FileHandle) -> Result<()> {
+        let known = self.open.lock().get(&handle.0).map(|open| Arc::clone(&open.directory));
+        let directory = known.ok_or_else(|| {
+            let detail = format!("directory handle {} is not open", handle.0);
+            Error::new(ErrorCode::BadHandle, detail)
+        })?;
+        client.fsync_directory(&directory).await
     }
 
     pub(crate) fn close(&self, handle: FileHandle) {
@@ -87,7 +106,7 @@ impl Directories {
             dots.push((client.parent(inode).await?, DOT_DOT, ".."));
         }
         let after = if offset <= DOT_DOT { 0 } else { offset };
-        let rest = self.open.lock().remove(&handle.0);
+        let rest = self.open.lock().get_mut(&handle.0).and_then(|open| open.rest.take());
         if let Some(rest) = rest.filter(|rest| rest.after == after && after != 0 && rest.fetched.elapsed() < FRESH)
             && (rest.end || !rest.entries.is_empty())
         {
@@ -118,6 +137,8 @@ impl Directories {
             end: listing.end,
             fetched: listing.fetched,
         };
-        self.open.lock().insert(handle.0, rest);
+        if let Some(open) = self.open.lock().get_mut(&handle.0) {
+            open.rest = Some(rest);
+        }
     }
 }

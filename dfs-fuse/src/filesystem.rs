@@ -450,8 +450,9 @@ impl Filesystem for Adapter {
         self.serve_empty(subject, reply, async move { client.fsync(handle, data_only).await });
     }
 
-    fn opendir(&self, _request: &Request, _inode: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        reply.opened(self.directories.open(), FopenFlags::empty());
+    fn opendir(&self, _request: &Request, inode: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        let handle = self.directories.open(&self.client, inode_of(inode));
+        reply.opened(handle, FopenFlags::empty());
     }
 
     fn readdir(&self, request: &Request, inode: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
@@ -528,11 +529,11 @@ impl Filesystem for Adapter {
         reply.ok();
     }
 
-    // A change of the namespace is durable before it is answered.
-    fn fsyncdir(&self, request: &Request, inode: INodeNo, _handle: FileHandle, _data_only: bool, reply: ReplyEmpty) {
-        let client = self.client.clone();
+    // A change of the namespace is durable before it is answered, but for what this mount shows before it tells.
+    fn fsyncdir(&self, request: &Request, inode: INodeNo, handle: FileHandle, _data_only: bool, reply: ReplyEmpty) {
+        let (client, directories) = (self.client.clone(), Arc::clone(&self.directories));
         let subject = Subject::reading(request, "fsyncdir", inode_of(inode));
-        let work = async move { client.fsync_directory().await };
+        let work = async move { directories.fsync(&client, handle).await };
         self.requests.serve(subject, work, move |result| match result {
             Ok(()) => reply.ok(),
             Err(errno) => reply.error(errno),

@@ -1,4 +1,5 @@
-//! What stat(2) shows is true at once: to the mount that made the change, and of files to every other mount.
+//! What stat(2) shows is true at once, and what read(2) shows from open to open: to the mount that made the change, and of
+//! files to every other mount.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -7,8 +8,8 @@
 )]
 
 use std::fs::{self, File, FileTimes, OpenOptions, Permissions};
-use std::io::Write;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::io::{Read, Write};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::time::{Duration, SystemTime};
 
 use dfs_tests::DevCluster;
@@ -110,5 +111,42 @@ fn times_of_a_file_being_written_stand() {
         assert_eq!((metadata.len(), metadata.atime()), (5004, 3_000));
         assert!(metadata.mtime() > 1_000_000);
         assert_eq!(metadata.mode() & 0o777, 0o640);
+    }
+}
+
+/// The client's own read-ahead, which works where the kernel was told to do without, must not outlive another mount's close:
+/// it would go into the page cache that the next open keeps.
+#[test]
+fn what_another_mount_closed_is_read_through_every_handle_after_an_open() {
+    const STEP: usize = 64 << 10;
+    const MIDDLE: usize = 4 << 20;
+    let mut cluster = DevCluster::up();
+    let (a, b) = (cluster.mount.clone(), cluster.mount_again());
+    for round in 0..10 {
+        let (here, there) = (a.join(format!("pages-{round}")), b.join(format!("pages-{round}")));
+        fs::write(&here, vec![1; 2 * MIDDLE]).unwrap();
+        let mut first = File::open(&there).unwrap();
+        rustix::fs::fadvise(&first, 0, None, rustix::fs::Advice::Random).unwrap();
+        let mut part = vec![0; STEP];
+        for _ in 0..MIDDLE / STEP {
+            first.read_exact(&mut part).unwrap();
+            assert!(part == [1; STEP], "round {round}");
+        }
+        let writer = OpenOptions::new().write(true).open(&here).unwrap();
+        writer.write_all_at(&[2; 4 * STEP], MIDDLE as u64).unwrap();
+        drop(writer);
+        let second = File::open(&there).unwrap();
+        let mut old = [0, 0];
+        for step in 0..4 {
+            first.read_exact(&mut part).unwrap();
+            old[0] += part.iter().filter(|&&byte| byte != 2).count();
+            second.read_exact_at(&mut part, (MIDDLE + step * STEP) as u64).unwrap();
+            old[1] += part.iter().filter(|&&byte| byte != 2).count();
+        }
+        assert_eq!(
+            old,
+            [0, 0],
+            "round {round}: old bytes through the first handle and the second"
+        );
     }
 }

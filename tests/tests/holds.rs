@@ -6,6 +6,7 @@
     reason = "a test fails by panicking"
 )]
 
+use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -117,6 +118,87 @@ fn a_mount_that_stands_still_loses_what_it_holds_and_nothing_else() {
     if let Some(different) = difference(&fingerprint(&a), &fingerprint(&b)) {
         panic!("{different}");
     }
+}
+
+/// Creates files in each directory in turn until one is refused; the last of them, still open.
+fn create_until_refused(directories: [&Path; 2]) -> VecDeque<File> {
+    let mut last = VecDeque::new();
+    for number in 0.. {
+        for directory in directories {
+            match File::create_new(directory.join(format!("file-{number:06}"))) {
+                Ok(file) => last.push_back(file),
+                Err(_) => return last,
+            }
+            if last.len() > 500 {
+                last.pop_front();
+            }
+        }
+    }
+    last
+}
+
+/// Takes the next names of a directory away from whoever is creating files there.
+fn take_names(directory: &Path) {
+    let names = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name());
+    let last = names.max().unwrap().into_string().unwrap();
+    let last: u32 = last.trim_start_matches("file-").parse().unwrap();
+    for number in last..last + 100 {
+        let _ = File::create_new(directory.join(format!("file-{number:06}")));
+    }
+}
+
+/// A creation that was shown and then refused is an error of its directory's fsync: of every handle once, and of no other
+/// directory.
+#[test]
+fn a_refused_creation_is_told_by_fsync_of_its_directory_to_every_handle() {
+    let mut cluster = DevCluster::up();
+    let (a, b) = (cluster.mount.clone(), cluster.mount_again());
+    let pid = cluster.pid("mount");
+    for round in 0..5 {
+        let [one, two, bystander] = ["one", "two", "bystander"].map(|name| format!("{name}-{round}"));
+        for name in [&one, &two, &bystander] {
+            fs::create_dir(a.join(name)).unwrap();
+        }
+        let open = |name: &str| File::open(a.join(name)).unwrap();
+        let [other, first, again, second] = [&bystander, &one, &one, &two].map(|name| open(name));
+        // In one process: what this one starts while the mount stands still could wait for the mount.
+        let pause = thread::spawn(move || shell(&format!("sleep 0.3; kill -STOP {pid}; sleep 5; kill -CONT {pid}")));
+        let creator = thread::spawn({
+            let (one, two) = (a.join(&one), a.join(&two));
+            move || create_until_refused([&one, &two])
+        });
+        thread::sleep(Duration::from_millis(600));
+        for name in [&one, &two] {
+            take_names(&b.join(name));
+        }
+        let _ = pause.join().unwrap();
+        let files = creator.join().unwrap();
+        assert!(other.sync_all().is_ok(), "nothing was refused in this directory");
+        let refused = |name: &str| {
+            let inode = fs::metadata(a.join(name)).unwrap().ino();
+            !log_says(
+                &cluster,
+                &format!("in inode {inode}: it was acknowledged.*then refused it"),
+            )
+            .is_empty()
+        };
+        if !refused(&one) || !refused(&two) {
+            // All was told before it stood still.
+            continue;
+        }
+        assert!(second.sync_all().is_err(), "the second directory's refusal");
+        assert!(first.sync_all().is_err(), "the first directory's refusal");
+        assert!(again.sync_all().is_err(), "another handle of it");
+        for handle in [&first, &again, &second, &other] {
+            assert!(handle.sync_all().is_ok(), "once for each handle");
+        }
+        assert!(open(&one).sync_all().is_ok(), "it was told before this one was opened");
+        let lost = |files: &VecDeque<File>| files.iter().filter(|file| file.sync_all().is_err()).count();
+        assert!(lost(&files) >= 2, "the files themselves");
+        assert_eq!(lost(&files), 0, "once for each handle");
+        return;
+    }
+    panic!("nothing was refused in five rounds");
 }
 
 #[test]

@@ -36,10 +36,16 @@ impl OtherVersion {
     /// said where that is.
     #[must_use]
     pub fn length(&self, current: u64) -> u64 {
-        match self.pieces.last() {
-            Some((offset, bytes)) if block_end(offset + bytes.len() as u64) >= current => offset + bytes.len() as u64,
-            _ => current,
-        }
+        self.end(current).unwrap_or(current)
+    }
+
+    /// Where the file ends in the other version, if that is for it to say: it has the block in which a file of `current` bytes
+    /// ends, or one behind it.
+    #[must_use]
+    pub fn end(&self, current: u64) -> Option<u64> {
+        let (offset, bytes) = self.pieces.last()?;
+        let end = offset + bytes.len() as u64;
+        (block_end(end) >= current).then_some(end)
     }
 
     /// The pieces with the zeros that short blocks read as, within a file of `length` bytes.
@@ -133,6 +139,7 @@ mod tests {
         assert_eq!(short.length(4_200), 4_106, "shorter than now");
         assert_eq!(short.length(100), 4_106, "longer than now");
         assert_eq!(short.length(8_193), 8_193, "it ends elsewhere");
+        assert_eq!((short.end(8_192), short.end(8_193)), (Some(4_106), None));
         assert_eq!(OtherVersion::default().length(5), 5);
         let filled = |length| short.filled(length).map(|(_, bytes)| bytes.len()).collect::<Vec<_>>();
         assert_eq!(filled(4_106), [10]);

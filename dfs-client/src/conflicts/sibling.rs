@@ -63,6 +63,7 @@ impl Client {
                 return Ok(());
             }
             let unfinished = unfinished_name(versions.id())?;
+            let directory = self.open_directory(place.parent);
             let (attributes, handle) = self
                 .create(SYSTEM, place.parent, &unfinished, UNFINISHED_MODE, true)
                 .await?;
@@ -77,7 +78,7 @@ impl Client {
                 Err(error) => Err(error),
             };
             let Err(error) = named else {
-                return self.fsync_directory().await;
+                return self.fsync_directory(&directory).await;
             };
             let _ = self.unlink(SYSTEM, place.parent, &unfinished).await;
             // Another was quicker.

@@ -30,14 +30,9 @@ impl Mount {
         Ok(())
     }
 
-    /// A change of the file that failed after it was shown is an error of every handle, like a late write.
-    pub(crate) fn note_failure(&self, file: &FileState) {
-        if let Some(error) = self.session.take_failure(file.inode) {
-            let mut inner = file.inner.lock();
-            inner.errors.record(error);
-            // What was foreseen did not come to pass: whatever the group says next is right.
-            inner.attributes.change = 0;
-        }
+    /// A change of the file that failed after it was shown: each handle is told of it (see `Session::refused`).
+    pub(crate) fn note_failure(&self, _file: &FileState) {
+        self.forget_foreseen();
     }
 
     /// Tells metadata what is owed; with `set`, both in one command. `None`: there was nothing to tell.

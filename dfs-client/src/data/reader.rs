@@ -1,7 +1,11 @@
 //! Reads: blocks from any serving replica, opened here, with what is dirty laid over them; and read-ahead.
 //!
 //! Nothing that was read is kept but what was fetched ahead, for at most [`SEGMENT_AGE`], and that is void after any write
-//! or truncate of this mount.
+//! or truncate of this mount, and as soon as attributes tell of a change by another.
+//!
+//! Invariant: a read that began after the file was opened anew returns nothing that was fetched before an open that found
+//! the file changed. The kernel's page cache is one for all handles, so what any of them reads has to be as new as the
+//! newest open promises (close-to-open).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -43,6 +47,13 @@ pub(crate) struct Ahead {
     window: ReadWindow,
     segments: BTreeMap<u64, Segment>,
     generation: u64,
+}
+
+/// What the state of a file was when a read began.
+#[derive(Clone, Copy)]
+struct Moment {
+    generation: u64,
+    foreign: u64,
 }
 
 impl Ahead {
@@ -107,19 +118,23 @@ impl Mount {
         if handle.mode.direct {
             return self.fetch(file, offset, size, deadline).await.map(Bytes::from);
         }
-        let (pieces, generation) = {
+        let (pieces, moment) = {
             let inner = file.inner.lock();
+            let moment = Moment {
+                generation: inner.generation,
+                foreign: inner.foreign,
+            };
             let overdue_ms = self
                 .now_ms()
                 .saturating_sub(LIVE_WRITER.as_millis() as u64 - OVERDUE_MARGIN_MS);
             let mut pieces = inner.kept.overdue_pieces(offset, size, overdue_ms);
             pieces.extend(inner.dirty.pieces(offset, size));
-            (pieces, inner.generation)
+            (pieces, moment)
         };
         if covers(&pieces, offset, size) {
             return Ok(overlay(vec![0; size as usize], offset, &pieces));
         }
-        let base = self.base(handle, offset, size, length, generation, deadline).await?;
+        let base = self.base(handle, offset, size, length, moment, deadline).await?;
         if pieces.is_empty() {
             return Ok(base);
         }
@@ -149,11 +164,11 @@ impl Mount {
         offset: u64,
         size: u64,
         length: u64,
-        generation: u64,
+        moment: Moment,
         deadline: Instant,
     ) -> Result<Bytes> {
         let file = &handle.file;
-        let wanted = self.look_ahead(handle, offset, size, length, generation);
+        let wanted = self.look_ahead(handle, offset, size, length, moment.generation);
         let Some(wanted) = wanted else {
             return self.fetch(file, offset, size, deadline).await.map(Bytes::from);
         };
@@ -167,6 +182,8 @@ impl Mount {
                 Some(data) => ahead(data, deadline).await,
                 None => None,
             };
+            // It may have been fetched before another mount's close that this one has heard of while it was waited for.
+            let part = part.filter(|_| file.inner.lock().foreign == moment.foreign);
             let range = (at - start) as usize..(upto - start) as usize;
             match part.filter(|bytes| bytes.len() >= range.end) {
                 Some(bytes) if at == offset && upto == end => return Ok(bytes.slice(range)),
@@ -189,7 +206,8 @@ impl Mount {
         generation: u64,
     ) -> Option<Vec<(u64, Option<Fetched>)>> {
         let mut ahead = handle.ahead.lock();
-        if ahead.generation != generation {
+        // A read that began before it rose finds newer segments, which will do.
+        if ahead.generation < generation {
             ahead.segments.clear();
             ahead.generation = generation;
         }

@@ -822,4 +822,28 @@ mod tests {
         inner.learn(&fresh);
         assert_eq!(inner.attributes.length_bytes, 300);
     }
+
+    #[test]
+    fn foreign_changes_void_what_was_read_ahead_however_they_are_learned_of() {
+        let mut inner = inner();
+        let mut fresh = inner.attributes.clone();
+        let mut change_to = |change, own| {
+            let before = (inner.generation, inner.foreign);
+            fresh.change = change;
+            if own {
+                inner.learn_own(&fresh);
+            } else {
+                inner.learn(&fresh);
+            }
+            let voids = inner.generation > before.0;
+            assert_eq!(voids, inner.foreign > before.1);
+            voids
+        };
+        assert!(!change_to(5, false), "known already");
+        assert!(!change_to(6, true), "this mount's own");
+        assert!(change_to(7, false));
+        assert!(!change_to(8, true));
+        assert!(change_to(10, true), "9 was somebody else's");
+        assert!(!change_to(9, false), "a late answer");
+    }
 }

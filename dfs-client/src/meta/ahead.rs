@@ -9,7 +9,7 @@
 //! milliseconds of creations and attributes are lost with it, as its unwritten data are. A rename, an unlink, or anything
 //! else that is not worked out here is sent after the queue is empty, so nothing is ever seen out of order.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -24,6 +24,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::held::{self, Foreseen, Held, Outcome, Setting};
+use super::refusals::{Refusals, Told};
 use super::session::{Session, describe, unexpected};
 use crate::mount::wall_clock;
 
@@ -46,9 +47,6 @@ pub(super) const PAUSE: Duration = Duration::from_millis(100);
 /// For one attempt to tell; it is repeated until it is answered or the session is over.
 pub(super) const TELL_DEADLINE: Duration = Duration::from_secs(30);
 
-/// Inodes whose late failure is remembered until somebody asks; of more only the mount as a whole knows.
-const MAX_FAILURES: usize = 1_024;
-
 /// One change that its caller has seen and the group has not.
 #[derive(Debug)]
 struct Entry {
@@ -69,9 +67,9 @@ struct Inner {
     paused: bool,
     /// All is about to be given up: nothing more may be left untold.
     yielding: bool,
-    failures: HashMap<InodeId, Error>,
-    /// The last failure, until fsync of a directory or the unmount has told it.
-    last_failure: Option<Error>,
+    refusals: Refusals,
+    /// Changes that did not come to pass as they were shown.
+    untrue: u64,
 }
 
 /// See the module.
@@ -337,13 +335,24 @@ impl Ahead {
         }
     }
 
-    /// What became of the inode's changes after they were shown, if it was bad; told once.
-    pub(super) fn take_failure(&self, inode: InodeId) -> Option<Error> {
-        let mut inner = self.inner.lock();
-        if inner.failures.is_empty() {
-            return None;
-        }
-        inner.failures.remove(&inode)
+    /// Where a handle of this inode starts that is opened now; for [`Ahead::refused`].
+    pub(super) fn open(&self, inode: InodeId) -> Told {
+        self.inner.lock().refusals.open(inode)
+    }
+
+    /// Tells a handle what was refused of its inode's changes after they were shown.
+    pub(super) fn refused(&self, inode: InodeId, handle: &mut Told) -> Result<()> {
+        self.inner.lock().refusals.check(inode, handle)
+    }
+
+    /// What was refused and nobody was told of.
+    pub(super) fn untold(&self) -> Option<Error> {
+        self.inner.lock().refusals.untold()
+    }
+
+    /// How many changes did not come to pass as they were shown.
+    pub(super) fn untrue(&self) -> u64 {
+        self.inner.lock().untrue
     }
 
     /// Waits for company, unless somebody waits for what is queued or there is a batch of it.
@@ -363,11 +372,6 @@ impl Ahead {
                 return;
             }
         }
-    }
-
-    /// The same for the mount as a whole.
-    pub(super) fn take_last_failure(&self) -> Option<Error> {
-        self.inner.lock().last_failure.take()
     }
 
     /// What is held belongs to an epoch that is over.
@@ -427,12 +431,9 @@ impl Ahead {
         let error = held::lost(error, &describe(&entry.op));
         tracing::error!("{error}");
         let mut inner = self.inner.lock();
-        if let Some(inode) = held::failure(&entry.op, entry.foreseen.shown)
-            && inner.failures.len() < MAX_FAILURES
-        {
-            inner.failures.insert(inode, error.clone());
-        }
-        inner.last_failure = Some(error);
+        let inode = held::failure(&entry.op, entry.foreseen.shown);
+        inner.refusals.record(entry.op.parents().chain(inode), &error);
+        inner.untrue += 1;
         // What was worked out since is built on what did not happen.
         inner.held.clear();
         drop(inner);
@@ -451,7 +452,10 @@ impl Ahead {
                         "{}: the metadata group made it otherwise than this mount had shown it",
                         describe(&entry.op)
                     );
-                    self.inner.lock().held.clear();
+                    let mut inner = self.inner.lock();
+                    inner.held.clear();
+                    inner.untrue += 1;
+                    drop(inner);
                     self.attention.notify_one();
                 }
                 Err(error) => self.fail(entry, &error),

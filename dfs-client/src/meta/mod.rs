@@ -8,6 +8,7 @@ mod held_tests;
 mod holding;
 mod leader;
 mod opens;
+pub(crate) mod refusals;
 mod search;
 mod sequence;
 mod session;

@@ -23,6 +23,7 @@ use super::directories::{Directories, Sent};
 use super::holding::{self, Untold};
 use super::leader::Leader;
 use super::opens::OpenSet;
+use super::refusals::Told;
 use super::sequence::SequenceWindow;
 use crate::mount::wall_clock;
 use crate::routing::RoutingCache;
@@ -265,15 +266,26 @@ impl Session {
         self.ahead.settled(deadline).await
     }
 
-    /// The same, and what became of it as far as nobody has been told.
+    /// The same, and what was refused of it as far as nobody has been told.
     pub(crate) async fn settled_well(&self, deadline: Instant) -> Result<()> {
         self.ahead.settled(deadline).await?;
-        self.ahead.take_last_failure().map_or(Ok(()), Err)
+        self.ahead.untold().map_or(Ok(()), Err)
     }
 
-    /// What became of this inode's changes after they were shown, if it was bad; told once.
-    pub(crate) fn take_failure(&self, inode: InodeId) -> Option<Error> {
-        self.ahead.take_failure(inode)
+    /// Where a handle of this inode starts that is opened now; for [`Session::refused`].
+    pub(crate) fn open_handle(&self, inode: InodeId) -> Told {
+        self.ahead.open(inode)
+    }
+
+    /// What was refused of the changes of this inode, or in this directory, after they were shown, if this handle has not
+    /// been told of it; of those that are answered (see [`Session::settled`]).
+    pub(crate) fn refused(&self, inode: InodeId, handle: &mut Told) -> Result<()> {
+        self.ahead.refused(inode, handle)
+    }
+
+    /// How many changes did not come to pass as they were shown.
+    pub(crate) fn untrue(&self) -> u64 {
+        self.ahead.untrue()
     }
 
     /// One change, exactly once. Of what this mount holds it is answered before the group is told; see [`Session::settled`].

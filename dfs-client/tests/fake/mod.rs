@@ -26,7 +26,7 @@ use dfs_crypto::certificate::CertificateAuthority;
 use dfs_crypto::key::RootKey;
 use dfs_net::{Endpoint, Incoming, Outgoing, Service};
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 const SEAL: usize = dfs_common::units::SEAL_SIZE_BYTES;
@@ -64,7 +64,18 @@ pub struct World {
     pub lose_answers: u32,
     /// Nodes that never answer.
     pub dead: BTreeSet<StorageId>,
+    /// Reads of chunks are answered this much later than they were worked out.
+    pub slow_reads: Duration,
+    /// The next question for conflicts is answered when the test says so.
+    pub next_conflicts: Option<Arc<Gate>>,
     pub counts: Counts,
+}
+
+/// Stops a request until a test has done something.
+#[derive(Default)]
+pub struct Gate {
+    pub reached: Notify,
+    pub open: Notify,
 }
 
 #[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
@@ -260,6 +271,13 @@ fn answer<T: serde::Serialize>(value: &T, payload: Vec<Bytes>) -> Result<Outgoin
 impl Service for Meta {
     async fn call(&self, request: Incoming) -> Result<Outgoing> {
         let request: MetaRequest = codec::decode(&request.header)?;
+        if matches!(request, MetaRequest::Conflicts { .. }) {
+            let gate = self.world.lock().next_conflicts.take();
+            if let Some(gate) = gate {
+                gate.reached.notify_one();
+                gate.open.notified().await;
+            }
+        }
         let response = match request {
             MetaRequest::Routing { known, wait_ms } => {
                 let mut updates = self.routing.subscribe();
@@ -298,12 +316,19 @@ impl Service for Storage {
             Some(info) if !is_read && info.serving().count() < 2 => Some(ErrorCode::TooFewReplicas),
             Some(_) => None,
         };
-        let mut world = self.world.lock();
-        if let Some(code) = refused {
-            world.counts.stale += 1;
-            return answer(&StorageResponse::Failed(code.into()), Vec::new());
+        let (outcome, late) = {
+            let mut world = self.world.lock();
+            if let Some(code) = refused {
+                world.counts.stale += 1;
+                return answer(&StorageResponse::Failed(code.into()), Vec::new());
+            }
+            let late = if is_read { world.slow_reads } else { Duration::ZERO };
+            (world.storage(header, &request.payload), late)
+        };
+        if !late.is_zero() {
+            tokio::time::sleep(late).await;
         }
-        match world.storage(header, &request.payload) {
+        match outcome {
             Ok((response, payload)) => answer(&response, payload),
             Err(error) if error.code == ErrorCode::Timeout => Err(error),
             Err(error) => answer(&StorageResponse::Failed(error), Vec::new()),

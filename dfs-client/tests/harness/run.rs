@@ -847,10 +847,10 @@ impl Run {
 
     async fn sync_directory(&self, m: u8, d: u8) -> Judged {
         let (client, mount) = self.client(m).await?;
-        let Some(_inode) = self.world.borrow().directories.get(&d).copied() else {
+        let Some(inode) = self.world.borrow().directories.get(&d).copied() else {
             return Ok(());
         };
-        match client.fsync_directory().await {
+        match client.fsync_directory(&client.open_directory(inode)).await {
             Ok(()) => {
                 self.cluster.log(|| format!("   fsync of d{d} by mount {m}: 0"));
                 let mut world = self.world.borrow_mut();
