@@ -8,7 +8,9 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dfs_common::wire::meta::{Heartbeat, HeartbeatAnswer, KeepAlive, KeepAliveAnswer, LEADER_CONFIRMED_MS};
+use dfs_common::wire::meta::{
+    Heartbeat, HeartbeatAnswer, KeepAlive, KeepAliveAnswer, LEADER_CONFIRMED_MS, MetaResponse,
+};
 use dfs_common::wire::namespace::StatFs;
 use dfs_common::{
     ChainId, Epoch, Error, ErrorCode, Incarnation, InodeId, MemberState, Rest, Result, RoutingTable, RoutingVersion,
@@ -19,7 +21,8 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
-use super::leader::{Leader, Leases, Moves, Sessions, SoftStatus, stat_fs};
+use super::clock::Moment;
+use super::leader::{Leader, Leases, Moves, Sessions, SoftStatus, Trusted, stat_fs};
 use super::shared::{Applied, Shared};
 use super::tasks::Task;
 use crate::chains::complete_reports;
@@ -41,7 +44,9 @@ const BATCH_MAX: usize = 1024;
 /// Requests to the owner. Dropping a reply means `NotLeader`.
 #[derive(Debug)]
 pub(super) enum Ask {
-    Heartbeat(Box<Heartbeat>, oneshot::Sender<HeartbeatAnswer>),
+    Heartbeat(Box<Heartbeat>, oneshot::Sender<MetaResponse>),
+    /// An administrator trusts the store that this node has condemned.
+    Trust(StorageId, oneshot::Sender<Result<()>>),
     /// The kernel of this process says that it is dead.
     Died {
         node: StorageId,
@@ -194,6 +199,7 @@ async fn follow(term: &mut Option<Term>, leadership: Leadership, shared: &Arc<Sh
             leases: Leases::new(now, &table),
             moves: Moves::new(now),
             sessions: Sessions::new(now, sessions),
+            trusted: Trusted::default(),
         },
         resyncs: Vec::new(),
         settled: BTreeSet::new(),
@@ -212,20 +218,11 @@ impl Term {
                 let confirmed = shared
                     .consensus
                     .confirmed_within(Duration::from_millis(LEADER_CONFIRMED_MS));
-                let lease = self.leader.leases.heartbeat(now, &heartbeat, confirmed, routing);
-                self.note_complete(routing, &heartbeat);
-                self.leader.moves.heard(&heartbeat);
-                let retire = self.leader.moves.retire(heartbeat.node);
-                let routing = newer(routing, heartbeat.routing);
-                let full = self.leader.leases.full();
-                let stand_aside = self.leader.leases.aside(heartbeat.node).is_some();
-                let _ = reply.send(HeartbeatAnswer {
-                    lease,
-                    stand_aside,
-                    routing,
-                    retire,
-                    full,
-                });
+                let _ = reply.send(self.heartbeat(now, &heartbeat, confirmed, routing));
+            }
+            Ask::Trust(node, reply) => {
+                let faulty = self.leader.leases.faulty(now, node);
+                let _ = reply.send(self.leader.trusted.note(now, node, faulty));
             }
             Ask::Died {
                 node,
@@ -282,6 +279,31 @@ impl Term {
                 let _ = reply.send(self.leader.status(now, routing));
             }
         }
+    }
+
+    fn heartbeat(
+        &mut self,
+        now: Moment,
+        heartbeat: &Heartbeat,
+        confirmed: bool,
+        routing: &RoutingTable,
+    ) -> MetaResponse {
+        let lease = self.leader.leases.heartbeat(now, heartbeat, confirmed, routing);
+        if let Some(store) = self.leader.trusted.heard(now, heartbeat) {
+            return MetaResponse::ReopenStore { store };
+        }
+        self.note_complete(routing, heartbeat);
+        self.leader.moves.heard(heartbeat);
+        let retire = self.leader.moves.retire(heartbeat.node);
+        // A node with a fault gives its store up by what the table says of the others: no old table will do.
+        let table = newer(routing, heartbeat.routing).filter(|_| confirmed || heartbeat.fault.is_none());
+        MetaResponse::Heartbeat(HeartbeatAnswer {
+            lease,
+            stand_aside: self.leader.leases.aside(heartbeat.node).is_some(),
+            routing: table,
+            retire,
+            full: self.leader.leases.full(),
+        })
     }
 
     /// Takes in what a head says of who is complete in its chains. It says so again with every heartbeat until the table has it.

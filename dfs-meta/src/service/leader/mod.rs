@@ -5,11 +5,13 @@ mod leases;
 mod moves;
 mod sessions;
 mod suspects;
+mod trust;
 mod usage;
 
 pub use leases::Leases;
 pub(super) use moves::Moves;
 pub(super) use sessions::Sessions;
+pub(super) use trust::Trusted;
 pub(super) use usage::stat_fs;
 
 use std::collections::BTreeMap;
@@ -26,6 +28,7 @@ pub(super) struct Leader {
     pub(super) leases: Leases,
     pub(super) moves: Moves,
     pub(super) sessions: Sessions,
+    pub(super) trusted: Trusted,
 }
 
 /// The leader's part of `dfs status`.
