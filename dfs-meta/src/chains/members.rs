@@ -3,11 +3,10 @@
 //! A change is meant for one configuration (its epoch) and says nothing in another. Who leaves while it serves has given up serving in
 //! that configuration before (see `service::leader::moves`), so no read of it can be older than what the others acknowledge.
 
-use std::cmp::Reverse;
 use std::collections::BTreeSet;
 
 use dfs_common::level::REPLICATION_TARGET;
-use dfs_common::{ChainInfo, ChainMember, Epoch, MemberState, StorageId};
+use dfs_common::{ChainInfo, ChainMember, MemberState, StorageId};
 
 use super::next::ChainEvent;
 
@@ -57,7 +56,7 @@ pub(super) fn may_leave(members: &[ChainMember], node: StorageId, complete: &BTr
 /// others, the one that was complete last has the right to bring the chain back with what it has. (Not the one that stands first: a
 /// member that has begun to sync stands before one that left after it.)
 ///
-/// What was given up counts as never complete, and of members that never were, the next in turn inherits, so that everybody gets a turn.
+/// What was given up counts as never complete and stands behind those who may yet inherit, so that whoever is given up next has another heir.
 pub(super) fn abandon(members: &mut Vec<ChainMember>, node: StorageId) {
     let at = members
         .iter()
@@ -68,25 +67,17 @@ pub(super) fn abandon(members: &mut Vec<ChainMember>, node: StorageId) {
     let given_up = ChainMember::new(node, MemberState::Offline);
     members[at] = given_up;
     let holds = |member: &ChainMember| matches!(member.state, MemberState::Serving | MemberState::LastServer);
-    if let Some(kept) = members.iter().position(holds) {
-        // Of those who may inherit from the last one that is given up, it is the last in turn.
+    if members.iter().any(holds) {
         members.remove(at);
-        members.insert(kept.saturating_sub(usize::from(at < kept)), given_up);
+        members.push(given_up);
         return;
     }
-    let count = members.len();
-    let line = |place: usize, member: &ChainMember| match member.complete_until {
-        Epoch(0) => (place + count - at) % count,
-        // Who was nearer to the head.
-        _ => place,
-    };
-    // Of equals one that is there.
-    let others = members.iter_mut().enumerate().filter(|&(place, _)| place != at);
-    let heir = others.max_by_key(|(place, member)| {
-        let is_there = member.state == MemberState::Waiting;
-        (member.complete_until, is_there, Reverse(line(*place, member)))
-    });
-    if let Some((_, heir)) = heir {
+    // Of equals one that is there, then the first, which was nearer to the head.
+    let others = members.iter_mut().filter(|member| member.node != node);
+    let heir = others
+        .rev()
+        .max_by_key(|member| (member.complete_until, member.state == MemberState::Waiting));
+    if let Some(heir) = heir {
         heir.state = MemberState::LastServer;
     }
 }

@@ -90,7 +90,7 @@ fn members_join_and_leave_in_the_configuration_that_was_meant() {
     let two = chain(&[(1, LastServer), (3, LastServer), (2, Offline)]);
     assert_eq!(
         after(&two, &[ChainEvent::Abandon(StorageId(3))]),
-        [(3, Offline), (1, LastServer), (2, Offline)]
+        [(1, LastServer), (2, Offline), (3, Offline)]
     );
 }
 

@@ -144,7 +144,7 @@ fn ways_out_markdown() -> String {
          If they are gone for good, each is given up: `dfs node accept-data-loss NODE`. While another last server is left, that\n\
          changes nothing else. With the last of them, the member that was complete last takes its place, of equals one that is there: it\n\
          brings the chain back at once with what it has, or when it returns, or is given up in its turn. What was given up counts as never\n\
-         complete, so everybody gets a turn. The heirs below are those of members that were complete equally long.\n\n\
+         complete, so whoever returns gets its turn. The heirs below are those of members that were complete equally long.\n\n\
          | nobody serves | comes back with | if gone for good, give up | and then |\n|---|---|---|---|\n",
     );
     for chain in every_chain() {
