@@ -53,6 +53,8 @@ pub struct Event {
     pub durable: bool,
     /// It may be gone: its mount was told so or died, or the replicas lost power.
     pub shaky: bool,
+    /// Its chain was brought back by somebody who does not vouch for it.
+    pub doubtful: bool,
     /// The call failed: whatever comes later, nothing was promised.
     refused: bool,
     /// The part of a dead mount's write from here on never became part of the file.
@@ -273,9 +275,26 @@ impl File {
             if event.mount == mount || (visible && !event.shaky) {
                 event.durable = true;
                 event.shaky = false;
+                event.doubtful = false;
                 event.landed = event.landed.or(Some(to));
                 event.published = event.published.or(Some(to));
             }
+        }
+        self.excuses.remove(&mount);
+        self.closed_unsynced.remove(&mount);
+    }
+
+    /// `sync` of the whole mount by a call that began then: covers what the mount itself did.
+    pub fn all_synced(&mut self, mount: MountId, (from, to): (Moment, Moment), well: bool) {
+        self.flushed(mount, (from, to), well);
+        if !well {
+            return;
+        }
+        let mine = |event: &&mut Event| event.mount == mount && event.ended_by(from);
+        for event in self.events.iter_mut().filter(mine) {
+            event.durable = true;
+            event.shaky = false;
+            event.doubtful = false;
         }
         self.excuses.remove(&mount);
         self.closed_unsynced.remove(&mount);
@@ -299,6 +318,9 @@ impl File {
             if let Some(why) = self.cannot_keep(mount) {
                 self.excuses.insert(mount, why);
             }
+        }
+        for event in self.events.iter_mut().filter(|event| !event.durable) {
+            event.doubtful = true;
         }
     }
 
@@ -331,14 +353,11 @@ impl File {
         }
     }
 
-    /// Somebody else touched the file while this mount had something that was lost: then that may not be written again.
+    /// The mount touches the file: what others had there that may have been lost they cannot write again, since nobody knows
+    /// what it saw of that.
     pub fn touched_by(&mut self, mount: MountId) {
-        let losers: Vec<MountId> = self
-            .events
-            .iter()
-            .filter(|e| e.shaky && e.mount != mount)
-            .map(|e| e.mount)
-            .collect();
+        let lost = |event: &&Event| (event.shaky || event.doubtful) && event.mount != mount;
+        let losers: Vec<MountId> = self.events.iter().filter(lost).map(|event| event.mount).collect();
         for loser in losers {
             self.excuses
                 .insert(loser, "another mount wrote to the file after the loss");

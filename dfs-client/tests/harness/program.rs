@@ -73,6 +73,9 @@ pub enum Step {
         m: u8,
         h: u8,
     },
+    SyncAll {
+        m: u8,
+    },
     Close {
         m: u8,
         h: u8,
@@ -517,6 +520,7 @@ impl Author {
             72..=73 => Step::Create { m, f },
             74..=77 => self.set_length(m, h),
             78 => Step::Stat { m, f },
+            79 if self.dice.one_in(2) => Step::SyncAll { m },
             79 => Step::Rename { m, f, to: self.name() },
             80 => Step::Unlink { m, f },
             81..=88 => {

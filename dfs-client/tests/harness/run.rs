@@ -382,6 +382,7 @@ impl Run {
                 let (one, other) = tokio::join!(Box::pin(self.step(one)), Box::pin(self.step(other)));
                 one.and(other)
             }
+            Step::SyncAll { m } => self.sync_all(m).await,
             Step::MakeDirectory { m, d } => self.make_directory(m, d).await,
             Step::Make { m, d, n } => self.make(m, d, n).await,
             Step::SyncDirectory { m, d } => self.sync_directory(m, d).await,
@@ -612,9 +613,11 @@ impl Run {
         self.cluster.log(|| format!("   it is #{number}"));
         let written = grip.client.write(grip.handle, at, Bytes::from(data)).await;
         let now = self.tick();
-        self.model(grip.file, |file| file.write_ends(number, now));
         match written {
-            Ok(written) if written == len => Ok(()),
+            Ok(written) if written == len => {
+                self.model(grip.file, |file| file.write_ends(number, now));
+                Ok(())
+            }
             Ok(written) => Err(format!("{written} of {len} bytes were written")),
             Err(error) => {
                 self.model(grip.file, |file| file.failed(number));
@@ -716,6 +719,33 @@ impl Run {
             .log(|| format!("   fsync: {}", synced.as_ref().err().map_or("0".to_owned(), text)));
         self.model(grip.file, |file| file.fsynced(grip.mount, (began, now), synced.is_ok()));
         verdict
+    }
+
+    async fn sync_all(&self, m: u8) -> Judged {
+        let Some(mounted) = self
+            .world
+            .borrow()
+            .mounts
+            .get(&m)
+            .map(|mounted| (mounted.client.clone(), mounted.id))
+        else {
+            return Ok(());
+        };
+        let (client, mount) = mounted;
+        let began = self.tick();
+        let synced = client.sync_all().await;
+        let now = self.tick();
+        self.cluster
+            .log(|| format!("   sync: {}", synced.as_ref().err().map_or("0".to_owned(), text)));
+        let mut excuse = None;
+        for known in &mut self.world.borrow_mut().files {
+            excuse = excuse.or(known.model.excuse(mount));
+            known.model.all_synced(mount, (began, now), synced.is_ok());
+        }
+        match synced {
+            Err(error) if excuse.is_none() => self.judge(m, "sync", &error),
+            _ => Ok(()),
+        }
     }
 
     async fn flush(&self, grip: &Grip) -> Judged {
