@@ -12,6 +12,7 @@
 pub mod actors;
 pub mod cluster;
 pub mod cuts;
+pub mod databases;
 pub mod faults;
 pub mod history;
 pub mod host_cluster;

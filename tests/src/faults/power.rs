@@ -13,14 +13,17 @@ use std::time::{Duration, Instant};
 use super::draw::Draw;
 use super::load::{Load, Plan, Promise};
 use super::overwrites::tally::Tally;
-use super::overwrites::{DOOMED, MOUNTS, Overwrites};
+use super::overwrites::{DOOMED, Files, MOUNTS, Overwrites};
 use super::schedule::STORAGE;
 use crate::host_cluster::HostCluster;
 
 const CUTS_BETWEEN_CHECKS: u64 = 20;
 
 /// The same where each event takes several servers.
-const EVENTS_BETWEEN_CHECKS: u64 = 10;
+const EVENTS_BETWEEN_CHECKS: u64 = 5;
+
+/// How long a cut waits for an fsync to come before it.
+const VOUCHED_WITHIN: Duration = Duration::from_secs(4);
 
 /// Mounts of the load that is not overwrites.
 const LOAD_MOUNTS: usize = 2;
@@ -217,12 +220,15 @@ fn run_stage(
         history: cluster.scratch().join(format!("history-{stage}.log")),
         tag: format!("-{stage}"),
     };
+    // Every other time one file is alone: all that a server has not synced becomes durable with anybody's sync.
+    let is_quiet = options.victims == Victims::All && stage.is_multiple_of(2);
+    let files = if is_quiet { Files::One(stage / 2) } else { Files::All };
     // First the overwrites: who carries the other load has files open, and processes are started here.
     let overwrites = options
         .victims
         .has_overwrites()
-        .then(|| Overwrites::start(cluster, plan.seed, &plan.tag));
-    let load = Load::start(&plan, cluster.log("load"));
+        .then(|| Overwrites::start(cluster, plan.seed, &plan.tag, files));
+    let load = (!is_quiet).then(|| Load::start(&plan, cluster.log("load")));
     let (cuts, events) = (report.cuts, report.events);
     let is_over = |report: &Report| match options.victims {
         Victims::All => report.events >= events + EVENTS_BETWEEN_CHECKS,
@@ -237,11 +243,12 @@ fn run_stage(
         report.failures.extend(found.failures());
         report.overwrites.get_or_insert_default().add(found);
     }
-    let found = load.finish();
-    report.acknowledged_bytes += found.acknowledged_bytes;
-    report.longest_stall = report.longest_stall.max(found.longest);
-    report.load = found.lines;
-    report.failures.extend(found.failures);
+    if let Some(found) = load.map(Load::finish) {
+        report.acknowledged_bytes += found.acknowledged_bytes;
+        report.longest_stall = report.longest_stall.max(found.longest);
+        report.load = found.lines;
+        report.failures.extend(found.failures);
+    }
     if let Err(said) = cluster.wait_healthy(HEALED_WITHIN) {
         report.broke(format!("after the checks: {said}"));
     }
@@ -283,6 +290,9 @@ fn cut(cluster: &mut HostCluster, draw: &mut Draw, report: &mut Report, who: Vic
     }
     let at_work_ms = if overwrites.is_some() { 3000 } else { 900 };
     thread::sleep(Duration::from_millis(draw.between(200, at_work_ms)));
+    if let Some(overwrites) = overwrites.filter(|_| draw.percent(50)) {
+        await_vouching(overwrites);
+    }
     if let Some(overwrites) = overwrites {
         overwrites.signals.power();
         if of_mount == MountEvent::Together {
@@ -311,6 +321,14 @@ fn cut(cluster: &mut HostCluster, draw: &mut Draw, report: &mut Report, who: Vic
         }
         MountEvent::After => kill_and_mount(cluster, overwrites, report),
         MountEvent::Nothing | MountEvent::Before => {}
+    }
+}
+
+/// Until somebody has just vouched for what others wrote, if anybody does.
+fn await_vouching(overwrites: &Overwrites) {
+    let (began, before) = (Instant::now(), overwrites.signals.times_vouched());
+    while overwrites.signals.times_vouched() == before && began.elapsed() < VOUCHED_WITHIN {
+        thread::sleep(Duration::from_millis(1));
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::draw::Draw;
 use super::inject::Active;
 use super::load::{Load, Plan, Promise};
-use super::overwrites::{MOUNTS, Overwrites};
+use super::overwrites::{Files, MOUNTS, Overwrites};
 use super::schedule::{Kind, Round};
 use crate::host_cluster::HostCluster;
 
@@ -109,7 +109,7 @@ pub fn run(options: &Options) -> Report {
     let has_overwrites = options.kinds.contains(&Kind::PowerAll);
     let mounts = if has_overwrites { MOUNTS } else { LOAD_MOUNTS };
     let cluster = HostCluster::up(mounts, disks);
-    let overwrites = has_overwrites.then(|| Overwrites::start(&cluster, options.seed, ""));
+    let overwrites = has_overwrites.then(|| Overwrites::start(&cluster, options.seed, "", Files::All));
     let mut runner = Runner {
         options,
         cluster,

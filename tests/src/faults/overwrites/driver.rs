@@ -279,7 +279,7 @@ impl Driver {
 
     fn write(&mut self, hand: usize, cell: usize) -> Result<(), ()> {
         let mount = Mount(MOUNT_OF[hand]);
-        let seq = self.judge.next_write(cell);
+        let seq = self.judge.next_write(mount, cell);
         self.writing = Some(hand);
         let (result, is_calm) = self.call(hand, Order::Write(cell, seq));
         if result.is_ok() {
@@ -326,6 +326,9 @@ impl Driver {
             self.tally.synced(by, !is_calm);
             let fresh = self.judge.synced(by, &vouch);
             self.tally.acknowledged_bytes += (fresh * self.shape.cell_bytes) as u64;
+            if by != By::Writer && fresh > 0 {
+                self.signals.vouched();
+            }
             if self.writing == Some(hand) {
                 self.has_failed = false;
             }

@@ -129,6 +129,8 @@ struct Cell {
     by: Option<By>,
     /// Through each mount, since the last error there: what its fsync vouches for.
     owned: Vec<Seq>,
+    /// Newest write through each mount, whatever it returned.
+    tried_by: Vec<Seq>,
     /// Visible to everybody until the next power cut.
     arrived: Seq,
     /// Visible at one mount until the next power cut.
@@ -149,6 +151,7 @@ impl Judge {
             floor: Seq::NONE,
             by: None,
             owned: vec![Seq::NONE; mounts],
+            tried_by: vec![Seq::NONE; mounts],
             arrived: Seq::NONE,
             local: vec![Seq::NONE; mounts],
         };
@@ -158,9 +161,10 @@ impl Judge {
     }
 
     /// Somebody is about to write this cell: the number of the write.
-    pub fn next_write(&mut self, cell: usize) -> Seq {
+    pub fn next_write(&mut self, mount: Mount, cell: usize) -> Seq {
         let cell = &mut self.cells[cell];
         cell.tried = Seq(cell.tried.0 + 1);
+        cell.tried_by[mount.0] = cell.tried;
         cell.tried
     }
 
@@ -235,9 +239,11 @@ impl Judge {
             }
             let seen = oldest(parts);
             known.push(seen);
-            match look {
-                Look::Direct => cell.arrived = cell.arrived.max(seen),
-                Look::Cached => cell.local[mount.0] = cell.local[mount.0].max(seen),
+            // A mount sees its own writes before others do, also past its caches: their length it tells the others later.
+            if look == Look::Direct && seen > cell.tried_by[mount.0] {
+                cell.arrived = cell.arrived.max(seen);
+            } else {
+                cell.local[mount.0] = cell.local[mount.0].max(seen);
             }
         }
         (violations, Vouch(known))

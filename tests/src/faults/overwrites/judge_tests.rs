@@ -14,7 +14,7 @@ fn whole(seq: u32) -> Vec<Vec<Part>> {
 fn written(times: u32) -> Judge {
     let mut judge = Judge::new(1, 2);
     for _ in 0..times {
-        let seq = judge.next_write(0);
+        let seq = judge.next_write(A, 0);
         judge.wrote(A, 0, seq);
     }
     judge
@@ -47,7 +47,7 @@ fn what_was_synced_or_a_newer_write_is_right_and_all_else_is_named() {
     ];
     for (found, wrong) in cases {
         let mut judge = synced(2);
-        let seq = judge.next_write(0);
+        let seq = judge.next_write(A, 0);
         judge.wrote(A, 0, seq);
         judge.power_cut();
         assert_eq!(
@@ -138,7 +138,7 @@ fn after_an_error_nothing_is_claimed_until_it_is_written_anew() {
     assert_eq!(judge.synced(By::Writer, &vouch), 0);
     judge.power_cut();
     assert_eq!(read(&mut judge, &[vec![Part::Zero]]), vec![]);
-    let seq = judge.next_write(0);
+    let seq = judge.next_write(A, 0);
     judge.wrote(A, 0, seq);
     let vouch = judge.owned(A);
     let _ = judge.synced(By::Writer, &vouch);
@@ -174,10 +174,18 @@ fn a_foreigner_vouches_for_what_it_has_read() {
 #[test]
 fn a_mount_that_died_owes_nothing_but_what_was_synced() {
     let mut judge = synced(1);
-    let seq = judge.next_write(0);
+    let seq = judge.next_write(A, 0);
     judge.wrote(A, 0, seq);
     judge.mount_died(A);
     assert!(judge.owned(A).is_empty());
     assert_eq!(read(&mut judge, &whole(1)), vec![]);
     assert_eq!(read(&mut judge, &[vec![Part::Zero]]), vec![Wrong::Lost]);
+}
+
+#[test]
+fn what_a_mount_sees_of_its_own_writes_others_need_not_see_yet() {
+    let mut judge = written(2);
+    let (violations, _) = judge.read(A, Look::Direct, &whole(2));
+    assert_eq!(violations, vec![]);
+    assert_eq!(read(&mut judge, &[vec![Part::Absent]]), vec![]);
 }

@@ -35,6 +35,23 @@ const FILES: [(usize, usize, Pattern); 5] = [
     (24, 1000, Pattern::Log),
 ];
 
+/// How many of the files take part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Files {
+    All,
+    /// One of them, by a number of any size: nobody else's sync makes durable what its own did not.
+    One(u64),
+}
+
+impl Files {
+    fn takes(self, file: usize) -> bool {
+        match self {
+            Self::All => true,
+            Self::One(number) => number % FILES.len() as u64 == file as u64,
+        }
+    }
+}
+
 /// All files of one load, each with a thread and four processes of its own.
 #[derive(Debug)]
 pub struct Overwrites {
@@ -45,7 +62,7 @@ pub struct Overwrites {
 impl Overwrites {
     /// The cluster has [`MOUNTS`] mounts, and the last of them is nobody else's.
     #[must_use]
-    pub fn start(cluster: &HostCluster, seed: u64, tag: &str) -> Self {
+    pub fn start(cluster: &HostCluster, seed: u64, tag: &str, files: Files) -> Self {
         let signals = Arc::new(Signals::default());
         let directories: Vec<PathBuf> = cluster
             .mount_points()
@@ -68,7 +85,8 @@ impl Overwrites {
             let driver = Driver::new(work, &directories, Arc::clone(&signals));
             thread::spawn(move || driver.run())
         };
-        let threads = FILES.iter().enumerate().map(start).collect();
+        let taken = FILES.iter().enumerate().filter(|(number, _)| files.takes(*number));
+        let threads = taken.map(start).collect();
         Self { signals, threads }
     }
 

@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 pub struct Signals {
     power: AtomicU64,
     mount: AtomicU64,
+    /// How often somebody vouched for what others wrote.
+    vouched: AtomicU64,
     stop: AtomicBool,
 }
 
@@ -56,6 +58,15 @@ impl Signals {
     /// Before the mount is killed, and when it is there again.
     pub fn mount(&self) {
         self.mount.fetch_add(1, Ordering::SeqCst);
+    }
+
+    pub fn vouched(&self) {
+        self.vouched.fetch_add(1, Ordering::SeqCst);
+    }
+
+    #[must_use]
+    pub fn times_vouched(&self) -> u64 {
+        self.vouched.load(Ordering::SeqCst)
     }
 
     pub fn stop(&self) {

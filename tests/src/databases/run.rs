@@ -1,0 +1,404 @@
+//! Rounds of one run: clients commit, all servers lose their power, database and mount are killed, everything comes back, and what was
+//! acknowledged is looked for.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs::{self, File};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use super::engine::{Client, Engine, Place};
+use super::etcd::Etcd;
+use super::judge::{Session, judge};
+use super::postgres::Postgres;
+use super::redis::Redis;
+use super::sqlite::{Journal, Sqlite};
+use crate::faults::draw::Draw;
+use crate::host_cluster::HostCluster;
+
+/// Of each database, at the same time.
+const CLIENTS: u32 = 3;
+
+const HEALED_WITHIN: Duration = Duration::from_mins(2);
+
+/// Names the files and directories of a run on the mount.
+const DIRECTORY: &str = "databases";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    Postgres,
+    SqliteWal,
+    SqliteRollback,
+    Etcd,
+    Redis,
+}
+
+impl Kind {
+    pub const ALL: [Self; 5] = [
+        Self::Postgres,
+        Self::SqliteWal,
+        Self::SqliteRollback,
+        Self::Etcd,
+        Self::Redis,
+    ];
+
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Postgres => "postgres",
+            Self::SqliteWal => "sqlite-wal",
+            Self::SqliteRollback => "sqlite-rollback",
+            Self::Etcd => "etcd",
+            Self::Redis => "redis",
+        }
+    }
+
+    /// All whose name begins like that: `sqlite` is both of them.
+    ///
+    /// # Errors
+    /// Names what there is.
+    pub fn parse(name: &str) -> Result<Vec<Self>, String> {
+        let known: Vec<Self> = Self::ALL
+            .into_iter()
+            .filter(|kind| !name.is_empty() && kind.name().starts_with(name))
+            .collect();
+        if known.is_empty() {
+            let names: Vec<_> = Self::ALL.iter().map(|kind| kind.name()).collect();
+            return Err(format!("there is no database {name:?}; there are {}", names.join(", ")));
+        }
+        Ok(known)
+    }
+
+    fn engine(self, place: Place) -> Result<Box<dyn Engine>, String> {
+        Ok(match self {
+            Self::Postgres => Box::new(Postgres::new(place)?),
+            Self::SqliteWal => Box::new(Sqlite::new(place, Journal::Wal)),
+            Self::SqliteRollback => Box::new(Sqlite::new(place, Journal::Rollback)),
+            Self::Etcd => Box::new(Etcd::new(place)?),
+            Self::Redis => Box::new(Redis::new(place)),
+        })
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub kinds: Vec<Kind>,
+    pub rounds: u64,
+    pub seed: u64,
+    /// Where logs of a failed run go.
+    pub keep: PathBuf,
+}
+
+/// A log of a database, appended to.
+pub(super) fn log_file(place: &Place, name: &str) -> Result<File, String> {
+    let path = place.local.join(format!("{name}.log"));
+    let opened = File::options().create(true).append(true).open(&path);
+    opened.map_err(|e| format!("{}: {e}", path.display()))
+}
+
+/// What came of one database.
+#[derive(Debug, Default)]
+struct Row {
+    cuts: u64,
+    acknowledged: u64,
+    lost: u64,
+    checks: u64,
+    recoveries: Vec<Duration>,
+    wrong: Vec<String>,
+}
+
+#[derive(Debug, Default)]
+pub struct Report {
+    rows: BTreeMap<Kind, Row>,
+    pub failures: Vec<String>,
+    kept: Option<PathBuf>,
+}
+
+impl Report {
+    #[must_use]
+    pub fn passed(&self) -> bool {
+        self.failures.is_empty() && self.rows.values().all(|row| row.wrong.is_empty())
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "{:<16} {:>5} {:>13} {:>6} {:>7} {:>14} {:>8}  INTEGRITY",
+            "DATABASE", "CUTS", "ACKNOWLEDGED", "LOST", "CHECKS", "RECOVERED p50", "max"
+        )?;
+        for (kind, row) in &self.rows {
+            let mut times = row.recoveries.clone();
+            times.sort_unstable();
+            let middle = times.get(times.len() / 2).copied().unwrap_or_default();
+            let longest = times.last().copied().unwrap_or_default();
+            let integrity = if row.wrong.is_empty() { "clean" } else { "FAILED" };
+            writeln!(
+                f,
+                "{:<16} {:>5} {:>13} {:>6} {:>7} {middle:>14.1?} {longest:>8.1?}  {integrity}",
+                kind.name(),
+                row.cuts,
+                row.acknowledged,
+                row.lost,
+                row.checks
+            )?;
+        }
+        if self.passed() {
+            return writeln!(
+                f,
+                "verdict: passed: 0 acknowledged transactions lost, integrity checks clean"
+            );
+        }
+        writeln!(f, "verdict: FAILED")?;
+        for (kind, row) in &self.rows {
+            for wrong in &row.wrong {
+                writeln!(f, "- {}: {wrong}", kind.name())?;
+            }
+        }
+        for failure in &self.failures {
+            writeln!(f, "- {failure}")?;
+        }
+        match &self.kept {
+            Some(kept) => writeln!(f, "logs are kept in {}", kept.display()),
+            None => Ok(()),
+        }
+    }
+}
+
+/// One database, its clients, and what they were told.
+#[derive(Debug)]
+struct Subject {
+    kind: Kind,
+    engine: Box<dyn Engine>,
+    sessions: Vec<Arc<Mutex<Session>>>,
+    threads: Vec<JoinHandle<()>>,
+    row: Row,
+}
+
+/// Whatever is wrong with one database ends its part, not the run.
+impl Subject {
+    fn is_sound(&self) -> bool {
+        self.row.wrong.is_empty()
+    }
+
+    fn attempt<T>(
+        &mut self,
+        what: &str,
+        act: impl FnOnce(&mut (dyn Engine + 'static)) -> Result<T, String>,
+    ) -> Option<T> {
+        match act(self.engine.as_mut()) {
+            Ok(value) => Some(value),
+            Err(said) => {
+                self.row.wrong.push(format!("{what}: {said}"));
+                None
+            }
+        }
+    }
+
+    fn work(&mut self, stop: &Arc<AtomicBool>) {
+        for number in 0..CLIENTS {
+            let Some(client) = self.attempt("connect", |engine| engine.connect(number)) else {
+                return;
+            };
+            let session = Arc::clone(&self.sessions[number as usize]);
+            let stop = Arc::clone(stop);
+            self.threads
+                .push(thread::spawn(move || commit(client, &session, &stop)));
+        }
+    }
+
+    /// After [`Engine::kill`] and the end of its mount.
+    fn join(&mut self) {
+        let _ = self.attempt("kill", Engine::reap);
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                self.row.wrong.push("a client's thread died".to_owned());
+            }
+        }
+    }
+
+    fn recover(&mut self) {
+        let began = Instant::now();
+        if self.attempt("recovery", Engine::start).is_some() {
+            self.row.recoveries.push(began.elapsed());
+        }
+    }
+
+    fn check(&mut self, when: &str) {
+        for number in 0..CLIENTS {
+            let Some(found) = self.attempt(when, |engine| engine.read(number)) else {
+                return;
+            };
+            let mut session = self.sessions[number as usize]
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            let verdict = judge(number, *session, &found);
+            session.tried = verdict.last;
+            self.row.lost += verdict.lost;
+            let wrong = verdict.wrong.into_iter().map(|wrong| format!("{when}: {wrong}"));
+            self.row.wrong.extend(wrong);
+        }
+        let _ = self.attempt(when, Engine::verify);
+        self.row.checks += 1;
+    }
+
+    fn acknowledged(&self) -> u64 {
+        let of = |session: &Arc<Mutex<Session>>| session.lock().unwrap_or_else(PoisonError::into_inner).acknowledged;
+        self.sessions.iter().map(of).sum()
+    }
+}
+
+/// Transaction after transaction; what was acknowledged is noted here, in a process that keeps its power.
+fn commit(mut client: Box<dyn Client>, session: &Mutex<Session>, stop: &AtomicBool) {
+    while !stop.load(Ordering::SeqCst) {
+        let number = {
+            let mut session = session.lock().unwrap_or_else(PoisonError::into_inner);
+            session.tried += 1;
+            session.tried
+        };
+        if client.commit(number).is_err() {
+            return;
+        }
+        session.lock().unwrap_or_else(PoisonError::into_inner).acknowledged = number;
+    }
+}
+
+/// Rounds until there were enough, or nothing is left to try.
+#[must_use]
+pub fn run(options: &Options) -> Report {
+    let mut cluster = HostCluster::up(1, true);
+    let mut report = Report::default();
+    // Dropped before the cluster: their processes have files of its mount open.
+    let mut subjects = match prepare(&cluster, &options.kinds) {
+        Ok(subjects) => subjects,
+        Err(why) => {
+            report.failures.push(why);
+            return report;
+        }
+    };
+    let mut draw = Draw::new(options.seed);
+    for round in 1..=options.rounds {
+        if !subjects.iter().any(Subject::is_sound) {
+            break;
+        }
+        if let Err(why) = play(&mut cluster, &mut subjects, &mut draw, round) {
+            report.failures.push(format!("round {round}: {why}"));
+            break;
+        }
+    }
+    for subject in subjects.iter_mut().filter(|subject| subject.is_sound()) {
+        let _ = subject.attempt("at rest", Engine::verify_at_rest);
+    }
+    let verified = cluster.admin(&["chain", "verify", "--deep"]);
+    if !verified.ok() {
+        report
+            .failures
+            .push(format!("replicas differ:\n{}{}", verified.stdout, verified.stderr));
+    }
+    for mut subject in subjects.drain(..) {
+        subject.row.acknowledged = subject.acknowledged();
+        subject.engine.kill();
+        report.rows.insert(subject.kind, std::mem::take(&mut subject.row));
+    }
+    if !report.passed() {
+        cluster.keep_logs(&options.keep);
+        let local = cluster.scratch().join(DIRECTORY);
+        crate::process::shell(&format!(
+            "shopt -s nullglob; cd {} && for log in */*.log; do cp $log {}/$(echo $log | tr / -); done",
+            local.display(),
+            fs::canonicalize(&options.keep).unwrap_or_default().display()
+        ));
+        report.kept = Some(options.keep.clone());
+    }
+    report
+}
+
+fn prepare(cluster: &HostCluster, kinds: &[Kind]) -> Result<Vec<Subject>, String> {
+    // A database that refuses to be root has to get through.
+    open_to_all(cluster.scratch())?;
+    let mount = cluster.mount_points().remove(0);
+    let mut subjects = Vec::new();
+    for kind in kinds {
+        let place = Place {
+            data: mount.join(kind.name()),
+            local: cluster.scratch().join(DIRECTORY).join(kind.name()),
+        };
+        for directory in [&place.data, &place.local] {
+            fs::create_dir_all(directory).map_err(|e| format!("{}: {e}", directory.display()))?;
+        }
+        let mut subject = Subject {
+            kind: *kind,
+            engine: kind.engine(place)?,
+            sessions: (0..CLIENTS).map(|_| Arc::default()).collect(),
+            threads: Vec::new(),
+            row: Row::default(),
+        };
+        say(&format!("{}: made", kind.name()));
+        let _ = subject.attempt("create", Engine::create);
+        subjects.push(subject);
+    }
+    Ok(subjects)
+}
+
+fn open_to_all(directory: &std::path::Path) -> Result<(), String> {
+    use std::os::unix::fs::PermissionsExt;
+    let permissions = fs::Permissions::from_mode(0o711);
+    fs::set_permissions(directory, permissions).map_err(|e| format!("{}: {e}", directory.display()))
+}
+
+/// Clients commit; power is cut; what was acknowledged is there. Every other time power is cut once more as soon as they have
+/// recovered: what recovery read and synced is then all that stands between them and a loss.
+fn play(cluster: &mut HostCluster, subjects: &mut [Subject], draw: &mut Draw, round: u64) -> Result<(), String> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let sound = |subjects: &mut [Subject], act: &mut dyn FnMut(&mut Subject)| {
+        subjects.iter_mut().filter(|subject| subject.is_sound()).for_each(act);
+    };
+    sound(subjects, &mut |subject| subject.work(&stop));
+    thread::sleep(Duration::from_millis(draw.between(2000, 9000)));
+    cut(cluster, subjects, &stop)?;
+    sound(subjects, &mut Subject::recover);
+    if round.is_multiple_of(2) {
+        thread::sleep(Duration::from_millis(draw.between(0, 1500)));
+        cut(cluster, subjects, &stop)?;
+        sound(subjects, &mut Subject::recover);
+    }
+    sound(subjects, &mut |subject| subject.check(&format!("round {round}")));
+    let told: Vec<String> = subjects
+        .iter()
+        .map(|subject| format!("{} {}", subject.kind.name(), subject.acknowledged()))
+        .collect();
+    say(&format!("round {round}: acknowledged: {}", told.join(", ")));
+    Ok(())
+}
+
+/// All servers at once, then the databases, then their mount; and all but the databases back.
+fn cut(cluster: &mut HostCluster, subjects: &mut [Subject], stop: &AtomicBool) -> Result<(), String> {
+    let all: Vec<usize> = (0..cluster.servers.len()).collect();
+    cluster.cut_power(&all);
+    stop.store(true, Ordering::SeqCst);
+    for subject in &mut *subjects {
+        subject.engine.kill();
+    }
+    cluster.kill_mount(0);
+    for subject in &mut *subjects {
+        subject.join();
+        subject.row.cuts += u64::from(subject.is_sound());
+    }
+    for index in all {
+        cluster.start(index);
+    }
+    cluster.wait_healthy(HEALED_WITHIN)?;
+    cluster.mount_again(0);
+    Ok(())
+}
+
+fn say(line: &str) {
+    #[expect(clippy::print_stderr, reason = "a long run says where it is")]
+    {
+        eprintln!("{line}");
+    }
+}
