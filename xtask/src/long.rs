@@ -15,7 +15,7 @@ struct Long {
 const ALL: &[Long] = &[
     Long {
         name: "databases",
-        takes: "8 min",
+        takes: "20 min",
         what: "PostgreSQL, SQLite, etcd and Redis through power cuts of all servers, remount and recovery",
         run: |more| harness("databases", more),
     },

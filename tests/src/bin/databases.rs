@@ -5,12 +5,14 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use dfs_tests::databases::packages;
-use dfs_tests::databases::run::{Kind, Options, run};
+use dfs_tests::databases::run::{Kind, Options, Order, run};
 
-const USAGE: &str = "usage: databases [--rounds N] [--only NAME,...] [--seed S] [--keep DIR]
-  --rounds N   power cuts of all servers, each with kill -9 of database and mount (default 10); every other
-               round has two
-  --only       postgres, sqlite-wal, sqlite-rollback (sqlite: both), etcd, redis (default: all, at once)
+const USAGE: &str = "usage: databases [--rounds N] [--only NAME,...] [--at-once] [--seed S] [--keep DIR]
+  --rounds N   of each database (default 10): clients commit, then all servers lose their power and database and
+               mount are killed; or that twice, the second time right after recovery; or only database and
+               mount are killed, and power is cut right after recovery
+  --only       postgres, sqlite-wal, sqlite-rollback (sqlite: both), etcd, redis (default: all)
+  --at-once    all of them beside each other, not one after the other
   --seed S     when power is cut (default 1)
   --keep DIR   where the logs of a failed run go (default target/databases)
 DFS_BINARY=PATH in the environment: that dfs instead of the one just built.
@@ -49,12 +51,17 @@ fn main() -> ExitCode {
 fn parse(arguments: Vec<String>) -> Result<Options, String> {
     let mut options = Options {
         kinds: Kind::ALL.to_vec(),
+        order: Order::OneAfterTheOther,
         rounds: 10,
         seed: 1,
         keep: PathBuf::from("target/databases"),
     };
     let mut arguments = arguments.into_iter();
     while let Some(name) = arguments.next() {
+        if name == "--at-once" {
+            options.order = Order::AtOnce;
+            continue;
+        }
         let value = arguments.next().ok_or_else(|| format!("{name} needs a value"))?;
         let number = || value.parse::<u64>().map_err(|e| format!("{value:?}: {e}"));
         match name.as_str() {

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::{self, File};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -83,9 +83,40 @@ impl Kind {
     }
 }
 
+/// Who runs beside whom.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// Each alone: nobody else's fsync makes durable what its own did not.
+    OneAfterTheOther,
+    AtOnce,
+}
+
+/// What happens in one round, when the clients have worked for some time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Round {
+    /// Power is cut.
+    Cut,
+    /// And once more as soon as the database has recovered.
+    CutTwice,
+    /// Only database and mount die; power is cut when it has recovered. What recovery found written and not synced, and synced
+    /// as a stranger, is then all that stands between the database and a loss.
+    RemountThenCut,
+}
+
+impl Round {
+    fn of(number: u64) -> Self {
+        match number % 3 {
+            1 => Self::Cut,
+            2 => Self::RemountThenCut,
+            _ => Self::CutTwice,
+        }
+    }
+}
+
 #[derive(Clone, Debug)]
 pub struct Options {
     pub kinds: Vec<Kind>,
+    pub order: Order,
     pub rounds: u64,
     pub seed: u64,
     /// Where logs of a failed run go.
@@ -272,26 +303,15 @@ fn commit(mut client: Box<dyn Client>, session: &Mutex<Session>, stop: &AtomicBo
 pub fn run(options: &Options) -> Report {
     let mut cluster = HostCluster::up(1, true);
     let mut report = Report::default();
-    // Dropped before the cluster: their processes have files of its mount open.
-    let mut subjects = match prepare(&cluster, &options.kinds) {
-        Ok(subjects) => subjects,
-        Err(why) => {
-            report.failures.push(why);
-            return report;
-        }
+    let groups: Vec<&[Kind]> = match options.order {
+        Order::OneAfterTheOther => options.kinds.chunks(1).collect(),
+        Order::AtOnce => vec![&options.kinds],
     };
     let mut draw = Draw::new(options.seed);
-    for round in 1..=options.rounds {
-        if !subjects.iter().any(Subject::is_sound) {
-            break;
+    for group in groups {
+        if report.failures.is_empty() {
+            run_group(&mut cluster, group, options.rounds, &mut draw, &mut report);
         }
-        if let Err(why) = play(&mut cluster, &mut subjects, &mut draw, round) {
-            report.failures.push(format!("round {round}: {why}"));
-            break;
-        }
-    }
-    for subject in subjects.iter_mut().filter(|subject| subject.is_sound()) {
-        let _ = subject.attempt("at rest", Engine::verify_at_rest);
     }
     let verified = cluster.admin(&["chain", "verify", "--deep"]);
     if !verified.ok() {
@@ -299,22 +319,52 @@ pub fn run(options: &Options) -> Report {
             .failures
             .push(format!("replicas differ:\n{}{}", verified.stdout, verified.stderr));
     }
-    for mut subject in subjects.drain(..) {
+    if !report.passed() {
+        keep(&cluster, &options.keep);
+        report.kept = Some(options.keep.clone());
+    }
+    report
+}
+
+/// Some databases from their making to their end.
+fn run_group(cluster: &mut HostCluster, kinds: &[Kind], rounds: u64, draw: &mut Draw, report: &mut Report) {
+    // Gone before the cluster is: their processes have files of its mount open.
+    let mut subjects = match prepare(cluster, kinds) {
+        Ok(subjects) => subjects,
+        Err(why) => return report.failures.push(why),
+    };
+    for round in 1..=rounds {
+        if !subjects.iter().any(Subject::is_sound) {
+            break;
+        }
+        if let Err(why) = play(cluster, &mut subjects, draw, round) {
+            report.failures.push(format!("round {round}: {why}"));
+            break;
+        }
+    }
+    for mut subject in subjects {
+        if subject.is_sound() {
+            let _ = subject.attempt("at rest", Engine::verify_at_rest);
+        }
         subject.row.acknowledged = subject.acknowledged();
         subject.engine.kill();
         report.rows.insert(subject.kind, std::mem::take(&mut subject.row));
     }
-    if !report.passed() {
-        cluster.keep_logs(&options.keep);
-        let local = cluster.scratch().join(DIRECTORY);
-        crate::process::shell(&format!(
-            "shopt -s nullglob; cd {} && for log in */*.log; do cp $log {}/$(echo $log | tr / -); done",
-            local.display(),
-            fs::canonicalize(&options.keep).unwrap_or_default().display()
-        ));
-        report.kept = Some(options.keep.clone());
+}
+
+fn keep(cluster: &HostCluster, to: &Path) {
+    cluster.keep_logs(to);
+    let from = cluster.scratch().join(DIRECTORY);
+    for log in fs::read_dir(from).into_iter().flatten().flatten() {
+        let name = log.file_name().display().to_string();
+        for file in fs::read_dir(log.path()).into_iter().flatten().flatten() {
+            let path = file.path();
+            if path.extension().is_some_and(|extension| extension == "log") {
+                let file = file.file_name().display().to_string();
+                let _ = fs::copy(&path, to.join(format!("{name}-{file}")));
+            }
+        }
     }
-    report
 }
 
 fn prepare(cluster: &HostCluster, kinds: &[Kind]) -> Result<Vec<Subject>, String> {
@@ -337,61 +387,77 @@ fn prepare(cluster: &HostCluster, kinds: &[Kind]) -> Result<Vec<Subject>, String
             threads: Vec::new(),
             row: Row::default(),
         };
-        say(&format!("{}: made", kind.name()));
-        let _ = subject.attempt("create", Engine::create);
+        if subject.attempt("create", Engine::create).is_some() {
+            say(&format!("{}: made", kind.name()));
+        }
         subjects.push(subject);
     }
     Ok(subjects)
 }
 
-fn open_to_all(directory: &std::path::Path) -> Result<(), String> {
+fn open_to_all(directory: &Path) -> Result<(), String> {
     use std::os::unix::fs::PermissionsExt;
     let permissions = fs::Permissions::from_mode(0o711);
     fs::set_permissions(directory, permissions).map_err(|e| format!("{}: {e}", directory.display()))
 }
 
-/// Clients commit; power is cut; what was acknowledged is there. Every other time power is cut once more as soon as they have
-/// recovered: what recovery read and synced is then all that stands between them and a loss.
-fn play(cluster: &mut HostCluster, subjects: &mut [Subject], draw: &mut Draw, round: u64) -> Result<(), String> {
+/// Clients commit; something happens; what was acknowledged is there.
+fn play(cluster: &mut HostCluster, subjects: &mut [Subject], draw: &mut Draw, number: u64) -> Result<(), String> {
     let stop = Arc::new(AtomicBool::new(false));
-    let sound = |subjects: &mut [Subject], act: &mut dyn FnMut(&mut Subject)| {
-        subjects.iter_mut().filter(|subject| subject.is_sound()).for_each(act);
-    };
-    sound(subjects, &mut |subject| subject.work(&stop));
+    each_sound(subjects, |subject| subject.work(&stop));
     thread::sleep(Duration::from_millis(draw.between(2000, 9000)));
-    cut(cluster, subjects, &stop)?;
-    sound(subjects, &mut Subject::recover);
-    if round.is_multiple_of(2) {
-        thread::sleep(Duration::from_millis(draw.between(0, 1500)));
-        cut(cluster, subjects, &stop)?;
-        sound(subjects, &mut Subject::recover);
+    let round = Round::of(number);
+    let first = match round {
+        Round::Cut | Round::CutTwice => Event::PowerCut,
+        Round::RemountThenCut => Event::MountKilled,
+    };
+    strike(cluster, subjects, &stop, first)?;
+    each_sound(subjects, Subject::recover);
+    if round != Round::Cut {
+        thread::sleep(Duration::from_millis(draw.between(0, 1000)));
+        strike(cluster, subjects, &stop, Event::PowerCut)?;
+        each_sound(subjects, Subject::recover);
     }
-    sound(subjects, &mut |subject| subject.check(&format!("round {round}")));
+    each_sound(subjects, |subject| subject.check(&format!("round {number}, {round:?}")));
     let told: Vec<String> = subjects
         .iter()
         .map(|subject| format!("{} {}", subject.kind.name(), subject.acknowledged()))
         .collect();
-    say(&format!("round {round}: acknowledged: {}", told.join(", ")));
+    say(&format!("round {number}, {round:?}: acknowledged: {}", told.join(", ")));
     Ok(())
 }
 
-/// All servers at once, then the databases, then their mount; and all but the databases back.
-fn cut(cluster: &mut HostCluster, subjects: &mut [Subject], stop: &AtomicBool) -> Result<(), String> {
+fn each_sound(subjects: &mut [Subject], act: impl FnMut(&mut Subject)) {
+    subjects.iter_mut().filter(|subject| subject.is_sound()).for_each(act);
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Event {
+    /// Of all servers at once; databases and mount are killed then.
+    PowerCut,
+    /// Databases and mount are killed.
+    MountKilled,
+}
+
+/// Lets it happen, and has everything back but the databases.
+fn strike(cluster: &mut HostCluster, subjects: &mut [Subject], stop: &AtomicBool, event: Event) -> Result<(), String> {
     let all: Vec<usize> = (0..cluster.servers.len()).collect();
-    cluster.cut_power(&all);
+    if event == Event::PowerCut {
+        cluster.cut_power(&all);
+    }
     stop.store(true, Ordering::SeqCst);
     for subject in &mut *subjects {
         subject.engine.kill();
     }
     cluster.kill_mount(0);
-    for subject in &mut *subjects {
-        subject.join();
-        subject.row.cuts += u64::from(subject.is_sound());
+    subjects.iter_mut().for_each(Subject::join);
+    if event == Event::PowerCut {
+        each_sound(subjects, |subject| subject.row.cuts += 1);
+        for index in all {
+            cluster.start(index);
+        }
+        cluster.wait_healthy(HEALED_WITHIN)?;
     }
-    for index in all {
-        cluster.start(index);
-    }
-    cluster.wait_healthy(HEALED_WITHIN)?;
     cluster.mount_again(0);
     Ok(())
 }
