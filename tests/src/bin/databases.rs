@@ -4,13 +4,14 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use dfs_tests::databases::kind::Kind;
 use dfs_tests::databases::packages;
-use dfs_tests::databases::run::{Kind, Options, Order, run};
+use dfs_tests::databases::run::{Options, Order, run};
 
 const USAGE: &str = "usage: databases [--rounds N] [--only NAME,...] [--at-once] [--seed S] [--keep DIR]
   --rounds N   of each database (default 10): clients commit, then all servers lose their power and database and
-               mount are killed; or that twice, the second time right after recovery; or only database and
-               mount are killed, and power is cut right after recovery
+               mount are killed. Or that twice, the second time right after recovery; or first only database
+               and mount are killed; or first power is cut and comes back while they live
   --only       postgres, sqlite-wal, sqlite-rollback (sqlite: both), etcd, redis (default: all)
   --at-once    all of them beside each other, not one after the other
   --seed S     when power is cut (default 1)

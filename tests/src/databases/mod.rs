@@ -6,10 +6,13 @@
 pub mod engine;
 pub mod etcd;
 pub mod judge;
+pub mod kind;
 pub mod packages;
 pub mod pipe;
 pub mod postgres;
 pub mod process;
 pub mod redis;
+pub mod report;
+pub mod round;
 pub mod run;
 pub mod sqlite;

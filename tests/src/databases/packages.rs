@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::process::Command;
 
+use super::kind::Kind;
 use super::postgres;
-use super::run::Kind;
 use crate::process::run;
 
 /// Program and package.

@@ -1,8 +1,6 @@
 //! Rounds of one run: clients commit, all servers lose their power, database and mount are killed, everything comes back, and what was
 //! acknowledged is looked for.
 
-use std::collections::BTreeMap;
-use std::fmt;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,11 +9,10 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::engine::{Client, Engine, Place};
-use super::etcd::Etcd;
 use super::judge::{Session, judge};
-use super::postgres::Postgres;
-use super::redis::Redis;
-use super::sqlite::{Journal, Sqlite};
+use super::kind::Kind;
+use super::report::{Report, Row};
+use super::round::{Event, Round};
 use crate::faults::draw::Draw;
 use crate::host_cluster::HostCluster;
 
@@ -27,90 +24,12 @@ const HEALED_WITHIN: Duration = Duration::from_mins(2);
 /// Names the files and directories of a run on the mount.
 const DIRECTORY: &str = "databases";
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Kind {
-    Postgres,
-    SqliteWal,
-    SqliteRollback,
-    Etcd,
-    Redis,
-}
-
-impl Kind {
-    pub const ALL: [Self; 5] = [
-        Self::Postgres,
-        Self::SqliteWal,
-        Self::SqliteRollback,
-        Self::Etcd,
-        Self::Redis,
-    ];
-
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Postgres => "postgres",
-            Self::SqliteWal => "sqlite-wal",
-            Self::SqliteRollback => "sqlite-rollback",
-            Self::Etcd => "etcd",
-            Self::Redis => "redis",
-        }
-    }
-
-    /// All whose name begins like that: `sqlite` is both of them.
-    ///
-    /// # Errors
-    /// Names what there is.
-    pub fn parse(name: &str) -> Result<Vec<Self>, String> {
-        let known: Vec<Self> = Self::ALL
-            .into_iter()
-            .filter(|kind| !name.is_empty() && kind.name().starts_with(name))
-            .collect();
-        if known.is_empty() {
-            let names: Vec<_> = Self::ALL.iter().map(|kind| kind.name()).collect();
-            return Err(format!("there is no database {name:?}; there are {}", names.join(", ")));
-        }
-        Ok(known)
-    }
-
-    fn engine(self, place: Place) -> Result<Box<dyn Engine>, String> {
-        Ok(match self {
-            Self::Postgres => Box::new(Postgres::new(place)?),
-            Self::SqliteWal => Box::new(Sqlite::new(place, Journal::Wal)),
-            Self::SqliteRollback => Box::new(Sqlite::new(place, Journal::Rollback)),
-            Self::Etcd => Box::new(Etcd::new(place)?),
-            Self::Redis => Box::new(Redis::new(place)),
-        })
-    }
-}
-
 /// Who runs beside whom.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {
     /// Each alone: nobody else's fsync makes durable what its own did not.
     OneAfterTheOther,
     AtOnce,
-}
-
-/// What happens in one round, when the clients have worked for some time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Round {
-    /// Power is cut.
-    Cut,
-    /// And once more as soon as the database has recovered.
-    CutTwice,
-    /// Only database and mount die; power is cut when it has recovered. What recovery found written and not synced, and synced
-    /// as a stranger, is then all that stands between the database and a loss.
-    RemountThenCut,
-}
-
-impl Round {
-    fn of(number: u64) -> Self {
-        match number % 3 {
-            1 => Self::Cut,
-            2 => Self::RemountThenCut,
-            _ => Self::CutTwice,
-        }
-    }
 }
 
 #[derive(Clone, Debug)]
@@ -128,76 +47,6 @@ pub(super) fn log_file(place: &Place, name: &str) -> Result<File, String> {
     let path = place.local.join(format!("{name}.log"));
     let opened = File::options().create(true).append(true).open(&path);
     opened.map_err(|e| format!("{}: {e}", path.display()))
-}
-
-/// What came of one database.
-#[derive(Debug, Default)]
-struct Row {
-    cuts: u64,
-    acknowledged: u64,
-    lost: u64,
-    checks: u64,
-    recoveries: Vec<Duration>,
-    wrong: Vec<String>,
-}
-
-#[derive(Debug, Default)]
-pub struct Report {
-    rows: BTreeMap<Kind, Row>,
-    pub failures: Vec<String>,
-    kept: Option<PathBuf>,
-}
-
-impl Report {
-    #[must_use]
-    pub fn passed(&self) -> bool {
-        self.failures.is_empty() && self.rows.values().all(|row| row.wrong.is_empty())
-    }
-}
-
-impl fmt::Display for Report {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(
-            f,
-            "{:<16} {:>5} {:>13} {:>6} {:>7} {:>14} {:>8}  INTEGRITY",
-            "DATABASE", "CUTS", "ACKNOWLEDGED", "LOST", "CHECKS", "RECOVERED p50", "max"
-        )?;
-        for (kind, row) in &self.rows {
-            let mut times = row.recoveries.clone();
-            times.sort_unstable();
-            let middle = times.get(times.len() / 2).copied().unwrap_or_default();
-            let longest = times.last().copied().unwrap_or_default();
-            let integrity = if row.wrong.is_empty() { "clean" } else { "FAILED" };
-            writeln!(
-                f,
-                "{:<16} {:>5} {:>13} {:>6} {:>7} {middle:>14.1?} {longest:>8.1?}  {integrity}",
-                kind.name(),
-                row.cuts,
-                row.acknowledged,
-                row.lost,
-                row.checks
-            )?;
-        }
-        if self.passed() {
-            return writeln!(
-                f,
-                "verdict: passed: 0 acknowledged transactions lost, integrity checks clean"
-            );
-        }
-        writeln!(f, "verdict: FAILED")?;
-        for (kind, row) in &self.rows {
-            for wrong in &row.wrong {
-                writeln!(f, "- {}: {wrong}", kind.name())?;
-            }
-        }
-        for failure in &self.failures {
-            writeln!(f, "- {failure}")?;
-        }
-        match &self.kept {
-            Some(kept) => writeln!(f, "logs are kept in {}", kept.display()),
-            None => Ok(()),
-        }
-    }
 }
 
 /// One database, its clients, and what they were told.
@@ -250,6 +99,11 @@ impl Subject {
                 self.row.wrong.push("a client's thread died".to_owned());
             }
         }
+    }
+
+    fn count_interrupted(&mut self) {
+        let ended = self.threads.iter().filter(|thread| thread.is_finished()).count();
+        self.row.interrupted += ended as u64;
     }
 
     fn recover(&mut self) {
@@ -407,16 +261,18 @@ fn play(cluster: &mut HostCluster, subjects: &mut [Subject], draw: &mut Draw, nu
     each_sound(subjects, |subject| subject.work(&stop));
     thread::sleep(Duration::from_millis(draw.between(2000, 9000)));
     let round = Round::of(number);
-    let first = match round {
-        Round::Cut | Round::CutTwice => Event::PowerCut,
-        Round::RemountThenCut => Event::MountKilled,
-    };
-    strike(cluster, subjects, &stop, first)?;
-    each_sound(subjects, Subject::recover);
-    if round != Round::Cut {
-        thread::sleep(Duration::from_millis(draw.between(0, 1000)));
-        strike(cluster, subjects, &stop, Event::PowerCut)?;
-        each_sound(subjects, Subject::recover);
+    for event in round.events() {
+        match event {
+            Event::PowerCutOnly => {
+                cut_power(cluster, subjects)?;
+                thread::sleep(Duration::from_millis(draw.between(500, 5000)));
+            }
+            Event::PowerCut | Event::MountKilled => {
+                strike(cluster, subjects, &stop, *event)?;
+                each_sound(subjects, Subject::recover);
+                thread::sleep(Duration::from_millis(draw.between(0, 1000)));
+            }
+        }
     }
     each_sound(subjects, |subject| subject.check(&format!("round {number}, {round:?}")));
     let told: Vec<String> = subjects
@@ -431,16 +287,22 @@ fn each_sound(subjects: &mut [Subject], act: impl FnMut(&mut Subject)) {
     subjects.iter_mut().filter(|subject| subject.is_sound()).for_each(act);
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Event {
-    /// Of all servers at once; databases and mount are killed then.
-    PowerCut,
-    /// Databases and mount are killed.
-    MountKilled,
+/// Of all servers at once, which come back; whoever has the mount open waits.
+fn cut_power(cluster: &mut HostCluster, subjects: &mut [Subject]) -> Result<(), String> {
+    let all: Vec<usize> = (0..cluster.servers.len()).collect();
+    cluster.cut_power(&all);
+    each_sound(subjects, |subject| subject.row.cuts += 1);
+    start_all(cluster)
+}
+
+fn start_all(cluster: &mut HostCluster) -> Result<(), String> {
+    (0..cluster.servers.len()).for_each(|index| cluster.start(index));
+    cluster.wait_healthy(HEALED_WITHIN).map(drop)
 }
 
 /// Lets it happen, and has everything back but the databases.
 fn strike(cluster: &mut HostCluster, subjects: &mut [Subject], stop: &AtomicBool, event: Event) -> Result<(), String> {
+    each_sound(subjects, Subject::count_interrupted);
     let all: Vec<usize> = (0..cluster.servers.len()).collect();
     if event == Event::PowerCut {
         cluster.cut_power(&all);
@@ -453,10 +315,7 @@ fn strike(cluster: &mut HostCluster, subjects: &mut [Subject], stop: &AtomicBool
     subjects.iter_mut().for_each(Subject::join);
     if event == Event::PowerCut {
         each_sound(subjects, |subject| subject.row.cuts += 1);
-        for index in all {
-            cluster.start(index);
-        }
-        cluster.wait_healthy(HEALED_WITHIN)?;
+        start_all(cluster)?;
     }
     cluster.mount_again(0);
     Ok(())
