@@ -294,7 +294,7 @@ fn cut(cluster: &mut HostCluster, draw: &mut Draw, report: &mut Report, who: Vic
         await_vouching(overwrites);
     }
     if let Some(overwrites) = overwrites {
-        overwrites.signals.power();
+        signal(overwrites, &victims);
         if of_mount == MountEvent::Together {
             overwrites.signals.mount();
             cluster.kill_mount(DOOMED);
@@ -302,7 +302,7 @@ fn cut(cluster: &mut HostCluster, draw: &mut Draw, report: &mut Report, who: Vic
     }
     cluster.cut_power(&victims);
     if let Some(overwrites) = overwrites {
-        overwrites.signals.power();
+        signal(overwrites, &victims);
     }
     thread::sleep(Duration::from_millis(draw.between(0, 1200)));
     let names: Vec<_> = victims
@@ -321,6 +321,16 @@ fn cut(cluster: &mut HostCluster, draw: &mut Draw, report: &mut Report, who: Vic
         }
         MountEvent::After => kill_and_mount(cluster, overwrites, report),
         MountEvent::Nothing | MountEvent::Before => {}
+    }
+}
+
+/// What a mount has sent survives the power loss of one storage node, and of all metadata servers.
+fn signal(overwrites: &Overwrites, victims: &[usize]) {
+    let storage = victims.iter().filter(|victim| STORAGE.contains(victim)).count();
+    if storage > 1 {
+        overwrites.signals.power();
+    } else {
+        overwrites.signals.harmless();
     }
 }
 

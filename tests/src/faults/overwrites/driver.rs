@@ -281,12 +281,12 @@ impl Driver {
         let mount = Mount(MOUNT_OF[hand]);
         let seq = self.judge.next_write(mount, cell);
         self.writing = Some(hand);
-        let (result, is_calm) = self.call(hand, Order::Write(cell, seq));
+        let (result, before) = self.call(hand, Order::Write(cell, seq));
         if result.is_ok() {
             self.tally.written_bytes += self.shape.cell_bytes as u64;
             self.judge.wrote(mount, cell, seq);
         }
-        self.settle(is_calm);
+        self.settle(before);
         self.outcome(hand, &result)
     }
 
@@ -294,7 +294,7 @@ impl Driver {
         if !self.is_open[hand] {
             return Ok(());
         }
-        let (result, is_calm) = self.call(hand, Order::Close);
+        let (result, before) = self.call(hand, Order::Close);
         self.is_open[hand] = false;
         if result.is_ok() && self.writing == Some(hand) {
             self.judge.closed(Mount(MOUNT_OF[hand]));
@@ -302,7 +302,7 @@ impl Driver {
                 self.writing = None;
             }
         }
-        self.settle(is_calm);
+        self.settle(before);
         self.outcome(hand, &result)
     }
 
@@ -321,9 +321,9 @@ impl Driver {
             Some((known, then)) if then.is_same_power(now) => owned.and(&known),
             _ => owned,
         };
-        let (result, is_calm) = self.call(hand, order);
+        let (result, before) = self.call(hand, order);
         if result.is_ok() {
-            self.tally.synced(by, !is_calm);
+            self.tally.synced(by, !before.is_same_power(self.seen));
             let fresh = self.judge.synced(by, &vouch);
             self.tally.acknowledged_bytes += (fresh * self.shape.cell_bytes) as u64;
             if by != By::Writer && fresh > 0 {
@@ -332,10 +332,10 @@ impl Driver {
             if self.writing == Some(hand) {
                 self.has_failed = false;
             }
-        } else {
+        } else if before.is_same_mount(self.seen) || MOUNT_OF[hand] != DOOMED {
             self.tally.refused(by);
         }
-        self.settle(is_calm);
+        self.settle(before);
         self.outcome(hand, &result)
     }
 
@@ -356,7 +356,7 @@ impl Driver {
         };
         let before = self.notice();
         let found = self.hands[hand].read(order);
-        let is_calm = self.notice() == before;
+        let _ = self.notice();
         self.remember(hand, order, &found.as_ref().map(|found| super::cell::to_line(found)));
         let found = found.map_err(|refusal| self.hung(hand, order, &refusal))?;
         let (violations, known) = self.judge.read(Mount(MOUNT_OF[hand]), look, &found);
@@ -369,7 +369,7 @@ impl Driver {
                 MOUNT_OF[hand]
             ));
         }
-        self.settle(is_calm);
+        self.settle(before);
         Ok((known, before))
     }
 
@@ -398,15 +398,16 @@ impl Driver {
         ));
     }
 
-    fn call(&mut self, hand: usize, order: Order) -> (Result<String, Refusal>, bool) {
+    /// Also the moment at which it was called.
+    fn call(&mut self, hand: usize, order: Order) -> (Result<String, Refusal>, Moment) {
         let before = self.notice();
         let result = self.hands[hand].order(order);
-        let is_calm = self.notice() == before;
+        let _ = self.notice();
         self.remember(hand, order, &result);
         if let Err(refusal) = &result {
             self.hung(hand, order, refusal);
         }
-        (result, is_calm)
+        (result, before)
     }
 
     fn outcome(&mut self, hand: usize, result: &Result<String, Refusal>) -> Result<(), ()> {
@@ -425,7 +426,7 @@ impl Driver {
     /// Tells the judge what happened since the last time.
     fn notice(&mut self) -> Moment {
         let now = self.signals.moment();
-        if now != self.seen {
+        if !now.is_same_power(self.seen) {
             self.judge.power_cut();
         }
         if !now.is_same_mount(self.seen) {
@@ -443,12 +444,12 @@ impl Driver {
     }
 
     /// What a call showed that was under way when something happened holds for the time before that.
-    fn settle(&mut self, is_calm: bool) {
-        if !is_calm {
+    fn settle(&mut self, before: Moment) {
+        if !before.is_same_power(self.seen) {
             self.judge.power_cut();
-            if !self.is_alive(DOOMED_HAND) {
-                self.judge.mount_died(Mount(DOOMED));
-            }
+        }
+        if !before.is_same_mount(self.seen) {
+            self.judge.mount_died(Mount(DOOMED));
         }
     }
 

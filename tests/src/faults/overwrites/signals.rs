@@ -6,16 +6,18 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 pub struct Signals {
     power: AtomicU64,
     mount: AtomicU64,
+    harmless: AtomicU64,
     /// How often somebody vouched for what others wrote.
     vouched: AtomicU64,
     stop: AtomicBool,
 }
 
-/// How often something began or ended: both numbers are odd while it lasts.
+/// How often something began or ended: these numbers are odd while it lasts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Moment {
     power: u64,
     mount: u64,
+    harmless: u64,
 }
 
 impl Moment {
@@ -24,7 +26,7 @@ impl Moment {
         self.mount % 2 == 1
     }
 
-    /// No power was cut between the two.
+    /// Nothing that was not synced can have been lost with its power between the two.
     #[must_use]
     pub fn is_same_power(self, other: Self) -> bool {
         self.power == other.power
@@ -47,7 +49,13 @@ impl Signals {
         Moment {
             power: self.power.load(Ordering::SeqCst),
             mount: self.mount.load(Ordering::SeqCst),
+            harmless: self.harmless.load(Ordering::SeqCst),
         }
+    }
+
+    /// Before so few lose their power that nothing is lost that has arrived, and after.
+    pub fn harmless(&self) {
+        self.harmless.fetch_add(1, Ordering::SeqCst);
     }
 
     /// Before power is cut, and after.
