@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use crate::hosts::{Hosts, address};
+use crate::interrupt::is_interrupted;
 use crate::loop_disk::{LoopDisk, MemoryDisk, cut_power};
 use crate::process::{Finished, dfs, run, shell};
 
@@ -342,6 +343,9 @@ impl HostCluster {
             let health = self.admin(&["health", "detail"]);
             if health.ok() {
                 return Ok(start.elapsed());
+            }
+            if is_interrupted() {
+                return Err("interrupted".to_owned());
             }
             if start.elapsed() > bound {
                 return Err(format!(

@@ -17,6 +17,7 @@ pub mod faults;
 pub mod history;
 pub mod host_cluster;
 pub mod hosts;
+pub mod interrupt;
 pub mod loop_disk;
 pub mod process;
 pub mod tree;

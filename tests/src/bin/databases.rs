@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use dfs_tests::databases::kind::Kind;
 use dfs_tests::databases::packages;
 use dfs_tests::databases::run::{Options, Order, run};
+use dfs_tests::interrupt;
 
 const USAGE: &str = "usage: databases [--rounds N] [--only NAME,...] [--at-once] [--seed S] [--keep DIR]
   --rounds N   of each database (default 10): clients commit, then all servers lose their power and database and
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
         eprintln!("databases: {why}");
         return ExitCode::FAILURE;
     }
+    interrupt::watch();
     let report = run(&options);
     println!("{report}");
     if report.passed() {

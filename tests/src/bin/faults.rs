@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use dfs_tests::faults::load::{Plan, serve};
 use dfs_tests::faults::overwrites::hand;
 use dfs_tests::faults::{Kind, Options, power, run};
+use dfs_tests::interrupt;
 
 const USAGE: &str =
     "usage: faults [power] [--seed S] [--seeds N] [--seconds T] [--kinds kill,cut,...] [--keep DIR] [--quiet]
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
         println!("{USAGE}");
         return ExitCode::SUCCESS;
     }
+    interrupt::watch();
     let only_power = arguments.first().is_some_and(|first| first == "power");
     let (mut options, seeds, limits) = match parse(arguments.into_iter().skip(usize::from(only_power)), only_power) {
         Ok(parsed) => parsed,

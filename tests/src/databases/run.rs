@@ -15,6 +15,7 @@ use super::report::{Report, Row};
 use super::round::{Event, Round};
 use crate::faults::draw::Draw;
 use crate::host_cluster::HostCluster;
+use crate::interrupt::is_interrupted;
 
 /// Of each database, at the same time.
 const CLIENTS: u32 = 3;
@@ -189,6 +190,10 @@ fn run_group(cluster: &mut HostCluster, kinds: &[Kind], rounds: u64, draw: &mut 
     };
     for round in 1..=rounds {
         if !subjects.iter().any(Subject::is_sound) {
+            break;
+        }
+        if is_interrupted() {
+            report.failures.push("interrupted".to_owned());
             break;
         }
         if let Err(why) = play(cluster, &mut subjects, draw, round) {

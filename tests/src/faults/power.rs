@@ -16,6 +16,7 @@ use super::overwrites::tally::Tally;
 use super::overwrites::{DOOMED, Files, MOUNTS, Overwrites};
 use super::schedule::STORAGE;
 use crate::host_cluster::HostCluster;
+use crate::interrupt::is_interrupted;
 
 const CUTS_BETWEEN_CHECKS: u64 = 20;
 
@@ -118,7 +119,10 @@ pub struct Report {
 impl Report {
     fn may_go_on(&self, options: &Options) -> bool {
         let has_time = self.cuts < options.cuts && self.events < options.events;
-        has_time && !self.is_broken && (self.failures.is_empty() || options.after_loss == AfterLoss::GoOn)
+        has_time
+            && !self.is_broken
+            && !is_interrupted()
+            && (self.failures.is_empty() || options.after_loss == AfterLoss::GoOn)
     }
 
     fn broke(&mut self, what: String) {

@@ -12,6 +12,7 @@ use super::load::{Load, Plan, Promise};
 use super::overwrites::{Files, MOUNTS, Overwrites};
 use super::schedule::{Kind, Round};
 use crate::host_cluster::HostCluster;
+use crate::interrupt::is_interrupted;
 
 /// After a round, and at the end. Generous: it says that everything came back by itself, not how fast.
 const HEALED_WITHIN: Duration = Duration::from_secs(90);
@@ -142,7 +143,7 @@ impl Runner<'_> {
         thread::sleep(Duration::from_millis(500));
         let mut draw = Draw::new(self.options.seed);
         let end = Instant::now() + Duration::from_secs(self.options.seconds);
-        while Instant::now() < end && self.report.passed() {
+        while Instant::now() < end && self.report.passed() && !is_interrupted() {
             let round = Round::draw(&mut draw, &self.options.kinds);
             self.round(&round);
         }
@@ -248,6 +249,7 @@ impl Runner<'_> {
             self.revive();
             match self.cluster.wait_healthy(Duration::from_secs(2)) {
                 Ok(_) => break,
+                Err(said) if is_interrupted() => return self.fail(said),
                 Err(said) if began.elapsed() > HEALED_WITHIN => {
                     return self.fail(format!(
                         "after {after}: still not healthy after {HEALED_WITHIN:?}: {said}"
