@@ -1,15 +1,20 @@
 //! etcd, one member, with snapshots and compactions close together.
 
-use std::io::Write;
-use std::net::TcpListener;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use rustix::process::Signal;
+use serde_json::{Value, json};
 
 use super::engine::{Client, Engine, Place, until_it_answers};
 use super::judge::{Found, text};
 use super::process::Process;
 use crate::process::run;
+
+/// For an answer: several times a mount's deadline.
+const ANSWERED_WITHIN: Duration = Duration::from_mins(2);
 
 #[derive(Debug)]
 pub struct Etcd {
@@ -55,34 +60,82 @@ fn control(port: u16) -> Command {
     command
 }
 
+/// One connection to its JSON gateway: a client of its own for each transaction would be most of the work.
 struct Committing {
     client: u32,
-    port: u16,
+    stream: TcpStream,
+    answers: BufReader<TcpStream>,
+}
+
+impl Committing {
+    fn connect(client: u32, port: u16) -> io::Result<Self> {
+        let stream = TcpStream::connect(("127.0.0.1", port))?;
+        stream.set_read_timeout(Some(ANSWERED_WITHIN))?;
+        let answers = BufReader::new(stream.try_clone()?);
+        Ok(Self {
+            client,
+            stream,
+            answers,
+        })
+    }
+
+    fn post(&mut self, path: &str, body: &Value) -> io::Result<String> {
+        let body = body.to_string();
+        let request = format!(
+            "POST {path} HTTP/1.1\r\nHost: etcd\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        self.stream.write_all(request.as_bytes())?;
+        let mut length = 0;
+        loop {
+            let mut line = String::new();
+            if self.answers.read_line(&mut line)? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            if line.trim().is_empty() {
+                break;
+            }
+            if let Some(("content-length", value)) = line.to_ascii_lowercase().split_once(':') {
+                length = value.trim().parse().map_err(io::Error::other)?;
+            }
+        }
+        let mut answer = vec![0; length];
+        self.answers.read_exact(&mut answer)?;
+        Ok(String::from_utf8_lossy(&answer).into_owned())
+    }
 }
 
 impl Client for Committing {
     fn commit(&mut self, number: u64) -> Result<(), String> {
-        let mut child = control(self.port)
-            .arg("txn")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .map_err(|e| e.to_string())?;
-        let (client, text) = (self.client, text(self.client, number));
-        // No comparisons, two puts, nothing for the other case.
-        let request = format!("\nput t/{client}/{number} {text}\nput c/{client} {number}\n\n\n");
-        if let Some(mut stdin) = child.stdin.take() {
-            stdin.write_all(request.as_bytes()).map_err(|e| e.to_string())?;
-        }
-        let output = child.wait_with_output().map_err(|e| e.to_string())?;
-        let said = String::from_utf8_lossy(&output.stdout);
-        if output.status.success() && said.starts_with("SUCCESS") {
+        let put = |key: String, value: String| json!({"requestPut": {"key": base64(key.as_bytes()), "value": base64(value.as_bytes())}});
+        let client = self.client;
+        let request = json!({"success": [
+            put(format!("t/{client}/{number}"), text(client, number)),
+            put(format!("c/{client}"), number.to_string()),
+        ]});
+        let answer = self.post("/v3/kv/txn", &request).map_err(|e| e.to_string())?;
+        let parsed: Value = serde_json::from_str(&answer).unwrap_or_default();
+        if parsed["succeeded"] == true {
             Ok(())
         } else {
-            Err(format!("{said}{}", String::from_utf8_lossy(&output.stderr)))
+            Err(answer)
         }
     }
+}
+
+/// RFC 4648, section 4.
+fn base64(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::new();
+    for chunk in bytes.chunks(3) {
+        let byte = |at: usize| u32::from(chunk.get(at).copied().unwrap_or_default());
+        let word = byte(0) << 16 | byte(1) << 8 | byte(2);
+        for place in 0..4 {
+            let digit = DIGITS[(word >> (18 - 6 * place)) as usize & 63];
+            text.push(if place <= chunk.len() { digit.into() } else { '=' });
+        }
+    }
+    text
 }
 
 impl Engine for Etcd {
@@ -122,10 +175,8 @@ impl Engine for Etcd {
     }
 
     fn connect(&mut self, client: u32) -> Result<Box<dyn Client>, String> {
-        Ok(Box::new(Committing {
-            client,
-            port: self.client_port,
-        }))
+        let connected = Committing::connect(client, self.client_port);
+        Ok(Box::new(connected.map_err(|e| e.to_string())?))
     }
 
     fn kill(&mut self) {
@@ -179,5 +230,18 @@ impl Engine for Etcd {
         self.server
             .take()
             .map_or(Ok(()), |mut server| server.stop(Signal::TERM))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn base64_is_that_of_the_rfc() {
+        let wanted = ["", "Zg==", "Zm8=", "Zm9v", "Zm9vYg==", "Zm9vYmE=", "Zm9vYmFy"];
+        for (length, wanted) in wanted.iter().enumerate() {
+            assert_eq!(base64(&b"foobar"[..length]), *wanted);
+        }
     }
 }
