@@ -26,7 +26,10 @@ const ALL: &[Long] = &[
         run: |more| {
             harness(
                 "faults",
-                &with(&["power", "--kinds", "power-all", "--events", "200"], more),
+                &with(
+                    &["power", "--kinds", "power-all", "--events", "200", "--seconds", "14400"],
+                    more,
+                ),
             )
         },
     },
