@@ -150,6 +150,7 @@ impl File {
             durable: false,
             shaky: false,
             refused: false,
+            doubtful: false,
             void_from: u64::MAX,
             seen_by: BTreeMap::new(),
         });
@@ -174,6 +175,7 @@ impl File {
             durable: false,
             shaky: false,
             refused: false,
+            doubtful: false,
             void_from: u64::MAX,
             seen_by: BTreeMap::new(),
         });
@@ -233,9 +235,7 @@ impl File {
             .iter_mut()
             .filter(|event| event.mount == mount && event.issued < from)
         {
-            if well && !event.ended_by(from) {
-                // A call that is under way may come after it.
-            } else if well {
+            if well {
                 event.landed = event.landed.or(Some(to));
                 event.published = event.published.or(Some(to));
             } else if !event.durable {
@@ -366,14 +366,11 @@ impl File {
 
     /// The mount died at that moment; `told`: the length that the group knew, if it is sure of it.
     pub fn mount_died(&mut self, mount: MountId, now: Moment, told: Option<u64>) {
-        // Where another mount had made the file longer before, by its own account, the bytes lay within it.
-        let others = self.events.iter().filter(|event| event.mount != mount);
-        let reached = others.map(Event::end).max().unwrap_or(0);
         for event in self.events.iter_mut().filter(|event| event.mount == mount) {
             event.landed = event.landed.or(Some(now));
             if !event.durable && event.published.is_none() {
                 event.shaky = true;
-                event.void_from = told.map_or(u64::MAX, |told| told.max(reached));
+                event.void_from = told.unwrap_or(u64::MAX);
             }
         }
         self.opened.remove(&mount);
