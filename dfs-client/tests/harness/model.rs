@@ -24,7 +24,7 @@ pub type FileId = usize;
 const BLOCK: u64 = 4096;
 
 /// Unsynced bytes that a mount keeps of a file, to write them again.
-const KEPT_BYTES: u64 = 4 << 20;
+const KEPT_BYTES: u64 = 16 << 20;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum What {
@@ -362,11 +362,12 @@ impl File {
         }
     }
 
-    /// The mount died at that moment; `told`: the length that the group knew, if it is sure of it.
-    pub fn mount_died(&mut self, mount: MountId, now: Moment, told: Option<u64>) {
+    /// The mount died at that moment; `told`: the length that the group knew, if it is sure of it. What it said just before it
+    /// died, after `told_to`, it may not have told the group yet.
+    pub fn mount_died(&mut self, mount: MountId, now: Moment, told_to: Moment, told: Option<u64>) {
         for event in self.events.iter_mut().filter(|event| event.mount == mount) {
             event.landed = event.landed.or(Some(now));
-            if !event.durable && event.published.is_none() {
+            if !event.durable && event.published.is_none_or(|published| published > told_to) {
                 event.shaky = true;
                 event.void_from = told.unwrap_or(u64::MAX);
             }
@@ -688,7 +689,7 @@ mod tests {
     fn bytes_of_a_dead_writer_beyond_the_end_are_nothing() {
         let mut file = File::default();
         let write = write(&mut file, A, 1, 0, 9_000);
-        file.mount_died(A, 2, Some(4_096));
+        file.mount_died(A, 2, 0, Some(4_096));
         set_length(&mut file, B, (3, 4), 12_000);
         assert!(file.check(at(B, 9), 0, &bytes(write, 0, 4_096)).is_ok());
         assert!(file.check(at(B, 9), 4_096, &bytes(write, 4_096, 9_000)).is_err());
