@@ -252,6 +252,16 @@ pub(crate) enum NodeVerb {
         #[command(flatten)]
         show: ShowArgs,
     },
+    /// Its disk is well, whatever it reported: it opens the store that it has condemned, with all that is sound in it
+    Trust {
+        /// Such as storage-4
+        name: String,
+        /// I know that its disk is well again: what its last writes left there is believed as far as checksums go
+        #[arg(long)]
+        i_know: bool,
+        #[command(flatten)]
+        cluster: ClusterArgs,
+    },
     /// Give up what only the lost disk of this node has: its chains go on with copies that are out of date
     AcceptDataLoss {
         /// Such as storage-4

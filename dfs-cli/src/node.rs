@@ -5,8 +5,8 @@ use std::path::Path;
 
 use dfs_client::AdminClient;
 use dfs_common::wire::meta::{ClusterStatus, NodeAction};
-use dfs_common::{ChainId, Level, NodeName, Role, StorageId};
-use dfs_meta::chains::{ChainEvent, next_chain};
+use dfs_common::{ChainId, ChainInfo, Level, NodeName, Role, StorageId};
+use dfs_meta::chains::{ChainEvent, next_chain, way_out};
 use serde::Serialize;
 
 use crate::args::{ClusterArgs, NodeVerb, ShowArgs};
@@ -43,10 +43,20 @@ pub(crate) fn run(verb: &NodeVerb) -> Outcome {
             let said = format!("{name} is forgotten; delete its directory and its certificate's key");
             block_on(tell(storage(name)?, NodeAction::Remove, cluster, &said))
         }
-        NodeVerb::AcceptDataLoss { name, cluster } => {
-            let said =
-                format!("what only {name} had is given up; its chains go on with the copies that left before it");
-            block_on(tell(storage(name)?, NodeAction::AcceptDataLoss, cluster, &said))
+        NodeVerb::AcceptDataLoss { name, cluster } => block_on(accept_data_loss(storage(name)?, cluster)),
+        NodeVerb::Trust { name, i_know, cluster } => {
+            let node = storage(name)?;
+            if !i_know {
+                return Err(Failure::usage(format!(
+                    "after a failed write or sync nobody knows what is on a disk, so {name} waits to be filled anew by its peers. If its disk is \
+                     well (look at the kernel's log), or no other copy is left, have it open its store as it is: \
+                     dfs node trust {name} --i-know"
+                )));
+            }
+            let said = format!(
+                "{name} opens its store again; what of it is not sound is mended by its peers: dfs health detail"
+            );
+            block_on(tell(node, NodeAction::Trust, cluster, &said))
         }
         NodeVerb::OkToStop { names, show } => {
             let nodes = names
@@ -88,6 +98,25 @@ async fn tell(node: StorageId, action: NodeAction, cluster: &ClusterArgs, said: 
     client.close().await;
     told?;
     output::line(said);
+    Ok(Code::Ok)
+}
+
+/// Gives it up, and says what its chains still wait for.
+async fn accept_data_loss(node: StorageId, cluster: &ClusterArgs) -> Outcome {
+    let client = status::connect(cluster).await?;
+    client.administer(node, NodeAction::AcceptDataLoss).await?;
+    let known = client.status().await?;
+    client.close().await;
+    let name = storage_name(node);
+    output::line(&format!(
+        "what only {name} had is given up; its chains go on with the copies that left before it"
+    ));
+    let member = |chain: &&ChainInfo| chain.state_of(node).is_some();
+    for chain in known.routing.chains.values().filter(member) {
+        if let Some(out) = way_out(chain) {
+            output::line(&format!("chain {} comes back when {out}", chain.id));
+        }
+    }
     Ok(Code::Ok)
 }
 

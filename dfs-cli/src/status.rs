@@ -6,6 +6,7 @@ use dfs_client::AdminClient;
 use dfs_common::level::REPLICATION_TARGET;
 use dfs_common::wire::meta::{ClusterStatus, ResyncProgress};
 use dfs_common::{ChainId, ChainInfo, Duty, ErrorCode, Level, MetaId, NodeName, StorageId};
+use dfs_meta::chains::{WayOut, way_out};
 use serde::Serialize;
 
 use crate::args::{ClusterArgs, HealthArgs, ShowArgs};
@@ -144,6 +145,21 @@ fn meta_name(id: MetaId) -> String {
     NodeName::from(id).to_string()
 }
 
+/// For last servers that are there, but have condemned their stores.
+fn trust_hint(status: &ClusterStatus, out: &WayOut) -> String {
+    let faulty = |node: &&StorageId| status.storage.get(node).is_some_and(|node| node.fault.is_some());
+    let verbs: Vec<_> = out
+        .last_servers
+        .iter()
+        .filter(faulty)
+        .map(|&node| format!("dfs node trust {} --i-know", storage_name(node)))
+        .collect();
+    if verbs.is_empty() {
+        return String::new();
+    }
+    format!("; or at once, if that disk is well: {}", verbs.join(" or "))
+}
+
 /// What keeps a cluster from being well, worst first.
 pub(crate) fn findings(status: &ClusterStatus) -> Vec<Finding> {
     let mut found = Vec::new();
@@ -197,7 +213,7 @@ pub(crate) fn findings(status: &ClusterStatus) -> Vec<Finding> {
             let open = node.damage.open;
             find(
                 Health::Degraded,
-                format!("{name}: {open} chunks are damaged and being mended: dfs scrub errors"),
+                format!("{name}: {open} chunks or stores are damaged and being mended: dfs scrub errors"),
             );
         }
     }
@@ -216,10 +232,12 @@ pub(crate) fn findings(status: &ClusterStatus) -> Vec<Finding> {
     for chain in status.routing.chains.values() {
         let serving = chain.serving().count();
         if serving < Level::Quorum.min_in_sync() {
-            let consequence = if serving == 0 {
-                "it can be neither read nor written"
-            } else {
-                "writes wait"
+            let consequence = match way_out(chain) {
+                Some(out) => format!(
+                    "it can be neither read nor written; it comes back when {out}{}",
+                    trust_hint(status, &out)
+                ),
+                None => "writes wait".to_owned(),
             };
             find(
                 Health::Failed,
@@ -583,6 +601,27 @@ pub(crate) mod tests {
         new.routing.default_table = None;
         assert_eq!(health(&new), Health::Failed);
         assert!(!usable(&new));
+    }
+
+    #[test]
+    fn a_chain_that_nobody_serves_is_shown_with_its_way_out() {
+        use MemberState::{LastServer, Waiting};
+        let what = |status: &ClusterStatus| view(status).findings[0].what.clone();
+        let mut stopped = with_states([LastServer, LastServer, Waiting]);
+        assert_eq!(
+            what(&stopped),
+            "chain 1: 0 replicas in sync, it can be neither read nor written; it comes back when storage-1 or storage-2 returns with its disk; \
+             if both storage-1 and storage-2 are gone for good: dfs node accept-data-loss storage-1, then dfs node accept-data-loss storage-2; \
+             then storage-3 brings it back with what it has"
+        );
+        if let Some(node) = stopped.storage.get_mut(&StorageId(2)) {
+            node.fault = Some("EIO".into());
+        }
+        assert!(
+            what(&stopped).ends_with("; or at once, if that disk is well: dfs node trust storage-2 --i-know"),
+            "{}",
+            what(&stopped)
+        );
     }
 
     #[test]

@@ -16,7 +16,7 @@ use std::path::Path;
 use dfs_common::codec;
 use dfs_common::wire::Hello;
 use dfs_common::wire::meta::{
-    ChangeRequest, DamageCount, Heartbeat, KeepAlive, MetaRequest, MetaResponse, Pace, Signs, Unheard,
+    ChangeRequest, DamageCount, Heartbeat, KeepAlive, MetaRequest, MetaResponse, NodeAction, Pace, Signs, Unheard,
 };
 use dfs_common::wire::namespace::{Caller, NamespaceOp, NamespaceRead, WrappedKey, WriteCommit};
 use dfs_common::wire::storage::{
@@ -274,6 +274,19 @@ fn messages_encode_to_their_golden_bytes() {
         }),
     );
     golden.message("meta-not-leader", &MetaResponse::NotLeader { leader: None });
+    golden.message(
+        "meta-trust",
+        &MetaRequest::Administer {
+            node: StorageId(2),
+            action: NodeAction::Trust,
+        },
+    );
+    golden.message(
+        "meta-reopen-store",
+        &MetaResponse::ReopenStore {
+            store: StoreId([0xcd; 16]),
+        },
+    );
     golden.message(
         "chain",
         &ChainInfo {

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use crate::hosts::{Hosts, address};
+use crate::interrupt::is_interrupted;
 use crate::loop_disk::{LoopDisk, MemoryDisk, cut_power};
 use crate::process::{Finished, dfs, run, shell};
 
@@ -161,19 +162,38 @@ impl HostCluster {
     fn mount(&mut self, number: usize) {
         let at = self.root.path().join(format!("mnt{number}"));
         fs::create_dir(&at).expect("a fresh directory");
+        let child = self.start_mount(number, &at);
+        self.mounts.push(HostMount { at, child });
+    }
+
+    /// kill -9 of a mount's process: what it had not sent is gone, and whoever has its files open gets errors.
+    pub fn kill_mount(&mut self, number: usize) {
+        let mount = &mut self.mounts[number];
+        let _ = mount.child.kill();
+        let _ = mount.child.wait();
+        // Others may have it open still.
+        shell(&format!("umount -l {}", mount.at.display()));
+    }
+
+    /// A mount that was killed, at the same place again.
+    pub fn mount_again(&mut self, number: usize) {
+        let at = self.mounts[number].at.clone();
+        self.mounts[number].child = self.start_mount(number, &at);
+    }
+
+    fn start_mount(&self, number: usize, at: &Path) -> Child {
         let mut child = self
             .hosts
             .command(7 + number)
             .args(["mount", "--foreground", "--cluster"])
             .arg(self.config())
-            .arg(&at)
+            .arg(at)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(self.log(&format!("mount-{number}")))
             .spawn()
             .expect("dfs starts");
         let stdout = child.stdout.take().expect("it is a pipe");
-        self.mounts.push(HostMount { at, child });
         let (sender, said) = std::sync::mpsc::channel();
         thread::spawn(move || {
             let mut line = String::new();
@@ -181,7 +201,13 @@ impl HostCluster {
             let _ = sender.send(line);
         });
         let said = said.recv_timeout(MOUNT_BOUND).unwrap_or_default();
-        assert_eq!(said.trim(), "ready", "mount {number} does not come:\n{}", self.logs());
+        if said.trim() != "ready" {
+            let _ = child.kill();
+            let _ = child.wait();
+            let _ = run(std::process::Command::new("umount").arg("-l").arg(at));
+            panic!("mount {number} does not come:\n{}", self.logs());
+        }
+        child
     }
 
     #[must_use]
@@ -317,6 +343,9 @@ impl HostCluster {
             let health = self.admin(&["health", "detail"]);
             if health.ok() {
                 return Ok(start.elapsed());
+            }
+            if is_interrupted() {
+                return Err("interrupted".to_owned());
             }
             if start.elapsed() > bound {
                 return Err(format!(

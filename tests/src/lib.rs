@@ -12,10 +12,12 @@
 pub mod actors;
 pub mod cluster;
 pub mod cuts;
+pub mod databases;
 pub mod faults;
 pub mod history;
 pub mod host_cluster;
 pub mod hosts;
+pub mod interrupt;
 pub mod loop_disk;
 pub mod process;
 pub mod tree;

@@ -42,11 +42,20 @@ impl Finished {
     }
 }
 
-/// The `dfs` binary beside the running test, built first if a test is run alone.
+/// Names another `dfs` than the one beside the running test, so that one harness compares two of them.
+const BINARY_VARIABLE: &str = "DFS_BINARY";
+
+/// The `dfs` binary under test: what [`BINARY_VARIABLE`] names, else the one beside the running test, built first if a test is run
+/// alone.
 #[must_use]
 pub fn dfs_binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY.get_or_init(|| {
+        if let Some(named) = std::env::var_os(BINARY_VARIABLE) {
+            let named = PathBuf::from(named);
+            assert!(named.is_file(), "{BINARY_VARIABLE}: there is no {}", named.display());
+            return named;
+        }
         let root = Path::new(env!("CARGO_MANIFEST_DIR"))
             .parent()
             .expect("tests/ stands in the workspace");
@@ -56,13 +65,19 @@ pub fn dfs_binary() -> &'static Path {
             .status()
             .expect("cargo starts");
         assert!(built.success(), "dfs does not build");
-        let test = std::env::current_exe().expect("a test has a path");
-        let target = test
-            .ancestors()
-            .find(|at| at.ends_with("release"))
-            .expect("tests run from target/release");
-        target.join("dfs")
+        harness_binary("dfs")
     })
+}
+
+/// A binary that is built with the tests, in the directory that the running test comes from.
+#[must_use]
+pub fn harness_binary(name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("a test has a path");
+    let target = test
+        .ancestors()
+        .find(|at| at.ends_with("release"))
+        .expect("tests run from target/release");
+    target.join(name)
 }
 
 /// Runs `dfs` with these arguments.

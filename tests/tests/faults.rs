@@ -43,9 +43,11 @@ fn power_cuts_in_a_row_lose_nothing_that_was_synced() {
     let report = power::run(&power::Options {
         seed: 1,
         cuts: 12,
+        events: u64::MAX,
         seconds: 120,
         keep: kept(),
         victims: power::Victims::OneOrTwo,
+        after_loss: power::AfterLoss::Stop,
     });
     println!("{report}");
     assert!(report.failures.is_empty());

@@ -1,6 +1,8 @@
 //! Tasks around the code: `cargo xtask verify` checks what CI checks and never edits; `cargo xtask fix` edits.
 #![expect(clippy::print_stderr, reason = "a command-line tool talks on stderr")]
 
+mod long;
+
 use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::time::Instant;
@@ -49,14 +51,15 @@ const FIX: &[&[&str]] = &[
     &["fmt", "--all"],
 ];
 
-const USAGE: &str = "usage: cargo xtask verify | fix | sim ... | faults ...
+const USAGE: &str = "usage: cargo xtask verify | fix | sim ... | faults ... | long ...
   verify   format, lints and tests, exactly as CI runs them; edits nothing
   fix      formats, and applies what the lints can mend by themselves
   sim      clusters in virtual time: --seeds N, --from S, --seed S [--keep PLACES], --planted all|NAME, --resume FILE [--cores N]
-  faults   fault runs over real processes, from seeds; see: cargo xtask faults --help";
+  faults   fault runs over real processes, from seeds; see: cargo xtask faults --help
+  long     what takes longer than a gate may; see: cargo xtask long --help";
 
 /// The servers' binary, and the harness that stands beside it.
-const FAULTS: &[&[&str]] = &[&[
+const HARNESS: &[&[&str]] = &[&[
     "build",
     "--release",
     "--quiet",
@@ -70,7 +73,11 @@ fn main() -> ExitCode {
     let steps = match std::env::args().nth(1).as_deref() {
         Some("verify") => VERIFY,
         Some("fix") => FIX,
-        Some("faults") => return faults(),
+        Some("faults") => {
+            let arguments: Vec<String> = std::env::args().skip(2).collect();
+            return finish(harness("faults", &arguments));
+        }
+        Some("long") => return finish(long::run(&std::env::args().skip(2).collect::<Vec<_>>())),
         Some("sim") => return finish(sim(&std::env::args().skip(2).collect::<Vec<_>>())),
         _ => {
             eprintln!("{USAGE}");
@@ -101,24 +108,20 @@ fn finish(result: Result<()>) -> ExitCode {
     }
 }
 
-fn faults() -> ExitCode {
-    let run = || {
-        FAULTS.iter().try_for_each(|step| cargo(step))?;
-        let binary = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/release/faults");
-        let status = Command::new(&binary)
-            .args(std::env::args_os().skip(2))
-            .status()
-            .with_context(|| format!("{} does not start", binary.display()))?;
-        anyhow::Ok(status.success())
-    };
-    match run() {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("xtask: {error:#}");
-            ExitCode::FAILURE
-        }
+/// Builds the servers and the harness, and runs one of its binaries.
+fn harness(binary: &str, arguments: &[String]) -> Result<()> {
+    HARNESS.iter().try_for_each(|step| cargo(step))?;
+    let binary = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../target/release")
+        .join(binary);
+    let status = Command::new(&binary)
+        .args(arguments)
+        .status()
+        .with_context(|| format!("{} does not start", binary.display()))?;
+    if !status.success() {
+        bail!("{} failed ({status})", binary.display());
     }
+    Ok(())
 }
 
 fn cargo(arguments: &[&str]) -> Result<()> {

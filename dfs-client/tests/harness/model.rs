@@ -233,7 +233,9 @@ impl File {
             .iter_mut()
             .filter(|event| event.mount == mount && event.issued < from)
         {
-            if well {
+            if well && !event.ended_by(from) {
+                // A call that is under way may come after it.
+            } else if well {
                 event.landed = event.landed.or(Some(to));
                 event.published = event.published.or(Some(to));
             } else if !event.durable {
@@ -365,11 +367,14 @@ impl File {
     /// The mount died at that moment; `told`: the length that the group knew, if it is sure of it. What it said just before it
     /// died, after `told_to`, it may not have told the group yet.
     pub fn mount_died(&mut self, mount: MountId, now: Moment, told_to: Moment, told: Option<u64>) {
+        // Where another mount had made the file longer before, by its own account, the bytes lay within it.
+        let others = self.events.iter().filter(|event| event.mount != mount);
+        let reached = others.map(Event::end).max().unwrap_or(0);
         for event in self.events.iter_mut().filter(|event| event.mount == mount) {
             event.landed = event.landed.or(Some(now));
             if !event.durable && event.published.is_none_or(|published| published > told_to) {
                 event.shaky = true;
-                event.void_from = told.unwrap_or(u64::MAX);
+                event.void_from = told.map_or(u64::MAX, |told| told.max(reached));
             }
         }
         self.opened.remove(&mount);

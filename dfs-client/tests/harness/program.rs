@@ -606,6 +606,9 @@ impl Author {
     }
 
     fn directories(&mut self, steps: &mut Vec<Step>) {
+        // A mount holds what it makes once it has been there for a moment.
+        steps.push(Step::Create { m: 0, f: 0 });
+        steps.push(Step::Wait { ms: 100 });
         for d in 0..DIRECTORIES {
             let m = if self.dice.one_in(4) { self.mount() } else { 0 };
             steps.push(Step::MakeDirectory { m, d });

@@ -154,6 +154,10 @@ pub enum MetaResponse {
         leader: Option<(MetaId, SocketAddr)>,
     },
     Failed(Error),
+    /// In the place of a heartbeat's answer, to a node that reported a fault: an administrator says that this store is to be opened again.
+    ReopenStore {
+        store: StoreId,
+    },
 }
 
 /// How often a client renews its session.
@@ -296,6 +300,8 @@ pub enum NodeAction {
     Remove,
     /// Chains that wait for its disk, which has the only complete copy, go on with what others have.
     AcceptDataLoss,
+    /// Its disk is well, whatever it saw: it opens the store that it has condemned. Nothing is written down about it.
+    Trust,
 }
 
 /// What a storage node tells of itself and its neighbours so that failures are seen which silence does not show.

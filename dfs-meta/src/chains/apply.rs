@@ -160,17 +160,17 @@ fn create_first_table(routing: &mut RoutingTable) -> bool {
     let mut chains = Vec::with_capacity(plan.len());
     for (number, members) in (first..).zip(plan) {
         let id = ChainId(number);
+        let is_alive = |node: &StorageId| routing.nodes.get(node).is_some_and(|info| info.alive);
+        // There is nothing to lose yet: if they all went in the same breath, any of them may begin.
+        let away = if members.iter().any(is_alive) {
+            MemberState::Offline
+        } else {
+            MemberState::LastServer
+        };
+        let state = |node: &StorageId| if is_alive(node) { MemberState::Serving } else { away };
         let mut members: Vec<ChainMember> = members
             .into_iter()
-            .map(|node| {
-                let alive = routing.nodes.get(&node).is_some_and(|info| info.alive);
-                let state = if alive {
-                    MemberState::Serving
-                } else {
-                    MemberState::Offline
-                };
-                ChainMember::new(node, state)
-            })
+            .map(|node| ChainMember::new(node, state(&node)))
             .collect();
         members.sort_by_key(|member| member.state != MemberState::Serving);
         routing.chains.insert(

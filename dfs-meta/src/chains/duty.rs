@@ -5,6 +5,7 @@ use dfs_common::wire::meta::NodeAction;
 use dfs_common::{ChainId, Duty, Error, ErrorCode, MemberState, NodeName, Result, RoutingTable, StorageId};
 
 use super::next::{ChainEvent, next_chain};
+use super::way_out::way_out;
 
 /// Carries out `action`; whether the table changed (then its version has risen).
 ///
@@ -38,6 +39,8 @@ pub fn administer(routing: &mut RoutingTable, node: StorageId, action: NodeActio
             routing.version = routing.version.next();
             return Ok(true);
         }
+        // The leader tells it the node; nothing of it stands in the table.
+        NodeAction::Trust => return Ok(false),
         NodeAction::AcceptDataLoss => {
             accept_data_loss(routing, node)?;
             routing.version = routing.version.next();
@@ -76,6 +79,15 @@ fn alone_in(routing: &RoutingTable, node: StorageId) -> Vec<ChainId> {
         holders.next().is_some_and(|member| member.node == node) && holders.next().is_none()
     });
     alone.map(|chain| chain.id).collect()
+}
+
+/// Chains that this node may bring back, and that nobody serves until then.
+fn waiting_for(routing: &RoutingTable, node: StorageId) -> Vec<ChainId> {
+    let chains = routing.chains.values();
+    chains
+        .filter(|chain| chain.state_of(node) == Some(MemberState::LastServer))
+        .map(|chain| chain.id)
+        .collect()
 }
 
 fn member_of(routing: &RoutingTable, node: StorageId) -> Vec<ChainId> {
@@ -117,6 +129,13 @@ fn check_remove(routing: &RoutingTable, node: StorageId) -> Result<()> {
             listed(&alone)
         )));
     }
+    let waiting = waiting_for(routing, node);
+    if !waiting.is_empty() {
+        return Err(refused(format!(
+            "{} may be brought back by {name}: bring it back, or if it is gone for good: dfs node accept-data-loss {name}",
+            listed(&waiting)
+        )));
+    }
     let chains = member_of(routing, node);
     if !chains.is_empty() {
         return Err(refused(format!(
@@ -134,14 +153,15 @@ fn check_remove(routing: &RoutingTable, node: StorageId) -> Result<()> {
 
 fn accept_data_loss(routing: &mut RoutingTable, node: StorageId) -> Result<()> {
     let name = NodeName::from(node);
-    let waiting: Vec<ChainId> = alone_in(routing, node)
-        .into_iter()
-        .filter(|&chain| routing.chain(chain).and_then(|chain| chain.state_of(node)) == Some(MemberState::LastServer))
-        .collect();
+    let waiting = waiting_for(routing, node);
     if waiting.is_empty() {
-        return Err(refused(format!(
-            "no chain waits for {name}: there is nothing to give up"
-        )));
+        let stopped = member_of(routing, node)
+            .into_iter()
+            .find_map(|chain| routing.chain(chain).and_then(way_out).map(|out| (chain, out)));
+        return Err(refused(match stopped {
+            Some((chain, out)) => format!("no chain waits for {name}: chain {chain} comes back when {out}"),
+            None => format!("no chain waits for {name}: there is nothing to give up"),
+        }));
     }
     let mut events = vec![ChainEvent::Abandon(node)];
     // Whoever is there brings the chain back at once.

@@ -52,23 +52,32 @@ pub(super) fn may_leave(members: &[ChainMember], node: StorageId, complete: &BTr
         && others.clone().next().is_some_and(|head| complete.contains(&head.node))
 }
 
-/// The last complete copy is given up for good: of the others, the one that was complete last has the right to bring the chain back
-/// with what it has. (Not the one that stands first: a member that has begun to sync stands before one that left after it.)
-pub(super) fn abandon(members: &mut [ChainMember], node: StorageId) {
-    let holds = |member: &ChainMember| matches!(member.state, MemberState::Serving | MemberState::LastServer);
-    let waited_for = members
+/// This node's copy is given up for good, though it is complete. While there is another complete one, nothing else changes. Of the
+/// others, the one that was complete last has the right to bring the chain back with what it has. (Not the one that stands first: a
+/// member that has begun to sync stands before one that left after it.)
+///
+/// What was given up counts as never complete and stands behind those who may yet inherit, so that whoever is given up next has another heir.
+pub(super) fn abandon(members: &mut Vec<ChainMember>, node: StorageId) {
+    let at = members
         .iter()
-        .any(|member| member.node == node && member.state == MemberState::LastServer);
-    if !waited_for || members.iter().any(|member| member.node != node && holds(member)) {
-        return;
-    }
-    let others = members.iter_mut().filter(|member| member.node != node);
-    // Of equals the first, which was nearer to the head.
-    let Some(heir) = others.rev().max_by_key(|member| member.complete_until) else {
+        .position(|member| member.node == node && member.state == MemberState::LastServer);
+    let Some(at) = at else {
         return;
     };
-    heir.state = MemberState::LastServer;
-    for member in members.iter_mut().filter(|member| member.node == node) {
-        member.state = MemberState::Offline;
+    let given_up = ChainMember::new(node, MemberState::Offline);
+    members[at] = given_up;
+    let holds = |member: &ChainMember| matches!(member.state, MemberState::Serving | MemberState::LastServer);
+    if members.iter().any(holds) {
+        members.remove(at);
+        members.push(given_up);
+        return;
+    }
+    // Of equals one that is there, then the first, which was nearer to the head.
+    let others = members.iter_mut().filter(|member| member.node != node);
+    let heir = others
+        .rev()
+        .max_by_key(|member| (member.complete_until, member.state == MemberState::Waiting));
+    if let Some(heir) = heir {
+        heir.state = MemberState::LastServer;
     }
 }

@@ -20,6 +20,7 @@ mod next;
 mod plan;
 mod reports;
 mod table;
+mod way_out;
 
 pub use apply::{apply, refused};
 pub use duty::administer;
@@ -28,6 +29,7 @@ pub use next::{ChainEvent, next_chain};
 pub use plan::plan_chains;
 pub use reports::complete_reports;
 pub use table::table_markdown;
+pub use way_out::{Heir, WayOut, way_out};
 
 /// Every head has brought its second member up to date.
 #[cfg(test)]
@@ -46,3 +48,5 @@ pub(crate) fn settle_all(routing: &mut dfs_common::RoutingTable) -> bool {
 mod moving_tests;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod way_out_tests;

@@ -6,6 +6,7 @@ use dfs_common::chain::COMPLETE_MEMBERS;
 use dfs_common::{ChainId, ChainInfo, ChainMember, Epoch, MemberState, Rest, StorageId};
 
 use super::next::{ChainEvent, next_chain};
+use super::way_out::{Heir, way_out};
 
 pub(super) const STATES: [MemberState; 5] = [
     MemberState::Serving,
@@ -129,6 +130,43 @@ pub fn table_markdown() -> String {
                 let _ = writeln!(text, "| {} | {} | {} |", show(&chain), name(&events), show(&next));
             }
         }
+    }
+    text + &ways_out_markdown()
+}
+
+/// Every configuration in which nobody serves, and how it comes back.
+fn ways_out_markdown() -> String {
+    let mut text = String::from(
+        "\n## Ways out\n\n\
+         While nobody serves, a chain waits for its last servers. The first of them that returns with its disk brings it back, and\n\
+         nothing is lost. If one is there, but its disk had a fault and an administrator knows that it is well again:\n\
+         `dfs node trust NODE --i-know` ([decision 19](decisions/0019-rot-is-mended-by-version.md)).\n\n\
+         If they are gone for good, each is given up: `dfs node accept-data-loss NODE`. While another last server is left, that\n\
+         changes nothing else. With the last of them, the member that was complete last takes its place, of equals one that is there: it\n\
+         brings the chain back at once with what it has, or when it returns, or is given up in its turn. What was given up counts as never\n\
+         complete, so whoever returns gets its turn. The heirs below are those of members that were complete equally long.\n\n\
+         | nobody serves | comes back with | if gone for good, give up | and then |\n|---|---|---|---|\n",
+    );
+    for chain in every_chain() {
+        let Some(out) = way_out(&chain) else {
+            continue;
+        };
+        let names = |between: &str| {
+            let names: Vec<_> = out.last_servers.iter().map(ToString::to_string).collect();
+            names.join(between)
+        };
+        let then = match out.heir {
+            Some(Heir { node, is_there: true }) => format!("{node} serves"),
+            Some(Heir { node, is_there: false }) => format!("{node} serves when it returns"),
+            None => "whoever came with an empty disk serves".to_owned(),
+        };
+        let _ = writeln!(
+            text,
+            "| {} | {} | {} | {then} |",
+            show(&chain),
+            names(" or "),
+            names(", ")
+        );
     }
     text
 }

@@ -7,7 +7,7 @@ use dfs_common::conflict::{ConflictId, Divergence};
 use dfs_common::units::{BLOCK_SIZE_BYTES, MAX_CHUNK_SIZE_BYTES};
 use dfs_common::wire::meta::{
     ChangeAnswer, ChangeRequest, ClusterStatus, MAX_CHANGES_TOGETHER, MetaRequest, MetaResponse, MetaStatus,
-    RESERVED_INODES, SESSION_LEASE_MS,
+    NodeAction, RESERVED_INODES, SESSION_LEASE_MS,
 };
 use dfs_common::wire::namespace::{NamespaceAnswer, NamespaceRead, StatFs};
 use dfs_common::{
@@ -128,10 +128,7 @@ async fn lead(shared: &Arc<Shared>, peer: NodeName, request: MetaRequest, time: 
         }
         MetaRequest::Status => status(shared).await,
         MetaRequest::Damage => Ok(MetaResponse::Damage(shared.damage.clone())),
-        MetaRequest::Heartbeat(heartbeat) => {
-            let answer = shared.ask(|reply| Ask::Heartbeat(Box::new(heartbeat), reply)).await?;
-            Ok(MetaResponse::Heartbeat(answer))
-        }
+        MetaRequest::Heartbeat(heartbeat) => shared.ask(|reply| Ask::Heartbeat(Box::new(heartbeat), reply)).await,
         MetaRequest::ResyncDone { chain, epoch, node } => {
             let from = StorageId(u32::try_from(peer.number).unwrap_or(u32::MAX));
             shared
@@ -202,6 +199,14 @@ async fn lead(shared: &Arc<Shared>, peer: NodeName, request: MetaRequest, time: 
                 Outcome::Administered(done) => done.map(|()| MetaResponse::Administered),
                 other => Err(unexpected(&other)),
             }
+        }
+        MetaRequest::Administer {
+            node,
+            action: NodeAction::Trust,
+        } => {
+            info!(%peer, %node, "an administrator trusts the condemned store of a storage node");
+            shared.ask(|reply| Ask::Trust(node, reply)).await??;
+            Ok(MetaResponse::Administered)
         }
         MetaRequest::Administer { node, action } => {
             info!(%peer, %node, ?action, "an administrator's word about a storage node");

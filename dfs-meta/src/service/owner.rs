@@ -8,7 +8,9 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dfs_common::wire::meta::{Heartbeat, HeartbeatAnswer, KeepAlive, KeepAliveAnswer, LEADER_CONFIRMED_MS};
+use dfs_common::wire::meta::{
+    Heartbeat, HeartbeatAnswer, KeepAlive, KeepAliveAnswer, LEADER_CONFIRMED_MS, MetaResponse,
+};
 use dfs_common::wire::namespace::StatFs;
 use dfs_common::{
     ChainId, Epoch, Error, ErrorCode, Incarnation, InodeId, MemberState, Rest, Result, RoutingTable, RoutingVersion,
@@ -19,7 +21,7 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
-use super::leader::{Fence, Leader, Leases, Moves, Revision, Sessions, SoftStatus, stat_fs};
+use super::leader::{Fence, Leader, Leases, Moves, Revision, Sessions, SoftStatus, Trusted, stat_fs};
 use super::shared::{Applied, Shared};
 use super::tasks::Task;
 use crate::chains::complete_reports;
@@ -41,7 +43,9 @@ const BATCH_MAX: usize = 1024;
 /// Requests to the owner. Dropping a reply means `NotLeader`.
 #[derive(Debug)]
 pub(super) enum Ask {
-    Heartbeat(Box<Heartbeat>, oneshot::Sender<HeartbeatAnswer>),
+    Heartbeat(Box<Heartbeat>, oneshot::Sender<MetaResponse>),
+    /// An administrator trusts the store that this node has condemned.
+    Trust(StorageId, oneshot::Sender<Result<()>>),
     /// The kernel of this process says that it is dead.
     Died {
         node: StorageId,
@@ -199,6 +203,7 @@ async fn follow(term: &mut Option<Term>, leadership: Leadership, shared: &Arc<Sh
             moves: Moves::new(now),
             sessions: Sessions::new(now, sessions),
             fence: Fence::default(),
+            trusted: Trusted::default(),
         },
         listed: None,
         resyncs: Vec::new(),
@@ -215,6 +220,10 @@ impl Term {
         // A reply whose asker is gone is nobody's loss.
         match ask {
             Ask::Heartbeat(heartbeat, reply) => self.heartbeat(shared, routing, &heartbeat, reply),
+            Ask::Trust(node, reply) => {
+                let faulty = self.leader.leases.faulty(now, node);
+                let _ = reply.send(self.leader.trusted.note(now, node, faulty));
+            }
             Ask::Died {
                 node,
                 incarnation,
@@ -291,7 +300,7 @@ impl Term {
         shared: &Shared,
         routing: &RoutingTable,
         heartbeat: &Heartbeat,
-        reply: oneshot::Sender<HeartbeatAnswer>,
+        reply: oneshot::Sender<MetaResponse>,
     ) {
         if let Err(e) = self.list_sessions(shared) {
             // A lease without the list would let nobody in, or somebody who was evicted.
@@ -303,16 +312,22 @@ impl Term {
             .consensus
             .confirmed_within(Duration::from_millis(LEADER_CONFIRMED_MS));
         let lease = self.leader.leases.heartbeat(now, heartbeat, confirmed, routing);
+        if let Some(store) = self.leader.trusted.heard(now, heartbeat) {
+            let _ = reply.send(MetaResponse::ReopenStore { store });
+            return;
+        }
         self.note_complete(routing, heartbeat);
         self.leader.moves.heard(heartbeat);
-        let _ = reply.send(HeartbeatAnswer {
+        // A node with a fault gives its store up by what the table says of the others: no old table will do.
+        let table = newer(routing, heartbeat.routing).filter(|_| confirmed || heartbeat.fault.is_none());
+        let _ = reply.send(MetaResponse::Heartbeat(HeartbeatAnswer {
             lease,
             stand_aside: self.leader.leases.aside(heartbeat.node).is_some(),
-            routing: newer(routing, heartbeat.routing),
+            routing: table,
             retire: self.leader.moves.retire(heartbeat.node),
             full: self.leader.leases.full(),
             sessions: self.leader.fence.heartbeat(heartbeat),
-        });
+        }));
     }
 
     /// Brings the fence up to date with the replicated state.

@@ -29,6 +29,25 @@ impl RealDisk {
         Ok(Self { directory })
     }
 
+    /// Has the kernel forget what it holds of these files, as far as that is on the medium.
+    pub(crate) fn forget_cached(&self) -> io::Result<()> {
+        for entry in std::fs::read_dir(&self.directory)? {
+            let entry = entry?;
+            if entry.file_type()?.is_file() {
+                let file = File::open(entry.path())?;
+                rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn remove_if_there(&self, name: &str) -> io::Result<()> {
+        match std::fs::remove_file(self.path(name)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed,
+        }
+    }
+
     fn path(&self, name: &str) -> PathBuf {
         self.directory.join(name)
     }

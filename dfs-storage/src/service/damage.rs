@@ -6,7 +6,6 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use dfs_common::wire::meta::DamageCount;
 use dfs_common::wire::storage::{Damage, DamageOutcome, FoundBy};
 use dfs_common::{ChainId, ChunkId, Timestamp};
 use parking_lot::Mutex;
@@ -46,15 +45,6 @@ pub(crate) struct Counts {
     pub(crate) mended: u64,
     pub(crate) open: u64,
     pub(crate) lost: u64,
-}
-
-impl From<Counts> for DamageCount {
-    fn from(counts: Counts) -> Self {
-        Self {
-            open: counts.open,
-            lost: counts.lost,
-        }
-    }
 }
 
 #[derive(Debug, Default)]

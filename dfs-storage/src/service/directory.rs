@@ -4,10 +4,11 @@ use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
-use dfs_common::{ClusterId, Error, ErrorCode, NodeName, Result};
+use dfs_common::{ClusterId, Error, ErrorCode, NodeName, Result, StoreId};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
+use super::aside::{self, Aside};
 use crate::disk::usable_bytes;
 
 /// Format of the directory as a whole. Its files have their own.
@@ -44,21 +45,28 @@ impl DataDirectory {
         self.path.join("chunks")
     }
 
-    /// Bytes that may be taken from its file system, or are ours already.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A condemned store that is kept.
+    pub(super) fn aside(&self) -> Result<Option<Aside>> {
+        aside::find(&self.path)
+    }
+
+    pub(super) fn set_aside(&self, store: StoreId) -> Result<()> {
+        aside::set_aside(&self.path, &self.chunks(), store)
+    }
+
+    /// Bytes that may be taken from its file system, or are ours already. What is set aside goes before long.
     pub(crate) fn capacity_bytes(&self) -> Result<u64> {
         let usable = usable_bytes(&self.path).map_err(|e| trouble(&self.path, "can not be measured", &e))?;
-        let ours: u64 = std::fs::read_dir(self.chunks()).map_or(0, |entries| {
-            entries
-                .flatten()
-                .filter_map(|entry| entry.metadata().ok())
-                .map(|metadata| metadata.len())
-                .sum()
-        });
+        let ours = aside::bytes_of_stores(&self.path, &self.chunks());
         Ok(usable.saturating_add(ours))
     }
 }
 
-fn trouble(path: &Path, what: &str, source: &std::io::Error) -> Error {
+pub(super) fn trouble(path: &Path, what: &str, source: &std::io::Error) -> Error {
     let code = if source.kind() == std::io::ErrorKind::StorageFull {
         ErrorCode::NoSpace
     } else {

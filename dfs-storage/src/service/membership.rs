@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use dfs_common::wire::Lane;
-use dfs_common::wire::meta::{HEARD_WITHIN_MS, HEARTBEAT_MS, Heartbeat, MetaRequest, MetaResponse, Signs};
+use dfs_common::wire::meta::{DamageCount, HEARD_WITHIN_MS, HEARTBEAT_MS, Heartbeat, MetaRequest, MetaResponse, Signs};
 use dfs_common::wire::storage::StorageRequest;
 use dfs_common::{Incarnation, StorageId};
 
@@ -81,13 +81,17 @@ async fn beat(node: &Arc<Node>, answered: &AtomicU64) {
         .filter_map(|chain| chain.retired(sent_ms).map(|epoch| (chain.id(), epoch)))
         .collect();
     let unanswered_ms = sent_ms.saturating_sub(answered.load(Ordering::Acquire));
+    let damage = node.damage.counts();
     let signs = Signs {
         unanswered_ms: u32::try_from(unanswered_ms).unwrap_or(u32::MAX),
         stands_aside: node.lease.is_aside(),
         unheard: node.neighbours.lock().unheard(sent_ms),
         syncs: node.syncs.pace(),
         writes: node.writes.pace(),
-        damage: node.damage.counts().into(),
+        damage: DamageCount {
+            open: damage.open + node.aside.count(),
+            lost: damage.lost,
+        },
     };
     let request = MetaRequest::Heartbeat(Heartbeat {
         sessions: node.sessions.mark(),
@@ -140,6 +144,10 @@ async fn beat(node: &Arc<Node>, answered: &AtomicU64) {
         }
         Ok(MetaResponse::Failed(error)) | Err(error) => {
             tracing::debug!(%error, "a heartbeat was not acknowledged");
+        }
+        Ok(MetaResponse::ReopenStore { store }) if store == node.store.id() && node.current_fault().is_some() => {
+            tracing::warn!("an administrator trusts the store: it is opened again");
+            node.trusted.cancel();
         }
         Ok(response) => tracing::warn!(?response, "a heartbeat was answered with something else"),
     }

@@ -3,6 +3,7 @@
 //! A node that starts has neither lease nor role. It takes part from the moment when a routing table names this very
 //! start of it (its incarnation), so nothing that an earlier process had in flight is ever taken for granted.
 
+mod aside;
 mod budget;
 pub(crate) mod chain;
 mod damage;
@@ -40,10 +41,11 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::disk::RealDisk;
+use crate::disk::{Disk, RealDisk};
 use crate::replica::Input;
 use crate::store::{ChunkStore, MaintainReport, RecoveryReport, Rot, StoreOptions};
 
+use aside::AsideSlot;
 use damage::DamageTable;
 use directory::DataDirectory;
 pub use lease::Lease;
@@ -154,10 +156,20 @@ fn open_store(options: &StorageOptions, cluster: ClusterId, name: NodeName, id: 
     open_held(options, held, cluster, id).map(|opened| Opening::Done(Box::new(opened)))
 }
 
-/// Empties the store and makes a new one.
+/// Copies that others must have before a condemned store is given up: where it is only set aside, and where one is aside already, so
+/// that it is emptied.
+const COPIES_TO_SET_ASIDE: usize = 1;
+const COPIES_TO_EMPTY: usize = 2;
+
+/// Sets the store aside, or empties it if one is aside already, and makes a new one.
 fn renew(options: &StorageOptions, held: Held, cluster: ClusterId, id: StorageId, reason: &str) -> Result<Opened> {
     let at = held.directory.chunks();
-    ChunkStore::wipe(&open_disk(&at)?).map_err(|e| Error::from(e).context(at.display()))?;
+    let disk = open_disk(&at)?;
+    if held.directory.aside()?.is_none() {
+        held.directory.set_aside(ChunkStore::id_of(&disk))?;
+    } else {
+        ChunkStore::wipe(&disk).map_err(|e| Error::from(e).context(at.display()))?;
+    }
     let mut opened = open_held(options, held, cluster, id)?;
     opened.report.rot.push(Rot {
         file: "chunks".into(),
@@ -167,6 +179,29 @@ fn renew(options: &StorageOptions, held: Held, cluster: ClusterId, id: StorageId
         detail: format!("{reason}: emptied, to be filled by the peers"),
     });
     Ok(opened)
+}
+
+/// Opens a condemned store as it is: an administrator trusts it. Its checksums say what of it is sound.
+fn reopen(options: &StorageOptions, held: Held, cluster: ClusterId, id: StorageId, reason: &str) -> Result<Opened> {
+    let at = held.directory.chunks();
+    tracing::warn!(reason, "an administrator trusts the store: it is opened again");
+    let disk = open_disk(&at)?;
+    let absolve = || {
+        // What is read shall come from the medium, not from pages that may never have reached it.
+        disk.forget_cached()?;
+        disk.remove_if_there(ChunkStore::FAULT_MARK)?;
+        disk.sync_directory()
+    };
+    absolve().map_err(|e| {
+        Error::new(
+            ErrorCode::Internal,
+            format!("{} can not be opened again: {e}", at.display()),
+        )
+    })?;
+    open_held(options, held, cluster, id).inspect_err(|_| {
+        // It stays condemned.
+        let _ = disk.leave(ChunkStore::FAULT_MARK, reason.as_bytes());
+    })
 }
 
 fn open_held(options: &StorageOptions, held: Held, cluster: ClusterId, id: StorageId) -> Result<Opened> {
@@ -243,6 +278,8 @@ impl Running {
             beat_now: Notify::new(),
             damage: DamageTable::default(),
             scrub: Scrub::new(scrub_bytes_per_s),
+            aside: AsideSlot::new(opened.directory.aside()?),
+            trusted: CancellationToken::new(),
             failed: CancellationToken::new(),
             stopping: CancellationToken::new(),
             configuring: Mutex::new(()),
@@ -256,6 +293,7 @@ impl Running {
         tasks.spawn(upkeep(Arc::clone(&node)));
         tasks.spawn(mender::run(Arc::clone(&node)));
         tasks.spawn(scrub::run(Arc::clone(&node)));
+        tasks.spawn(aside::run(Arc::clone(&node), opened.directory.path().to_path_buf()));
         Ok(Self {
             node,
             _directory: opened.directory,
@@ -421,6 +459,10 @@ impl StorageServer {
             Opening::Done(opened) => *opened,
             Opening::Condemned(held, reason) => {
                 tracing::error!(reason, "the store can not be trusted: it is rebuilt from the peers");
+                let copies = match held.directory.aside()? {
+                    None => COPIES_TO_SET_ASIDE,
+                    Some(_) => COPIES_TO_EMPTY,
+                };
                 let network = Network::new(Arc::clone(&transport), options.config.meta_addresses().collect());
                 let me = rebuild::Me {
                     node: id,
@@ -428,16 +470,21 @@ impl StorageServer {
                     store: ChunkStore::id_of(&open_disk(&held.directory.chunks())?),
                     address: advertised,
                 };
-                if !rebuild::wait_until_others_have_it(&network, me, &reason, shutdown).await {
-                    return Err(Error::new(
-                        ErrorCode::Poisoned,
-                        format!("stopped before it could be rebuilt: {reason}"),
-                    ));
-                }
+                let verdict = rebuild::wait_for_verdict(&network, me, copies, &reason, shutdown).await;
+                let open = match verdict {
+                    rebuild::Verdict::BeginAnew => renew,
+                    rebuild::Verdict::Reopen => reopen,
+                    rebuild::Verdict::Stop => {
+                        return Err(Error::new(
+                            ErrorCode::Poisoned,
+                            format!("stopped before it could be rebuilt: {reason}"),
+                        ));
+                    }
+                };
                 let options = options.clone();
-                tokio::task::spawn_blocking(move || renew(&options, held, cluster, id, &reason))
+                tokio::task::spawn_blocking(move || open(&options, held, cluster, id, &reason))
                     .await
-                    .map_err(|e| Error::new(ErrorCode::Internal, format!("emptying the store: {e}")))??
+                    .map_err(|e| Error::new(ErrorCode::Internal, format!("making the store anew: {e}")))??
             }
         };
         // Only now: a start that fails says one line.
@@ -480,6 +527,15 @@ impl StorageServer {
         self.address
     }
 
+    fn faulty(&self) -> Ended {
+        let condemned = self.running.node.store.fault();
+        let reason = condemned.clone().or_else(|| self.running.node.current_fault());
+        Ended::Faulty {
+            reason: reason.unwrap_or_default(),
+            condemned: condemned.is_some(),
+        }
+    }
+
     /// Serves until `shutdown`, then drains and closes the store; or until a fault, if the options say so.
     ///
     /// # Errors
@@ -490,13 +546,10 @@ impl StorageServer {
             () = self.running.node.failed.cancelled(), if self.ends_on_fault => {
                 // The metadata group hears of it first, so that the chains go on at once.
                 tokio::time::sleep(FAULT_TOLD).await;
-                let condemned = self.running.node.store.fault();
-                let reason = condemned.clone().or_else(|| self.running.node.current_fault());
-                return Ok(Ended::Faulty {
-                    reason: reason.unwrap_or_default(),
-                    condemned: condemned.is_some(),
-                });
+                return Ok(self.faulty());
             }
+            // However often it has started anew: the next start is told to open the store.
+            () = self.running.node.trusted.cancelled() => return Ok(self.faulty()),
         }
         self.running.node.stopping.cancel();
         let stopped = self.running.stop().await;

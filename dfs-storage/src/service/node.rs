@@ -11,6 +11,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::aside::AsideSlot;
 use super::budget::Budget;
 use super::chain::Chain;
 use super::damage::DamageTable;
@@ -57,6 +58,10 @@ pub(crate) struct Node {
     /// What is damaged on this disk.
     pub(crate) damage: DamageTable,
     pub(crate) scrub: Scrub,
+    /// The store that was condemned before this one.
+    pub(crate) aside: AsideSlot,
+    /// An administrator says that the store is to be opened again, though it has a fault.
+    pub(crate) trusted: CancellationToken,
     pub(crate) stopping: CancellationToken,
     /// Taken while a table is put into effect, so that tables are in order.
     pub(crate) configuring: Mutex<()>,

@@ -1,8 +1,9 @@
-//! A store that can not be trusted any more is emptied and filled again by the peers, without anybody's help.
+//! A store that can not be trusted any more is set aside and filled anew by the peers, without anybody's help.
 //!
 //! After a failed write or sync nobody knows what is on the medium, and what is read back may come from memory. The only way to a sound
-//! store is an empty one. It is emptied only when it is sure that nothing is lost by it: in each of its chains another member
-//! serves, and this one does not count. Until then it says what is the matter, and touches nothing.
+//! store is an empty one. It is begun only when in each of this node's chains another member is complete, and this one does not
+//! count, by a table from a leader that a quorum follows. Until then the node says what is the matter, and touches nothing: nodes that
+//! condemn themselves one after the other stop at the last copy. An administrator who knows better has the store opened again.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -27,11 +28,24 @@ pub(super) struct Me {
     pub(super) address: SocketAddr,
 }
 
-/// Chains whose only complete copy may be here.
-fn needed_for(table: &RoutingTable, node: StorageId) -> Vec<u32> {
+/// What to do with the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// Others have all that it has: a new one may be begun.
+    BeginAnew,
+    /// An administrator trusts it.
+    Reopen,
+    /// Nothing: the server is to stop.
+    Stop,
+}
+
+/// Chains that have fewer than `copies` complete copies besides this node's.
+fn needed_for(table: &RoutingTable, node: StorageId, copies: usize) -> Vec<u32> {
     let needs = |chain: &&dfs_common::ChainInfo| match chain.state_of(node) {
         None => false,
-        Some(MemberState::Offline | MemberState::Waiting) => chain.serving().all(|other| other == node),
+        Some(MemberState::Offline | MemberState::Waiting) => {
+            chain.complete().filter(|&other| other != node).count() < copies
+        }
         Some(_) => true,
     };
     table
@@ -42,41 +56,51 @@ fn needed_for(table: &RoutingTable, node: StorageId) -> Vec<u32> {
         .collect()
 }
 
-/// Waits until the store may be emptied. `false`: the server is to stop.
-pub(super) async fn wait_until_others_have_it(
+/// Waits until `copies` others have all that the store has in each of its chains, or somebody trusts it.
+pub(super) async fn wait_for_verdict(
     network: &Network,
     me: Me,
+    copies: usize,
     reason: &str,
     shutdown: &CancellationToken,
-) -> bool {
+) -> Verdict {
     let mut said = None;
     loop {
         match ask(network, me, reason).await {
-            Ok(Some(table)) => {
-                let needed = needed_for(&table, me.node);
+            Ok(Heard::Trusted) => return Verdict::Reopen,
+            Ok(Heard::Table(table)) => {
+                let needed = needed_for(&table, me.node, copies);
                 if needed.is_empty() {
-                    return true;
+                    return Verdict::BeginAnew;
                 }
                 if said.as_ref() != Some(&needed) {
                     tracing::warn!(
                         chains = ?needed,
-                        "the store is to be emptied and rebuilt, but these chains have no other complete copy yet: waits"
+                        copies,
+                        "the store is to be filled anew, but these chains have too few other complete copies yet: waits"
                     );
                     said = Some(needed);
                 }
             }
-            Ok(None) => {}
-            Err(error) => tracing::debug!(%error, "nobody says yet whether the store may be emptied"),
+            Ok(Heard::Nothing) => {}
+            Err(error) => tracing::debug!(%error, "nobody says yet whether the store may be filled anew"),
         }
         tokio::select! {
-            () = shutdown.cancelled() => return false,
+            () = shutdown.cancelled() => return Verdict::Stop,
             () = tokio::time::sleep(ASK) => {}
         }
     }
 }
 
+/// What the leader says to a node without a store.
+enum Heard {
+    Table(RoutingTable),
+    Trusted,
+    Nothing,
+}
+
 /// Tells the metadata group what is wrong, and hears how the chains stand.
-async fn ask(network: &Network, me: Me, reason: &str) -> Result<Option<RoutingTable>> {
+async fn ask(network: &Network, me: Me, reason: &str) -> Result<Heard> {
     let heartbeat = MetaRequest::Heartbeat(Heartbeat {
         sessions: 0,
         node: me.node,
@@ -94,9 +118,10 @@ async fn ask(network: &Network, me: Me, reason: &str) -> Result<Option<RoutingTa
         signs: Signs::default(),
     });
     match network.meta(&heartbeat, ASK_DEADLINE).await? {
-        MetaResponse::Heartbeat(answer) => Ok(answer.routing),
+        MetaResponse::Heartbeat(answer) => Ok(answer.routing.map_or(Heard::Nothing, Heard::Table)),
+        MetaResponse::ReopenStore { store } if store == me.store => Ok(Heard::Trusted),
         MetaResponse::Failed(error) => Err(error),
-        _ => Ok(None),
+        _ => Ok(Heard::Nothing),
     }
 }
 
@@ -107,16 +132,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_store_is_only_emptied_beside_a_complete_copy() {
+    fn a_store_is_only_given_up_beside_complete_copies() {
         use MemberState::{LastServer, Offline, Serving, Syncing, Waiting};
-        let needed = |states: [MemberState; 3]| {
+        let needed_beside = |copies: usize, settled: bool, states: [MemberState; 3]| {
             let members = (1..)
                 .zip(states)
                 .map(|(node, state)| ChainMember::new(StorageId(node), state));
             let chain = ChainInfo {
                 id: ChainId(7),
                 epoch: Epoch(3),
-                settled: true,
+                settled,
                 rest: dfs_common::Rest::default(),
                 headed: Epoch(1),
                 revived: Epoch(1),
@@ -126,8 +151,9 @@ mod tests {
                 chains: [(ChainId(7), chain)].into(),
                 ..RoutingTable::default()
             };
-            !needed_for(&table, StorageId(1)).is_empty()
+            !needed_for(&table, StorageId(1), copies).is_empty()
         };
+        let needed = |states| needed_beside(1, true, states);
         assert!(!needed([Offline, Serving, Serving]));
         assert!(!needed([Waiting, Serving, Offline]));
         assert!(
@@ -138,6 +164,14 @@ mod tests {
         assert!(needed([LastServer, LastServer, Offline]));
         assert!(needed([Offline, LastServer, Offline]));
         assert!(needed([Offline, Waiting, Offline]));
-        assert!(needed_for(&RoutingTable::default(), StorageId(1)).is_empty());
+        assert!(needed_for(&RoutingTable::default(), StorageId(1), 1).is_empty());
+        // While an earlier one is set aside.
+        assert!(!needed_beside(2, true, [Offline, Serving, Serving]));
+        assert!(needed_beside(2, true, [Offline, Serving, Syncing]));
+        assert!(
+            needed_beside(2, false, [Offline, Serving, Serving]),
+            "the second may lack what was acknowledged"
+        );
+        assert!(!needed_beside(1, false, [Offline, Serving, Serving]));
     }
 }

@@ -81,6 +81,7 @@ impl Scrub {
         report.open = counts.open;
         report.lost = counts.lost;
         report.damage = node.damage.remembered();
+        report.damage.extend(node.aside.describe());
         report
     }
 

@@ -183,6 +183,9 @@ impl ChunkStore {
             .map_or_else(StoreId::default, |superblock| superblock.store)
     }
 
+    /// The file that says so; see [`Self::poisoned`].
+    pub(crate) const FAULT_MARK: &'static str = POISON_FILE;
+
     /// Why a store that is not open can not be trusted, if an earlier run found so.
     pub fn poisoned(disk: &dyn Disk) -> Option<String> {
         let reason = disk.read_file(POISON_FILE).ok()?;

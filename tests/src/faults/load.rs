@@ -16,7 +16,7 @@ use super::felt::Felt;
 use super::names::Names;
 use super::registers::Registers;
 use crate::history::Appender;
-use crate::process::dfs_binary;
+use crate::process::harness_binary;
 
 /// What the process says when it is under way.
 const READY: &str = "ready";
@@ -110,8 +110,7 @@ impl Load {
     /// Returns when every thread has its files.
     #[must_use]
     pub fn start(plan: &Plan, log: std::fs::File) -> Self {
-        // Built with the tests, beside the binary under test.
-        let mut child = Command::new(dfs_binary().with_file_name("faults"))
+        let mut child = Command::new(harness_binary("faults"))
             .args(plan.arguments())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

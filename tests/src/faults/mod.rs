@@ -9,6 +9,7 @@ pub mod felt;
 pub mod inject;
 pub mod load;
 pub mod names;
+pub mod overwrites;
 pub mod power;
 pub mod registers;
 pub mod run;

@@ -9,8 +9,10 @@ use std::time::{Duration, Instant};
 use super::draw::Draw;
 use super::inject::Active;
 use super::load::{Load, Plan, Promise};
+use super::overwrites::{Files, MOUNTS, Overwrites};
 use super::schedule::{Kind, Round};
 use crate::host_cluster::HostCluster;
+use crate::interrupt::is_interrupted;
 
 /// After a round, and at the end. Generous: it says that everything came back by itself, not how fast.
 const HEALED_WITHIN: Duration = Duration::from_secs(90);
@@ -91,7 +93,12 @@ struct Runner<'a> {
     began: Instant,
     /// Servers whose disk returned errors since they last started.
     broken: BTreeSet<usize>,
+    /// Where all servers may lose their power.
+    overwrites: Option<Overwrites>,
 }
+
+/// Mounts of the load that is not overwrites.
+const LOAD_MOUNTS: usize = 2;
 
 /// Runs once.
 #[must_use]
@@ -100,7 +107,10 @@ pub fn run(options: &Options) -> Report {
         .kinds
         .iter()
         .any(|kind| matches!(kind, Kind::Power | Kind::PowerAll));
-    let cluster = HostCluster::up(2, disks);
+    let has_overwrites = options.kinds.contains(&Kind::PowerAll);
+    let mounts = if has_overwrites { MOUNTS } else { LOAD_MOUNTS };
+    let cluster = HostCluster::up(mounts, disks);
+    let overwrites = has_overwrites.then(|| Overwrites::start(&cluster, options.seed, "", Files::All));
     let mut runner = Runner {
         options,
         cluster,
@@ -110,6 +120,7 @@ pub fn run(options: &Options) -> Report {
         },
         began: Instant::now(),
         broken: BTreeSet::new(),
+        overwrites,
     };
     runner.go();
     runner.report
@@ -119,7 +130,7 @@ impl Runner<'_> {
     fn go(&mut self) {
         let history = self.cluster.scratch().join("history.log");
         let plan = Plan {
-            mounts: self.cluster.mount_points(),
+            mounts: self.cluster.mount_points().into_iter().take(LOAD_MOUNTS).collect(),
             seed: self.options.seed,
             register_threads: REGISTER_THREADS,
             logs: 1,
@@ -132,18 +143,23 @@ impl Runner<'_> {
         thread::sleep(Duration::from_millis(500));
         let mut draw = Draw::new(self.options.seed);
         let end = Instant::now() + Duration::from_secs(self.options.seconds);
-        while Instant::now() < end && self.report.passed() {
+        while Instant::now() < end && self.report.passed() && !is_interrupted() {
             let round = Round::draw(&mut draw, &self.options.kinds);
             self.round(&round);
         }
         if self.report.passed() {
             self.heal("the end");
         }
+        let overwrites = self.overwrites.take().map(Overwrites::finish);
         let found = load.finish();
         self.report.load = found.lines;
         self.report.longest_stall = found.longest;
         for failure in found.failures {
             self.fail(failure);
+        }
+        if let Some(tally) = overwrites {
+            self.report.load.extend(tally.lines());
+            tally.failures().into_iter().for_each(|failure| self.fail(failure));
         }
         if self.report.passed() {
             self.heal("the end of the checks");
@@ -191,7 +207,9 @@ impl Runner<'_> {
                 self.report
                     .schedule
                     .push(format!("{:>7.1} s  {line}", self.began.elapsed().as_secs_f64()));
+                self.signal(fault.kind);
                 active.insert(at, Active::begin(&mut self.cluster, fault));
+                self.signal(fault.kind);
             } else if let Some(active) = active.remove(&at) {
                 let struck = active.end(&mut self.cluster);
                 if struck > 0 && matches!(fault.kind, Kind::SyncError | Kind::ReadError | Kind::Full) {
@@ -206,6 +224,13 @@ impl Runner<'_> {
         self.revive();
         if round.heals {
             self.heal(&format!("round {}", self.report.rounds));
+        }
+    }
+
+    /// Power is about to be cut, or was.
+    fn signal(&self, kind: Kind) {
+        if let (Some(overwrites), Kind::Power | Kind::PowerAll) = (&self.overwrites, kind) {
+            overwrites.signals.power();
         }
     }
 
@@ -224,6 +249,7 @@ impl Runner<'_> {
             self.revive();
             match self.cluster.wait_healthy(Duration::from_secs(2)) {
                 Ok(_) => break,
+                Err(said) if is_interrupted() => return self.fail(said),
                 Err(said) if began.elapsed() > HEALED_WITHIN => {
                     return self.fail(format!(
                         "after {after}: still not healthy after {HEALED_WITHIN:?}: {said}"

@@ -6,12 +6,14 @@ mod leases;
 mod moves;
 mod sessions;
 mod suspects;
+mod trust;
 mod usage;
 
 pub(super) use fence::{Fence, Revision};
 pub use leases::Leases;
 pub(super) use moves::Moves;
 pub(super) use sessions::Sessions;
+pub(super) use trust::Trusted;
 pub(super) use usage::stat_fs;
 
 use std::collections::BTreeMap;
@@ -29,6 +31,7 @@ pub(super) struct Leader {
     pub(super) moves: Moves,
     pub(super) sessions: Sessions,
     pub(super) fence: Fence,
+    pub(super) trusted: Trusted,
 }
 
 /// The leader's part of `dfs status`.

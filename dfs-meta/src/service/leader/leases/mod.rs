@@ -228,6 +228,12 @@ impl Leases {
         }
     }
 
+    /// The store of a node that is heard and reports a fault.
+    pub(in crate::service) fn faulty(&self, now: Moment, id: StorageId) -> Option<StoreId> {
+        let node = self.nodes.get(&id)?;
+        (now < node.until && node.report.fault.is_some()).then_some(node.store)
+    }
+
     /// Why a node is to stand aside, if it is.
     pub fn aside(&self, node: StorageId) -> Option<&str> {
         self.suspects.reason(node)
