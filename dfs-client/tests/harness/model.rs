@@ -290,7 +290,7 @@ impl File {
         if !well {
             return;
         }
-        let mine = |event: &&mut Event| event.mount == mount && event.ended_by(from);
+        let mine = |event: &&mut Event| event.mount == mount && event.ended_by(from) && !event.refused;
         for event in self.events.iter_mut().filter(mine) {
             event.durable = true;
             event.shaky = false;
