@@ -274,7 +274,10 @@ impl File {
             let visible = event.published.is_some_and(|at| at <= from) || event.seen_by.contains_key(&mount);
             if event.mount == mount || (visible && !event.shaky) {
                 event.durable = true;
-                event.shaky = false;
+                if std::mem::take(&mut event.shaky) {
+                    // What others read meanwhile may have been without it.
+                    event.published = Some(to);
+                }
                 event.doubtful = false;
                 event.landed = event.landed.or(Some(to));
                 event.published = event.published.or(Some(to));
@@ -293,8 +296,10 @@ impl File {
         let mine = |event: &&mut Event| event.mount == mount && event.ended_by(from) && !event.refused;
         for event in self.events.iter_mut().filter(mine) {
             event.durable = true;
-            event.shaky = false;
             event.doubtful = false;
+            if std::mem::take(&mut event.shaky) {
+                event.published = Some(to);
+            }
         }
         self.excuses.remove(&mount);
         self.closed_unsynced.remove(&mount);
@@ -398,23 +403,23 @@ impl File {
 
     /// The least and the greatest length that the reader may be told.
     pub fn length(&self, reader: Reader) -> (u64, u64) {
-        let must: Vec<&Event> = self
-            .events
+        let must = || self.events.iter().filter(|event| Self::must_see(event, reader));
+        let cuts = || must().filter(|event| matches!(event.what, What::Cut { .. }));
+        // Of those made at the same time nobody knows which came last.
+        let last: Vec<&Event> = cuts().filter(|cut| !cuts().any(|other| cut.before(other))).collect();
+        let reach = |cut: Option<&Event>| {
+            let after = must().filter(|event| cut.is_none_or(|cut| cut.before(event)));
+            let writes = after.filter(|event| matches!(event.what, What::Write { .. }));
+            writes.chain(cut).map(Event::end).max().unwrap_or(0)
+        };
+        let mut low = last
             .iter()
-            .filter(|event| Self::must_see(event, reader))
-            .collect();
-        let is_cut = |event: &&&Event| matches!(event.what, What::Cut { .. });
-        let last_cut = must.iter().filter(is_cut).max_by_key(|event| event.issued).copied();
-        let after = |event: &Event| last_cut.is_none_or(|cut| cut.before(event));
-        let mut low = last_cut.map_or(0, Event::end);
-        for event in &must {
-            if after(event) && matches!(event.what, What::Write { .. }) {
-                low = low.max(event.end());
-            }
-        }
-        let mut high = last_cut.map_or(0, Event::end);
+            .map(|cut| reach(Some(*cut)))
+            .min()
+            .unwrap_or_else(|| reach(None));
+        let mut high = 0;
         for event in &self.events {
-            if last_cut.is_some_and(|cut| event.before(cut)) {
+            if last.iter().any(|cut| event.before(cut)) {
                 continue;
             }
             high = high.max(event.end());
@@ -675,6 +680,19 @@ mod tests {
         file.flushed(A, (11, 12), true);
         assert!(file.check(at(2, 13), 0, &bytes(two, 0, 10)).is_err());
         assert!(file.check(at(2, 13), 0, &bytes(three, 0, 10)).is_ok());
+    }
+
+    #[test]
+    fn of_two_cuts_at_the_same_time_either_may_be_the_last() {
+        let mut file = File::default();
+        write(&mut file, A, 1, 0, 5_000);
+        file.flushed(A, (2, 3), true);
+        let (one, other) = (file.cut_begins(A, 4, 0), file.cut_begins(B, 5, 1_000));
+        file.cut_ends(one, 6);
+        file.cut_ends(other, 7);
+        assert_eq!(file.length(at(2, 9)), (0, 1_000));
+        assert!(file.check(at(2, 9), 0, &[0; 1_000]).is_ok());
+        assert!(file.check(at(2, 9), 0, &bytes(0, 0, 1_000)).is_err());
     }
 
     #[test]
