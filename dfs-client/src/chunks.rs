@@ -61,7 +61,7 @@ struct Answered {
 }
 
 /// A mutation's place in its chain.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Written {
     pub(crate) version: ChunkVersion,
     pub(crate) epoch: Epoch,

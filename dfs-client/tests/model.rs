@@ -20,10 +20,11 @@ fn from_environment(name: &str, default: u64) -> u64 {
     std::env::var(name).map_or(default, |text| text.parse().unwrap())
 }
 
-fn servers() -> Servers {
+fn servers(program: &Program) -> Servers {
     match std::env::var("MODEL_SERVERS").as_deref() {
         Ok("old") => Servers::OLD,
-        _ => Servers::NEW,
+        Ok("new") => Servers::NEW,
+        _ => Servers::of(program.seed),
     }
 }
 
@@ -40,7 +41,7 @@ fn explain(program: &Program) -> String {
     } else {
         program.clone()
     };
-    let report = run(&small, servers(), true);
+    let report = run(&small, servers(&small), true);
     format!("{:?}\n{}\n{}", report.verdict, describe(&small), report.log.join("\n"))
 }
 
@@ -58,7 +59,7 @@ fn random_programs_do_what_the_documents_say() {
             break;
         }
         let program = program::random(seed);
-        let report = run(&program, servers(), false);
+        let report = run(&program, servers(&program), false);
         done += 1;
         lost += report.lost;
         let Err(error) = report.verdict else { continue };
@@ -84,7 +85,7 @@ fn the_same_seed_does_the_same() {
     let differ: Vec<u64> = (1..=count)
         .filter(|&seed| {
             let program = program::random(seed);
-            let log = || run(&program, servers(), true).log;
+            let log = || run(&program, servers(&program), true).log;
             log() != log()
         })
         .collect();
@@ -93,4 +94,29 @@ fn the_same_seed_does_the_same() {
         "{} of {count} programs went differently the second time: {differ:?}",
         differ.len()
     );
+}
+
+/// Each bug that can be planted in the client is found, and after how many programs. With `--features planted`.
+#[cfg(feature = "planted")]
+#[test]
+fn planted_bugs_are_found() {
+    use dfs_common::planted::{Bug, plant};
+
+    let most = from_environment("MODEL_PROGRAMS", 20_000);
+    let only = std::env::var("MODEL_PLANTED").unwrap_or_default();
+    println!("| planted bug | programs until it was found | by |\n|---|---|---|");
+    let mut missed = Vec::new();
+    for &bug in Bug::CLIENT.iter().filter(|bug| format!("{bug:?}").contains(&only)) {
+        plant(Some(bug));
+        let found = (1..=most).find_map(|seed| {
+            let wrong = run(&program::random(seed), Servers::of(seed), false).verdict.err()?;
+            Some((seed, wrong))
+        });
+        plant(None);
+        match found {
+            Some((seed, wrong)) => println!("| {} | {seed} | {} |", bug.name(), wrong.kind()),
+            None => missed.push(bug),
+        }
+    }
+    assert!(missed.is_empty(), "not found: {missed:?}");
 }

@@ -252,6 +252,9 @@ fn every_directory_tells_of_its_own_refused_creates() {
     let make = |m, d| Step::Make { m, d, n: 0 };
     let sync = |m, d| Step::SyncDirectory { m, d };
     let steps = [
+        create(0),
+        // From now on it holds what it makes.
+        wait(100),
         Step::MakeDirectory { m: 0, d: 0 },
         Step::MakeDirectory { m: 0, d: 1 },
         wait(3),

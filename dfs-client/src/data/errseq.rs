@@ -6,6 +6,7 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 use dfs_common::Error;
+use dfs_common::planted::{self, Bug};
 
 /// What a handle has seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +22,9 @@ pub(crate) struct LateErrors {
 
 impl LateErrors {
     pub(crate) fn record(&mut self, error: Error) {
+        if planted::is(Bug::ErrorForgotten) {
+            return;
+        }
         self.count += 1;
         self.last = Some(error);
     }

@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use dfs_common::planted::{self, Bug};
 use dfs_common::wire::namespace::{Attributes, SetAttributes, SetTime, WriteCommit};
 use dfs_common::{
     BlockIndex, ChainId, ChunkIndex, ChunkVersion, CutEpoch, Error, ErrorCode, Hold, InodeId, Layout, Level, Result,
@@ -355,7 +356,7 @@ impl Inner {
 
     /// Another mount may have written: what was read before is void.
     pub(crate) fn note_foreign(&mut self) {
-        self.generation += 1;
+        self.generation += u64::from(!planted::is(Bug::StaleAheadKept));
         self.foreign += 1;
     }
 
@@ -460,7 +461,7 @@ impl Inner {
         };
         let commit = WriteCommit {
             // Also where it is below the length that is known here: somebody may have truncated the file.
-            extend_to_bytes: Some(end).filter(|&end| end > 0),
+            extend_to_bytes: Some(end).filter(|&end| end > 0 && !planted::is(Bug::LengthUntold)),
             mtime: Some(mtime),
             clear_suid: false,
             growing,

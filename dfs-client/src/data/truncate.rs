@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use dfs_common::planted::{self, Bug};
 use dfs_common::units::BLOCK_SIZE_BYTES;
 use dfs_common::wire::namespace::{Attributes, Caller, NamespaceChange, NamespaceOp, WriteCommit};
 use dfs_common::wire::storage::{BlockCondition, Mutation};
@@ -173,6 +174,9 @@ impl Mount {
 
     /// Nothing lies beyond the end afterwards, but what others write from now on. To be called with the commit's turn.
     pub(super) async fn clear_end(self: &Arc<Self>, file: &Arc<FileState>, deadline: Instant) -> Result<()> {
+        if planted::is(Bug::GapNotCleared) {
+            return Ok(());
+        }
         let since = Instant::now();
         loop {
             self.commit_lengths(file, deadline).await?;

@@ -24,7 +24,7 @@ pub type FileId = usize;
 const BLOCK: u64 = 4096;
 
 /// Unsynced bytes that a mount keeps of a file, to write them again.
-const KEPT_BYTES: u64 = 4 << 20;
+const KEPT_BYTES: u64 = 16 << 20;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum What {
@@ -150,7 +150,6 @@ impl File {
             durable: false,
             shaky: false,
             refused: false,
-            doubtful: false,
             void_from: u64::MAX,
             seen_by: BTreeMap::new(),
         });
@@ -175,7 +174,6 @@ impl File {
             durable: false,
             shaky: false,
             refused: false,
-            doubtful: false,
             void_from: u64::MAX,
             seen_by: BTreeMap::new(),
         });
@@ -235,7 +233,9 @@ impl File {
             .iter_mut()
             .filter(|event| event.mount == mount && event.issued < from)
         {
-            if well {
+            if well && !event.ended_by(from) {
+                // A call that is under way may come after it.
+            } else if well {
                 event.landed = event.landed.or(Some(to));
                 event.published = event.published.or(Some(to));
             } else if !event.durable {
@@ -274,7 +274,10 @@ impl File {
             let visible = event.published.is_some_and(|at| at <= from) || event.seen_by.contains_key(&mount);
             if event.mount == mount || (visible && !event.shaky) {
                 event.durable = true;
-                event.shaky = false;
+                if std::mem::take(&mut event.shaky) {
+                    // What others read meanwhile may have been without it.
+                    event.published = Some(to);
+                }
                 event.doubtful = false;
                 event.landed = event.landed.or(Some(to));
                 event.published = event.published.or(Some(to));
@@ -290,11 +293,13 @@ impl File {
         if !well {
             return;
         }
-        let mine = |event: &&mut Event| event.mount == mount && event.ended_by(from);
+        let mine = |event: &&mut Event| event.mount == mount && event.ended_by(from) && !event.refused;
         for event in self.events.iter_mut().filter(mine) {
             event.durable = true;
-            event.shaky = false;
             event.doubtful = false;
+            if std::mem::take(&mut event.shaky) {
+                event.published = Some(to);
+            }
         }
         self.excuses.remove(&mount);
         self.closed_unsynced.remove(&mount);
@@ -364,13 +369,17 @@ impl File {
         }
     }
 
-    /// The mount died at that moment; `told`: the length that the group knew, if it is sure of it.
-    pub fn mount_died(&mut self, mount: MountId, now: Moment, told: Option<u64>) {
+    /// The mount died at that moment; `told`: the length that the group knew, if it is sure of it. What it said just before it
+    /// died, after `told_to`, it may not have told the group yet.
+    pub fn mount_died(&mut self, mount: MountId, now: Moment, told_to: Moment, told: Option<u64>) {
+        // Where another mount had made the file longer before, by its own account, the bytes lay within it.
+        let others = self.events.iter().filter(|event| event.mount != mount);
+        let reached = others.map(Event::end).max().unwrap_or(0);
         for event in self.events.iter_mut().filter(|event| event.mount == mount) {
             event.landed = event.landed.or(Some(now));
-            if !event.durable && event.published.is_none() {
+            if !event.durable && event.published.is_none_or(|published| published > told_to) {
                 event.shaky = true;
-                event.void_from = told.unwrap_or(u64::MAX);
+                event.void_from = told.map_or(u64::MAX, |told| told.max(reached));
             }
         }
         self.opened.remove(&mount);
@@ -394,23 +403,23 @@ impl File {
 
     /// The least and the greatest length that the reader may be told.
     pub fn length(&self, reader: Reader) -> (u64, u64) {
-        let must: Vec<&Event> = self
-            .events
+        let must = || self.events.iter().filter(|event| Self::must_see(event, reader));
+        let cuts = || must().filter(|event| matches!(event.what, What::Cut { .. }));
+        // Of those made at the same time nobody knows which came last.
+        let last: Vec<&Event> = cuts().filter(|cut| !cuts().any(|other| cut.before(other))).collect();
+        let reach = |cut: Option<&Event>| {
+            let after = must().filter(|event| cut.is_none_or(|cut| cut.before(event)));
+            let writes = after.filter(|event| matches!(event.what, What::Write { .. }));
+            writes.chain(cut).map(Event::end).max().unwrap_or(0)
+        };
+        let mut low = last
             .iter()
-            .filter(|event| Self::must_see(event, reader))
-            .collect();
-        let is_cut = |event: &&&Event| matches!(event.what, What::Cut { .. });
-        let last_cut = must.iter().filter(is_cut).max_by_key(|event| event.issued).copied();
-        let after = |event: &Event| last_cut.is_none_or(|cut| cut.before(event));
-        let mut low = last_cut.map_or(0, Event::end);
-        for event in &must {
-            if after(event) && matches!(event.what, What::Write { .. }) {
-                low = low.max(event.end());
-            }
-        }
-        let mut high = last_cut.map_or(0, Event::end);
+            .map(|cut| reach(Some(*cut)))
+            .min()
+            .unwrap_or_else(|| reach(None));
+        let mut high = 0;
         for event in &self.events {
-            if last_cut.is_some_and(|cut| event.before(cut)) {
+            if last.iter().any(|cut| event.before(cut)) {
                 continue;
             }
             high = high.max(event.end());
@@ -674,6 +683,19 @@ mod tests {
     }
 
     #[test]
+    fn of_two_cuts_at_the_same_time_either_may_be_the_last() {
+        let mut file = File::default();
+        write(&mut file, A, 1, 0, 5_000);
+        file.flushed(A, (2, 3), true);
+        let (one, other) = (file.cut_begins(A, 4, 0), file.cut_begins(B, 5, 1_000));
+        file.cut_ends(one, 6);
+        file.cut_ends(other, 7);
+        assert_eq!(file.length(at(2, 9)), (0, 1_000));
+        assert!(file.check(at(2, 9), 0, &[0; 1_000]).is_ok());
+        assert!(file.check(at(2, 9), 0, &bytes(0, 0, 1_000)).is_err());
+    }
+
+    #[test]
     fn a_write_after_a_cut_keeps_data_and_length() {
         let mut file = File::default();
         set_length(&mut file, A, (1, 2), 8_000);
@@ -690,7 +712,7 @@ mod tests {
     fn bytes_of_a_dead_writer_beyond_the_end_are_nothing() {
         let mut file = File::default();
         let write = write(&mut file, A, 1, 0, 9_000);
-        file.mount_died(A, 2, Some(4_096));
+        file.mount_died(A, 2, 0, Some(4_096));
         set_length(&mut file, B, (3, 4), 12_000);
         assert!(file.check(at(B, 9), 0, &bytes(write, 0, 4_096)).is_ok());
         assert!(file.check(at(B, 9), 4_096, &bytes(write, 4_096, 9_000)).is_err());

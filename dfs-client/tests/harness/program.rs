@@ -481,14 +481,17 @@ impl Author {
             Theme::Fresh if special < 35 => return Step::Open { m, f, how: How::Read },
             Theme::Dead if special < 9 => return Step::Kill { m },
             Theme::Dead if special < 18 => return self.set_length(m, h),
-            Theme::Evicted if special < 5 => {
-                let ms = self.dice.between(61_000, 70_000) as u32;
-                return Step::Cut {
-                    m,
-                    cable: Cable::Group,
-                    ms,
+            Theme::Evicted if special < 6 => {
+                let cable = *self.dice.pick(&[Cable::Group, Cable::Nodes, Cable::Both]);
+                let ms = if cable == Cable::Nodes {
+                    self.dice.between(31_000, 50_000)
+                } else {
+                    self.dice.between(61_000, 70_000)
                 };
+                let ms = ms as u32;
+                return Step::Cut { m, cable, ms };
             }
+            Theme::Evicted if special < 8 => return Step::Wait { ms: 33_000 },
             Theme::Evicted if special < 9 => return Step::Wait { ms: 65_000 },
             Theme::Evicted if special < 16 => return Step::Unlink { m, f },
             _ => {}
@@ -603,6 +606,9 @@ impl Author {
     }
 
     fn directories(&mut self, steps: &mut Vec<Step>) {
+        // A mount holds what it makes once it has been there for a moment.
+        steps.push(Step::Create { m: 0, f: 0 });
+        steps.push(Step::Wait { ms: 100 });
         for d in 0..DIRECTORIES {
             let m = if self.dice.one_in(4) { self.mount() } else { 0 };
             steps.push(Step::MakeDirectory { m, d });

@@ -33,6 +33,9 @@ const HOLDS_LOST_MS: u32 = 700;
 /// One that cannot reach somebody for this long may have given up a call.
 const DEADLINE_MS: u32 = 20_000;
 
+/// What a mount shows of what it holds it has told the group after this: some 5 ms, and a lost answer or two.
+const UNTOLD_MS: u64 = 1_000;
+
 pub type Judged = Result<(), String>;
 
 struct Mounted {
@@ -77,6 +80,8 @@ struct Made {
 
 struct World {
     clock: Moment,
+    /// When each moment was.
+    moments: Vec<(u64, Moment)>,
     lives: BTreeMap<u8, MountId>,
     mounts: BTreeMap<u8, Mounted>,
     files: Vec<Known>,
@@ -159,6 +164,7 @@ pub fn run(program: &Program, servers: Servers, keeps_log: bool) -> Report {
             cluster: Arc::clone(&cluster),
             world: RefCell::new(World {
                 clock: 0,
+                moments: Vec::new(),
                 lives: BTreeMap::new(),
                 mounts: BTreeMap::new(),
                 files: Vec::new(),
@@ -292,7 +298,19 @@ impl Run {
     }
 
     fn tick(&self) -> Moment {
-        self.world.borrow_mut().tick()
+        let now_ms = self.cluster.now_ms();
+        let mut world = self.world.borrow_mut();
+        let moment = world.tick();
+        world.moments.push((now_ms, moment));
+        moment
+    }
+
+    /// The last moment that is older than this.
+    fn moment_before(&self, age_ms: u64) -> Moment {
+        let now_ms = self.cluster.now_ms();
+        let world = self.world.borrow();
+        let old = world.moments.iter().rev().find(|(ms, _)| ms + age_ms <= now_ms);
+        old.map_or(0, |(_, moment)| *moment)
     }
 
     fn model<T>(&self, file: FileId, with: impl FnOnce(&mut File) -> T) -> T {
@@ -456,12 +474,13 @@ impl Run {
         let Some(mounted) = self.world.borrow_mut().mounts.remove(&m) else {
             return;
         };
+        let told_to = self.moment_before(UNTOLD_MS);
         mounted.wire.kill().await;
         let now = self.tick();
         let mut world = self.world.borrow_mut();
         for known in &mut world.files {
             let told = self.cluster.told_length(known.inode);
-            known.model.mount_died(mounted.id, now, told);
+            known.model.mount_died(mounted.id, now, told_to, told);
         }
     }
 
