@@ -1,6 +1,6 @@
 //! Random programs on mounts over a cluster in memory, judged by what POSIX and docs/SEMANTICS.md allow.
 //!
-//! `MODEL_PROGRAMS` is how many (20,000 by default), `MODEL_SEED` the first one's seed; `MODEL_SECONDS` ends a run early. A failure prints its
+//! `MODEL_PROGRAMS` is how many (3,000 by default), `MODEL_SEED` the first one's seed; `MODEL_SECONDS` ends a run early. A failure prints its
 //! seed, the smallest program that still fails, and what happened. `MODEL_KEEP_GOING=N` counts up to N failures and their kinds
 //! instead of stopping at the first.
 
@@ -47,7 +47,7 @@ fn explain(program: &Program) -> String {
 
 #[test]
 fn random_programs_do_what_the_documents_say() {
-    let count = from_environment("MODEL_PROGRAMS", 20_000);
+    let count = from_environment("MODEL_PROGRAMS", 3_000);
     let first = from_environment("MODEL_SEED", 1);
     let seconds = from_environment("MODEL_SECONDS", u64::MAX);
     let keep_going = from_environment("MODEL_KEEP_GOING", 0);
@@ -102,7 +102,7 @@ fn the_same_seed_does_the_same() {
 fn planted_bugs_are_found() {
     use dfs_common::planted::{Bug, plant};
 
-    let most = from_environment("MODEL_PROGRAMS", 20_000);
+    let most = from_environment("MODEL_PROGRAMS", 3_000);
     let only = std::env::var("MODEL_PLANTED").unwrap_or_default();
     println!("| planted bug | programs until it was found | by |\n|---|---|---|");
     let mut missed = Vec::new();
