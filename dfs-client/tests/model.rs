@@ -70,7 +70,7 @@ fn random_programs_do_what_the_documents_say() {
             break;
         }
     }
-    let rate = done as f64 / started.elapsed().as_secs_f64();
+    let rate = f64::from(done) / started.elapsed().as_secs_f64();
     println!("{done} programs, {rate:.0} a second, {lost} mutations lost with their power, {failed} failures");
     for (kind, seeds) in &kinds {
         println!("{:>6} x {kind} (seeds {:?})", seeds.len(), &seeds[..seeds.len().min(5)]);

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use dfs_tests::{DevCluster, shell};
 
 const NODES: [&str; 3] = ["storage-1", "storage-2", "storage-3"];
-const WELL_WITHIN: Duration = Duration::from_secs(60);
+const WELL_WITHIN: Duration = Duration::from_mins(1);
 
 fn data(cluster: &DevCluster, node: &str) -> PathBuf {
     cluster.data.join("nodes").join(node).join("data")

@@ -69,7 +69,7 @@ impl Entry {
 struct Held {
     entry: Entry,
     /// In the mount's bound.
-    _room: Option<OwnedSemaphorePermit>,
+    room: Option<OwnedSemaphorePermit>,
 }
 
 /// See the module.
@@ -99,7 +99,7 @@ impl Kept {
             self.uncommitted_end = self.uncommitted_end.max(entry.end);
             self.uncommitted_bytes += size;
         }
-        self.entries.push_back(Held { entry, _room: room });
+        self.entries.push_back(Held { entry, room });
         let mut oldest = 0;
         while self.bytes > MAX_KEPT_BYTES && oldest < self.entries.len() {
             gaps.extend(self.drop_bytes(oldest));
@@ -114,7 +114,7 @@ impl Kept {
         let held = self.entries.get_mut(at)?;
         let slab = held.entry.slab.take()?;
         self.bytes -= slab.size_bytes;
-        held._room = None;
+        held.room = None;
         held.entry.lacks.sync.then_some((held.entry.chain, held.entry.number))
     }
 

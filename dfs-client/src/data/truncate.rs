@@ -131,7 +131,7 @@ impl Mount {
             cut: None,
         };
         match self.session.change(caller, op, deadline).await {
-            Ok(NamespaceChange::Entry { attributes, .. }) => Ok(Some(self.length_set(file, &attributes))),
+            Ok(NamespaceChange::Entry { attributes, .. }) => Ok(Some(Self::length_set(file, &attributes))),
             Ok(_) => Err(unexpected_change(file.inode)),
             // The hold was lost meanwhile.
             Err(error) if error.code == ErrorCode::StaleCut => Ok(None),
@@ -159,11 +159,11 @@ impl Mount {
         let NamespaceChange::Entry { attributes, .. } = self.session.change(caller, op, deadline).await? else {
             return Err(unexpected_change(inode));
         };
-        Ok(self.length_set(file, &attributes))
+        Ok(Self::length_set(file, &attributes))
     }
 
     /// A command has set length and time, and everything owed was part of it.
-    fn length_set(&self, file: &FileState, attributes: &Attributes) -> Attributes {
+    fn length_set(file: &FileState, attributes: &Attributes) -> Attributes {
         let mut inner = file.inner.lock();
         inner.generation += 1;
         inner.learn_own(attributes);
@@ -338,7 +338,7 @@ impl Mount {
         let NamespaceChange::Entry { attributes, .. } = self.session.change(caller, op, deadline).await? else {
             return Err(unexpected_change(file.inode));
         };
-        let attributes = self.length_set(file, &attributes);
+        let attributes = Self::length_set(file, &attributes);
         let mut inner = file.inner.lock();
         let ended = inner.cut();
         // What is here was acknowledged before the cut and has outlived it.

@@ -206,7 +206,7 @@ impl Ahead {
                     inner.queue.push_back(Entry {
                         caller,
                         op: op.clone(),
-                        foreseen,
+                        foreseen: *foreseen,
                         session: setting.session,
                         hold,
                     });

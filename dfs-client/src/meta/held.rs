@@ -57,7 +57,7 @@ pub(crate) struct Foreseen {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
     /// Done here; the group is told.
-    Foreseen(Foreseen),
+    Foreseen(Box<Foreseen>),
     /// It can not be done.
     Refused(ErrorCode),
     /// No inode numbers are left; new ones come.
@@ -348,14 +348,14 @@ impl Held {
             return Outcome::Refused(ErrorCode::Exists);
         }
         match self.inodes.get(&inode) {
-            Some(attributes) => Outcome::Foreseen(Foreseen {
+            Some(attributes) => Outcome::Foreseen(Box::new(Foreseen {
                 change: NamespaceChange::Entry {
                     attributes: attributes.clone(),
                     created: false,
                     held: false,
                 },
                 shown: Shown { time: now, inode: None },
-            }),
+            })),
             None => Outcome::NotHere,
         }
     }
@@ -410,7 +410,7 @@ impl Held {
         directory.mtime = now;
         touch(directory, now);
         self.add(parent, name, attributes.clone());
-        Outcome::Foreseen(Foreseen {
+        Outcome::Foreseen(Box::new(Foreseen {
             change: NamespaceChange::Entry {
                 attributes,
                 created: true,
@@ -420,7 +420,7 @@ impl Held {
                 time: now,
                 inode: Some(inode),
             },
-        })
+        }))
     }
 
     /// `edit` says whether it could be done here; if not, nothing is changed.
@@ -433,7 +433,7 @@ impl Held {
             return Outcome::NotHere;
         }
         attributes.clone_from(&edited);
-        Outcome::Foreseen(Foreseen {
+        Outcome::Foreseen(Box::new(Foreseen {
             change: NamespaceChange::Entry {
                 attributes: edited,
                 created: false,
@@ -443,7 +443,7 @@ impl Held {
                 time: setting.now,
                 inode: None,
             },
-        })
+        }))
     }
 }
 

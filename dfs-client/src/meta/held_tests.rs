@@ -136,7 +136,7 @@ impl World {
         match self.held.change(setting, caller, op) {
             Outcome::Foreseen(foreseen) => {
                 let change = foreseen.change.clone();
-                self.queue.push((caller, op.clone(), foreseen));
+                self.queue.push((caller, op.clone(), *foreseen));
                 self.local += 1;
                 Ok(change)
             }

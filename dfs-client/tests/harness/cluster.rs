@@ -33,7 +33,7 @@ pub const CLUSTER: ClusterId = ClusterId([7; 16]);
 pub const NODES: u32 = 4;
 
 /// As `REST_AFTER_MS` of the storage node.
-const REST_AFTER: Duration = Duration::from_millis(1_000);
+const REST_AFTER: Duration = Duration::from_secs(1);
 
 /// Between two looks at whether an unlinked file can go.
 const PURGE_EVERY: Duration = Duration::from_millis(250);
@@ -60,7 +60,7 @@ impl Servers {
 
     /// Mostly new ones.
     pub const fn of(seed: u64) -> Self {
-        if seed % 4 == 0 { Self::OLD } else { Self::NEW }
+        if seed.is_multiple_of(4) { Self::OLD } else { Self::NEW }
     }
 }
 

@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use super::cluster::Cluster;
 
 /// For clearing what is in the way of a request, as the server's request deadline.
-const OBSTACLE_TIME: Duration = Duration::from_millis(4_000);
+const OBSTACLE_TIME: Duration = Duration::from_secs(4);
 
 #[derive(Debug)]
 struct Session {

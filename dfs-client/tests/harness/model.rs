@@ -39,6 +39,10 @@ pub enum What {
 }
 
 #[derive(Clone, Debug)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each says one thing of an event, in any combination"
+)]
 pub struct Event {
     pub mount: MountId,
     pub what: What,

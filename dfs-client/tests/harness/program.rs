@@ -531,7 +531,6 @@ impl Author {
                 Step::Wait { ms }
             }
             89..=91 => self.together(m),
-            92 => self.power(),
             93 => {
                 let nodes = match self.dice.below(3) {
                     0 => Nodes::All,
@@ -553,6 +552,7 @@ impl Author {
                 Step::Cut { m, cable, ms }
             }
             98 => Step::Kill { m },
+            // 92 and 99.
             _ => self.power(),
         }
     }

@@ -25,7 +25,7 @@ const ROOT: Caller = Caller { uid: 0, gid: 0 };
 const STRIDE: u32 = 128 << 10;
 
 /// Longest that a program may take on its own clock: more is a hang.
-const LIMIT: Duration = Duration::from_secs(3_600);
+const LIMIT: Duration = Duration::from_hours(1);
 
 /// A mount that the group did not hear for this long may have lost what it held.
 const HOLDS_LOST_MS: u32 = 700;
@@ -776,7 +776,7 @@ impl Run {
             Err(error) => self.judge_late(grip, "close", error),
         };
         self.model(grip.file, |file| {
-            file.flushed(grip.mount, (began, now), flushed.is_ok())
+            file.flushed(grip.mount, (began, now), flushed.is_ok());
         });
         verdict
     }

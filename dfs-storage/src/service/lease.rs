@@ -116,7 +116,7 @@ mod tests {
         lease.renew(lease.now_ms());
         NOW.set(NOW.get() + Duration::from_millis(SELF_FENCE_MS));
         assert!(lease.is_good_at(lease.now_ms()));
-        NOW.set(NOW.get() + Duration::from_secs(600));
+        NOW.set(NOW.get() + Duration::from_mins(10));
         assert!(!lease.is_good_at(lease.now_ms()));
     }
 
