@@ -130,7 +130,7 @@ fn what_another_mount_closed_is_read_through_every_handle_after_an_open() {
         let mut part = vec![0; STEP];
         for _ in 0..MIDDLE / STEP {
             first.read_exact(&mut part).unwrap();
-            assert!(part == [1; STEP], "round {round}");
+            assert!(part == vec![1; STEP], "round {round}");
         }
         let writer = OpenOptions::new().write(true).open(&here).unwrap();
         writer.write_all_at(&[2; 4 * STEP], MIDDLE as u64).unwrap();
