@@ -133,7 +133,7 @@ fn what_another_mount_closed_is_read_through_every_handle_after_an_open() {
             assert!(part == vec![1; STEP], "round {round}");
         }
         let writer = OpenOptions::new().write(true).open(&here).unwrap();
-        writer.write_all_at(&[2; 4 * STEP], MIDDLE as u64).unwrap();
+        writer.write_all_at(&vec![2; 4 * STEP], MIDDLE as u64).unwrap();
         drop(writer);
         let second = File::open(&there).unwrap();
         let mut old = [0, 0];
