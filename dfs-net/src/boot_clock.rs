@@ -89,6 +89,6 @@ mod tests {
         assert_eq!(early.saturating_duration_since(early + second), Duration::ZERO);
         assert_eq!(early - Duration::from_secs(5), BootInstant::at(Duration::ZERO));
         assert!(early + Duration::MAX >= early);
-        assert!(BootInstant::now().elapsed() < Duration::from_secs(60));
+        assert!(BootInstant::now().elapsed() < Duration::from_mins(1));
     }
 }
