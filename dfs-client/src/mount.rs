@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use dfs_common::planted::{self, Bug};
 use dfs_common::wire::namespace::{Attributes, FileKind, NamespaceAnswer, NamespaceRead};
-use dfs_common::{Error, ErrorCode, FileHandleId, InodeId, Level, Result, Timestamp};
+use dfs_common::{ChainId, Error, ErrorCode, FileHandleId, InodeId, Level, Result, Timestamp};
 use dfs_crypto::nonce::NonceSource;
 use lru::LruCache;
 use parking_lot::Mutex;
@@ -108,6 +108,14 @@ pub(crate) struct User {
 impl Drop for User {
     fn drop(&mut self) {
         self.mount.close(&self.file);
+    }
+}
+
+impl Files {
+    /// How many files that nobody has open have unsynced writes on a chain.
+    pub(crate) fn closed_on(&self, chain: ChainId) -> usize {
+        let closed = self.closed.iter();
+        closed.filter(|(_, closed)| closed.unsynced.contains(chain)).count()
     }
 }
 

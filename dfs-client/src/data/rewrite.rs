@@ -222,15 +222,18 @@ impl Mount {
             let part = run.part(conditions.iter().map(|condition| condition.block));
             let sent = self.send_run(file, chain, &part, (conditions.to_vec(), cut), true, deadline);
             match sent.await {
-                Ok(written) => file.inner.lock().kept.rewritten(
-                    numbers,
-                    WrittenRun {
+                Ok(written) => {
+                    let rewritten = WrittenRun {
                         chunk: run.chunk,
                         first: part.first,
                         blocks: part.blocks(),
                         version: written.version,
-                    },
-                ),
+                    };
+                    let mut inner = file.inner.lock();
+                    inner.kept.rewritten(numbers, rewritten);
+                    // What was read ahead meanwhile lacks it.
+                    inner.generation += 1;
+                }
                 Err(error) if error.code == ErrorCode::ConditionFailed => return Ok(false),
                 Err(error) => return Err(error),
             }
