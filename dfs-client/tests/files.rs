@@ -12,7 +12,7 @@ use bytes::Bytes;
 use dfs_client::{Client, OpenMode};
 use dfs_common::wire::namespace::{Caller, SetAttributes, SetTime};
 use dfs_common::{Error, ErrorCode, FileHandleId, InodeId, Timestamp, ValidName};
-use fake::Cluster;
+use fake::{CHUNK_SIZE, Cluster};
 
 const ROOT: Caller = Caller { uid: 0, gid: 0 };
 const READ: OpenMode = OpenMode {
@@ -497,15 +497,20 @@ async fn a_read_does_not_take_what_was_fetched_before_the_file_was_opened_anew()
     let mut setup = setup().await;
     let (a, writer, b, reader, inode) = read_ahead_to_the_middle(&mut setup).await;
     tokio::time::sleep(Duration::from_millis(1_100)).await;
-    setup.cluster.world.lock().slow_reads = Duration::from_millis(700);
+    let before = setup.cluster.counts().reads;
+    setup.cluster.world.lock().hold_reads = true;
     let waiting = tokio::spawn({
         let b = b.clone();
         async move { b.read(reader, 4 * MIB as u64, 65_536).await.unwrap() }
     });
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    // All of what comes next has been asked for.
+    while setup.cluster.counts().reads < before + (4 * MIB / CHUNK_SIZE as usize) as u64 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     overwrite(&a, writer, 2).await;
     let (_, second, keep) = b.open(inode, READ).await.unwrap();
-    assert!(!keep && !waiting.is_finished(), "the test is too slow");
+    assert!(!keep && !waiting.is_finished());
+    setup.cluster.world.lock().hold_reads = false;
     let bytes = waiting.await.unwrap();
     assert!(bytes == vec![2; 65_536], "{} at {}", bytes[0], 4 * MIB);
     b.release(second).unwrap();

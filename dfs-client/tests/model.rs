@@ -35,7 +35,7 @@ fn describe(program: &Program) -> String {
 
 fn explain(program: &Program) -> String {
     // A failure may hang on what is ready first: it has to come three times of three.
-    let fails = |candidate: &Program| (0..2).all(|_| run(candidate, servers(), false).verdict.is_err());
+    let fails = |candidate: &Program| (0..2).all(|_| run(candidate, servers(candidate), false).verdict.is_err());
     let small = if std::env::var_os("MODEL_WHOLE").is_none() && fails(program) {
         shrink(program, fails)
     } else {

@@ -261,6 +261,7 @@ impl World {
     /// The epoch that an operation comes with. What cuts begins a new one in the file's row, as a mount does before it touches a chunk;
     /// what writes goes by what it knows of the row, which may be old.
     fn cut_for(&mut self, at: usize, chunk: u64, op: Op) -> CutEpoch {
+        let known = self.clients[at].cuts.get(&chunk).copied().unwrap_or_default();
         let Some(row) = self.rows.get_mut(chunk as usize) else {
             return CutEpoch::NONE;
         };
@@ -269,20 +270,18 @@ impl World {
             Op::Truncate { .. } | Op::Remove { .. } | Op::RemoveRange { .. } if *row != CutEpoch::GONE => {
                 *row = row.begin();
             }
-            Op::Write { .. } if self.random.chance(30) => {
-                return self.clients[at].cuts.get(&chunk).copied().unwrap_or_default();
-            }
+            Op::Write { .. } if self.random.chance(30) => return known,
             _ => {}
         }
-        let row = *row;
-        let known = if row == CutEpoch::GONE && !matches!(op, Op::RemoveRange { .. }) {
+        match (*row, op) {
+            (CutEpoch::GONE, Op::RemoveRange { .. }) => CutEpoch::GONE,
             // Who has it open goes on with what it knew.
-            self.clients[at].cuts.get(&chunk).copied().unwrap_or_default()
-        } else {
-            row
-        };
-        self.clients[at].cuts.insert(chunk, known);
-        known
+            (CutEpoch::GONE, _) => known,
+            (row, _) => {
+                self.clients[at].cuts.insert(chunk, row);
+                row
+            }
+        }
     }
 
     /// A cut was carried out: its file's row says so, unless somebody else has begun another.
@@ -443,7 +442,8 @@ impl World {
         let tick = self.tick;
         self.note(8, "done", pending.id.session.0, pending.id.sequence.0);
         self.end_cut(at, &pending);
-        if pending.cut == CutEpoch::GONE && matches!(pending.op, Op::RemoveRange { .. }) {
+        // A chunk that was not there remembers nothing.
+        if pending.cut == CutEpoch::GONE && matches!(reply, Reply::Removed(1..)) {
             self.watch.removed(pending.chunk, tick);
         }
         match (pending.op, reply) {
@@ -555,9 +555,11 @@ impl World {
                 self.fired(Kind::StaleCut);
                 // It looks at the file again, and does it anew.
                 let row = self.rows.get(pending.chunk as usize).copied().unwrap_or_default();
-                self.clients[at].cuts.insert(pending.chunk, row);
-                if !pending.again && row != CutEpoch::GONE {
-                    self.clients[at].queue.push_front(op);
+                if row != CutEpoch::GONE {
+                    self.clients[at].cuts.insert(pending.chunk, row);
+                    if !pending.again {
+                        self.clients[at].queue.push_front(op);
+                    }
                 }
             }
             (ErrorCode::StaleInode, _) => {

@@ -129,6 +129,8 @@ pub(crate) enum Reply {
     Inventory(Vec<(ChunkId, ChunkVersion)>, bool),
     Data(ChunkRead),
     FileEnd(Option<(ChunkIndex, u32)>),
+    /// How many chunks a range had removed.
+    Removed(u64),
 }
 
 /// What a call's answer is for.

@@ -372,6 +372,7 @@ impl World {
                 let result = answer.map(|answer| match answer {
                     Answer::Response(StorageResponse::Mutated { version }) => Reply::Version(version),
                     Answer::Response(StorageResponse::FileEnd(end)) => Reply::FileEnd(end),
+                    Answer::Response(StorageResponse::RangeRemoved { chunks }) => Reply::Removed(chunks),
                     Answer::Response(StorageResponse::Forwarded { stable }) => Reply::Forwarded(stable),
                     _ => Reply::Done,
                 });

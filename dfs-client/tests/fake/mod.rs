@@ -64,8 +64,8 @@ pub struct World {
     pub lose_answers: u32,
     /// Nodes that never answer.
     pub dead: BTreeSet<StorageId>,
-    /// Reads of chunks are answered this much later than they were worked out.
-    pub slow_reads: Duration,
+    /// Reads of chunks are worked out and not answered as long as this is set.
+    pub hold_reads: bool,
     /// The next question for conflicts is answered when the test says so.
     pub next_conflicts: Option<Arc<Gate>>,
     pub counts: Counts,
@@ -316,17 +316,16 @@ impl Service for Storage {
             Some(info) if !is_read && info.serving().count() < 2 => Some(ErrorCode::TooFewReplicas),
             Some(_) => None,
         };
-        let (outcome, late) = {
+        let outcome = {
             let mut world = self.world.lock();
             if let Some(code) = refused {
                 world.counts.stale += 1;
                 return answer(&StorageResponse::Failed(code.into()), Vec::new());
             }
-            let late = if is_read { world.slow_reads } else { Duration::ZERO };
-            (world.storage(header, &request.payload), late)
+            world.storage(header, &request.payload)
         };
-        if !late.is_zero() {
-            tokio::time::sleep(late).await;
+        while is_read && self.world.lock().hold_reads {
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
         match outcome {
             Ok((response, payload)) => answer(&response, payload),

@@ -150,6 +150,7 @@ impl File {
             durable: false,
             shaky: false,
             refused: false,
+            doubtful: false,
             void_from: u64::MAX,
             seen_by: BTreeMap::new(),
         });
@@ -174,6 +175,7 @@ impl File {
             durable: false,
             shaky: false,
             refused: false,
+            doubtful: false,
             void_from: u64::MAX,
             seen_by: BTreeMap::new(),
         });
@@ -408,22 +410,25 @@ impl File {
         self.excuses.get(&mount).copied()
     }
 
+    /// The length that a cut, and the writes after it that the reader must see, leave.
+    fn reach(&self, reader: Reader, cut: Option<&Event>) -> u64 {
+        let must = self.events.iter().filter(|event| Self::must_see(event, reader));
+        let after = must.filter(|event| cut.is_none_or(|cut| cut.before(event)));
+        let writes = after.filter(|event| matches!(event.what, What::Write { .. }));
+        writes.chain(cut).map(Event::end).max().unwrap_or(0)
+    }
+
     /// The least and the greatest length that the reader may be told.
     pub fn length(&self, reader: Reader) -> (u64, u64) {
         let must = || self.events.iter().filter(|event| Self::must_see(event, reader));
         let cuts = || must().filter(|event| matches!(event.what, What::Cut { .. }));
         // Of those made at the same time nobody knows which came last.
         let last: Vec<&Event> = cuts().filter(|cut| !cuts().any(|other| cut.before(other))).collect();
-        let reach = |cut: Option<&Event>| {
-            let after = must().filter(|event| cut.is_none_or(|cut| cut.before(event)));
-            let writes = after.filter(|event| matches!(event.what, What::Write { .. }));
-            writes.chain(cut).map(Event::end).max().unwrap_or(0)
-        };
         let mut low = last
             .iter()
-            .map(|cut| reach(Some(*cut)))
+            .map(|cut| self.reach(reader, Some(*cut)))
             .min()
-            .unwrap_or_else(|| reach(None));
+            .unwrap_or_else(|| self.reach(reader, None));
         let mut high = 0;
         for event in &self.events {
             if last.iter().any(|cut| event.before(cut)) {

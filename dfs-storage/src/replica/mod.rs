@@ -17,8 +17,6 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 mod admission;
-#[cfg(test)]
-mod cut_tests;
 mod intake;
 mod pending;
 mod range;
@@ -360,6 +358,8 @@ impl ReplicaCore {
     }
 }
 
+#[cfg(test)]
+mod cut_tests;
 #[cfg(test)]
 mod tests {
     use dfs_common::wire::storage::StorageResponse;

@@ -16,8 +16,8 @@ use dfs_common::wire::storage::{
 };
 use dfs_common::{
     BlockIndex, ChainId, ChainInfo, ChainMember, ChunkId, ChunkIndex, ChunkVersion, ClusterId, CutEpoch, Epoch, Error,
-    ErrorCode, InodeId, Level, MemberState, NodeInfo, NodeName, RequestId, Rest, Result, Role, RoutingTable,
-    SequenceNumber, SessionId, StorageId, codec,
+    ErrorCode, InodeId, Level, MemberState, NodeInfo, NodeName, RequestId, Rest, Result, RetryClass, Role,
+    RoutingTable, SequenceNumber, SessionId, StorageId, codec,
 };
 use dfs_crypto::certificate::CertificateAuthority;
 use dfs_net::{Endpoint, Incoming, Outgoing, Peer, Service};
@@ -732,10 +732,25 @@ fn read_at(chain: &ChainInfo, chunk: ChunkId, level: Level, session: u64) -> Sto
     }
 }
 
-fn code(answer: Result<(StorageResponse, Bytes)>) -> Option<ErrorCode> {
-    match answer {
-        Ok((StorageResponse::Failed(error), _)) | Err(error) => Some(error.code),
-        Ok(_) => None,
+impl Cluster {
+    /// The answer for good, as a client waits for it: on a busy machine a lease may be over for a moment.
+    async fn ask(&self, to: StorageId, request: &StorageRequest, payload: &[Bytes]) -> Result<StorageResponse> {
+        let start = Instant::now();
+        loop {
+            match self.call(to, request, payload).await {
+                Ok((StorageResponse::Failed(error), _)) | Err(error)
+                    if error.retry_class() != RetryClass::Fatal && start.elapsed() < Duration::from_secs(15) =>
+                {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+                Ok((StorageResponse::Failed(error), _)) | Err(error) => return Err(error),
+                Ok((response, _)) => return Ok(response),
+            }
+        }
+    }
+
+    async fn refusal(&self, to: StorageId, request: &StorageRequest, payload: &[Bytes]) -> Option<ErrorCode> {
+        self.ask(to, request, payload).await.err().map(|error| error.code)
     }
 }
 
@@ -747,7 +762,7 @@ async fn an_evicted_session_is_refused() {
     let head = chain.head().unwrap();
     for session in [1, 2] {
         let (request, payload) = write_at(&chain, chunk, session, 1, CutEpoch::NONE);
-        assert_eq!(code(cluster.call(head, &request, &[payload]).await), None);
+        assert_eq!(cluster.refusal(head, &request, &[payload]).await, None);
     }
     let list = LiveSessions {
         next: SessionId(3),
@@ -771,27 +786,27 @@ async fn an_evicted_session_is_refused() {
     let expired = Some(ErrorCode::SessionExpired);
     for request in [again, late] {
         assert_eq!(
-            code(cluster.call(head, &request, std::slice::from_ref(&payload)).await),
+            cluster.refusal(head, &request, std::slice::from_ref(&payload)).await,
             expired
         );
     }
-    assert_eq!(code(cluster.call(head, &sync(1), &[]).await), expired);
+    assert_eq!(cluster.refusal(head, &sync(1), &[]).await, expired);
     let remove = remove_range(&chain, chunk, SessionId(1), CutEpoch(1));
-    assert_eq!(code(cluster.call(head, &remove, &[]).await), expired);
+    assert_eq!(cluster.refusal(head, &remove, &[]).await, expired);
     for member in chain.serving() {
         let read = read_at(&chain, chunk, Level::One, 1);
-        assert_eq!(code(cluster.call(member, &read, &[]).await), expired);
+        assert_eq!(cluster.refusal(member, &read, &[]).await, expired);
     }
     // Whoever lives, or came after the list was made, is served; and so is a read in nobody's name, but no change.
     for session in [0, 2, 3] {
         let read = read_at(&chain, chunk, Level::One, session);
-        assert_eq!(code(cluster.call(head, &read, &[]).await), None);
+        assert_eq!(cluster.refusal(head, &read, &[]).await, None);
         let wanted = (session == 0).then_some(ErrorCode::Unauthorized);
         let (request, payload) = write_at(&chain, chunk, session, 5, CutEpoch(1));
-        assert_eq!(code(cluster.call(head, &request, &[payload]).await), wanted);
-        assert_eq!(code(cluster.call(head, &sync(session), &[]).await), wanted);
+        assert_eq!(cluster.refusal(head, &request, &[payload]).await, wanted);
+        assert_eq!(cluster.refusal(head, &sync(session), &[]).await, wanted);
         let remove = remove_range(&chain, chunk, SessionId(session), CutEpoch(1));
-        assert_eq!(code(cluster.call(head, &remove, &[]).await), wanted);
+        assert_eq!(cluster.refusal(head, &remove, &[]).await, wanted);
     }
 }
 
@@ -803,17 +818,15 @@ async fn a_late_removal_takes_nothing_newer_and_a_removed_file_has_no_holes() {
     let head = chain.head().unwrap();
     let put = async |sequence, cut| {
         let (request, payload) = write_at(&chain, chunk, 1, sequence, cut);
-        code(cluster.call(head, &request, &[payload]).await)
+        cluster.refusal(head, &request, &[payload]).await
     };
     let remove = async |cut| {
-        code(
-            cluster
-                .call(head, &remove_range(&chain, chunk, SessionId(1), cut), &[])
-                .await,
-        )
+        cluster
+            .refusal(head, &remove_range(&chain, chunk, SessionId(1), cut), &[])
+            .await
     };
-    let blocks = async |member| match cluster.call(member, &read_at(&chain, chunk, Level::One, 1), &[]).await {
-        Ok((StorageResponse::Read { runs, .. }, _)) => runs.len(),
+    let blocks = async |member| match cluster.ask(member, &read_at(&chain, chunk, Level::One, 1), &[]).await {
+        Ok(StorageResponse::Read { runs, .. }) => runs.len(),
         other => panic!("{other:?}"),
     };
     assert_eq!(put(1, CutEpoch::NONE).await, None);
@@ -843,12 +856,12 @@ async fn a_late_removal_takes_nothing_newer_and_a_removed_file_has_no_holes() {
         // A member further down has it a moment later.
         let start = Instant::now();
         let read = read_at(&chain, chunk, Level::One, 1);
-        while code(cluster.call(member, &read, &[]).await) != Some(ErrorCode::StaleInode) {
+        while cluster.refusal(member, &read, &[]).await != Some(ErrorCode::StaleInode) {
             assert!(start.elapsed() < Duration::from_secs(2), "storage-{member}");
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     }
     let read = read_at(&chain, chunk, Level::Quorum, 1);
-    assert_eq!(code(cluster.call(head, &read, &[]).await), Some(ErrorCode::StaleInode));
+    assert_eq!(cluster.refusal(head, &read, &[]).await, Some(ErrorCode::StaleInode));
     assert_eq!(put(4, CutEpoch(2)).await, Some(ErrorCode::StaleInode));
 }
