@@ -345,8 +345,15 @@ impl File {
                 What::Cut { .. } => return Some("it truncated the file and did not sync that"),
             }
         }
+        let oldest = unsynced()
+            .filter(|event| event.mount == mount)
+            .map(|event| event.issued)
+            .min();
+        let over = |event: &Event| event.mount != mount && oldest.is_some_and(|oldest| event.issued > oldest);
         if bytes > KEPT_BYTES {
             Some("it had more unsynced than a mount keeps")
+        } else if self.events.iter().any(over) {
+            Some("another mount wrote to the file after it")
         } else if unsynced().any(|event| event.mount != mount) {
             Some("another mount had something unsynced in the file")
         } else if self.closed_unsynced.contains(&mount) {
