@@ -271,7 +271,7 @@ impl Term {
                 if self.list_sessions(shared).is_err() {
                     return;
                 }
-                let since = since.unwrap_or_else(|| self.leader.fence.revision());
+                let since = since.unwrap_or_else(|| self.leader.fence.ended());
                 let serving = self.leader.leases.may_serve(now, routing);
                 let _ = reply.send((since, self.leader.fence.is_known(since, &serving)));
             }

@@ -652,6 +652,10 @@ async fn lengths_that_were_left_unsaid_are_found_on_the_chains() {
     world.storage().await;
     let chunk = u64::from(dfs_common::units::DEFAULT_CHUNK_SIZE_BYTES);
     let inodes = world.left_growing(4).await;
+    // Storage nodes hear that their writer has ended, and say so.
+    for _ in 0..2 {
+        world.beat_all().await;
+    }
     {
         let mut ends = world.chains.ends.lock();
         ends.insert(inodes[0], (ChunkIndex(2), 100));

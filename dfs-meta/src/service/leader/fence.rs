@@ -24,6 +24,9 @@ pub(in crate::service) struct Revision(u64);
 pub(in crate::service) struct Fence {
     newest: LiveSessions,
     revision: Revision,
+    /// The last list in which somebody is missing who was in the one before. Who only knows an older one may still serve somebody who
+    /// has ended; openings since then do not matter.
+    ended: Revision,
     /// Marks of the last lists, oldest first.
     marks: VecDeque<(u64, Revision)>,
     known: BTreeMap<StorageId, (Incarnation, Revision)>,
@@ -38,6 +41,9 @@ impl Fence {
             return;
         }
         self.revision = Revision(self.revision.0 + 1);
+        if self.marks.is_empty() || ends_somebody(&self.newest, &list) {
+            self.ended = self.revision;
+        }
         if self.marks.len() >= LISTS_MAX {
             self.marks.pop_front();
         }
@@ -68,9 +74,9 @@ impl Fence {
         (!is_newest).then(|| self.newest.clone())
     }
 
-    /// What [`Self::is_known`] has to be asked about a session that has ended by now.
-    pub(in crate::service) const fn revision(&self) -> Revision {
-        self.revision
+    /// What [`Self::is_known`] has to be asked about the sessions that have ended by now.
+    pub(in crate::service) const fn ended(&self) -> Revision {
+        self.ended
     }
 
     /// Whether every node that may serve somebody has a list as new as this one.
@@ -82,14 +88,21 @@ impl Fence {
     /// Of the inodes that no live session holds open, those of which no ended session gets anything any more. To be asked with
     /// all of them each time.
     pub(in crate::service) fn purgeable(&mut self, unused: &[InodeId], serving: &[StorageId]) -> Vec<InodeId> {
-        let revision = self.revision;
+        let ended = self.ended;
         self.ready = unused
             .iter()
-            .map(|inode| (*inode, self.ready.get(inode).copied().unwrap_or(revision)))
+            .map(|inode| (*inode, self.ready.get(inode).copied().unwrap_or(ended)))
             .collect();
         let known = self.ready.iter().filter(|&(_, &since)| self.is_known(since, serving));
         known.map(|(&inode, _)| inode).collect()
     }
+}
+
+/// Whether a session that the one list admits has ended in the other, later one.
+fn ends_somebody(before: &LiveSessions, after: &LiveSessions) -> bool {
+    let opened = after.next.0.saturating_sub(before.next.0);
+    let opened_and_live = after.live.range(before.next..).count() as u64;
+    opened != opened_and_live || !before.live.is_subset(&after.live)
 }
 
 #[cfg(test)]
@@ -144,7 +157,7 @@ mod tests {
     #[test]
     fn purges_wait_for_every_node_that_may_serve() {
         let mut fence = Fence::default();
-        let lists = [list(3, &[1, 2]), list(3, &[2]), list(4, &[2, 3])];
+        let lists = [list(3, &[1, 2]), list(3, &[2]), list(4, &[3])];
         let file = [InodeId(9)];
         fence.learn(lists[0].clone());
         for node in [1, 2] {
@@ -164,11 +177,28 @@ mod tests {
     }
 
     #[test]
+    fn openings_are_not_waited_for_and_ends_are() {
+        let mut fence = Fence::default();
+        let first = list(3, &[1, 2]);
+        fence.learn(first.clone());
+        fence.heartbeat(&beat(1, 1, first.mark()));
+        let known = |fence: &Fence| fence.is_known(fence.ended(), &NODES[..1]);
+        fence.learn(list(5, &[1, 2, 3, 4]));
+        assert!(known(&fence));
+        for later in [list(7, &[1, 2, 3, 4, 6]), list(7, &[1, 3, 4, 6])] {
+            fence.learn(later.clone());
+            assert!(!known(&fence), "one that was opened and ended since, or was known");
+            fence.heartbeat(&beat(1, 1, later.mark()));
+            assert!(known(&fence));
+        }
+    }
+
+    #[test]
     fn a_new_process_has_heard_nothing_and_an_old_one_is_not_believed() {
         let mut fence = Fence::default();
         let one = list(3, &[1]);
         fence.learn(one.clone());
-        let revision = fence.revision();
+        let revision = fence.ended();
         fence.heartbeat(&beat(1, 5, one.mark()));
         assert!(fence.is_known(revision, &NODES[..1]));
         fence.heartbeat(&beat(1, 6, 0));
