@@ -195,7 +195,7 @@ fn a_refused_creation_is_told_by_fsync_of_its_directory_to_every_handle() {
         assert!(open(&one).sync_all().is_ok(), "it was told before this one was opened");
         let lost = |files: &VecDeque<File>| files.iter().filter(|file| file.sync_all().is_err()).count();
         assert!(lost(&files) >= 2, "the files themselves");
-        assert_eq!(lost(&files), 0, "once for each handle");
+        assert!(lost(&files) >= 2, "a file that was never made cannot become durable");
         return;
     }
     panic!("nothing was refused in five rounds");
