@@ -5,8 +5,7 @@
 //! two mounts that write different bytes of one block both succeed; every call ends by the deadline.
 //!
 //! Limits: two mounts that append to one file at the same time may choose the same place (an append takes it from the
-//! length that this mount knows, which is fresh at open, after every close and fsync, and after every stat). Bytes that a
-//! dying mount had on the chains beyond the committed length may show when the file later grows over them.
+//! length that this mount knows, which is fresh at open, after every close and fsync, and after every stat).
 //!
 //! The code: `meta` (leader, session), `routing` and `chunks` (who stores what, requests to chains), `data` (pure buffers
 //! and plans; reader, writer, truncate), `mount` (what files share), `client` (the calls), `conflicts` (two versions of one file),
