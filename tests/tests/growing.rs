@@ -111,7 +111,7 @@ fn what_was_synced_without_a_word_survives_its_mount() {
         append(&mut file, 12..15, size);
         check(&path, 15, size);
     }
-    assert_eq!(lengths_found(&cluster), 6);
+    assert_eq!(lengths_found(&cluster), 5);
     cluster.verify_replicas();
 }
 
