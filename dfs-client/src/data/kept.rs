@@ -216,8 +216,9 @@ impl Kept {
         self.uncommitted_bytes
     }
 
+    /// The greatest number; slabs that travel together arrive in any order.
     pub(crate) fn newest(&self) -> u64 {
-        self.entries.back().map_or(0, |held| held.entry.number)
+        self.entries.iter().map(|held| held.entry.number).max().unwrap_or(0)
     }
 
     /// All writes on a chain, oldest first.
@@ -431,6 +432,15 @@ mod tests {
         assert_eq!(kept.on(CHAIN).len(), 2, "sending the first again would undo the second");
         kept.committed(2, CutEpoch(2));
         assert!(kept.on(CHAIN).is_empty());
+    }
+
+    #[test]
+    fn a_commit_covers_what_arrived_out_of_order() {
+        let (mut kept, room) = (Kept::default(), room());
+        kept.push(entry(2, 1 << 20, b"late", BOTH), &room);
+        kept.push(entry(1, 0, b"early", BOTH), &room);
+        kept.committed(kept.newest(), CutEpoch(2));
+        assert_eq!(kept.uncommitted_end(), 0);
     }
 
     #[test]
