@@ -138,7 +138,10 @@ fn a_condemned_store_is_kept_until_two_others_are_in_sync() {
     thread::sleep(Duration::from_secs(3));
     let kept = aside(&cluster, "storage-2");
     assert_eq!(kept.len(), 1, "{kept:?}");
-    assert_eq!(shell(&format!("cat {}/segment-* | sha256sum", kept[0].display())), before);
+    assert_eq!(
+        shell(&format!("cat {}/segment-* | sha256sum", kept[0].display())),
+        before
+    );
     let errors = cluster.admin(&["scrub", "errors"]).stdout;
     assert!(errors.contains("aside-"), "{errors}");
     cluster.start("storage-3");

@@ -456,13 +456,15 @@ impl Mount {
     ) -> Result<(ChunkVersion, Vec<u8>)> {
         if guess {
             let inner = file.inner.lock();
+            let start = file.layout.chunk_start(chunk.index) + u64::from(block.0) * BLOCK_SIZE_BYTES as u64;
+            // Beyond the end it is of no use: the file was truncated since.
             if let Some(tail) = &inner.tail
                 && tail.chunk == chunk.index
                 && tail.block == block
+                && start + tail.content.len() as u64 <= inner.stable_length()
             {
                 return Ok((tail.version, tail.content.clone()));
             }
-            let start = file.layout.chunk_start(chunk.index) + u64::from(block.0) * BLOCK_SIZE_BYTES as u64;
             if start >= inner.stable_length() {
                 return Ok((ChunkVersion::NONE, Vec::new()));
             }
