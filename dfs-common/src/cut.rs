@@ -42,6 +42,15 @@ impl CutEpoch {
     }
 }
 
+/// The last cut of a file that made it shorter. Garbage beyond the end is cut, too, but was never part of the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Truncation {
+    /// Begun by it.
+    pub epoch: CutEpoch,
+    /// What was left.
+    pub length_bytes: u64,
+}
+
 impl fmt::Display for CutEpoch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.0)

@@ -184,25 +184,44 @@ impl Kept {
         self.sweep();
     }
 
-    /// This mount has cut the file to `length` in epoch `cut`, after all that is here was acknowledged: what lies beyond is not to
-    /// be sent again, the rest has outlived the cut.
-    pub(crate) fn cut_to(&mut self, length: u64, cut: CutEpoch) {
+    /// This mount has cut the file to `length`, after all that is here was acknowledged: what lies beyond is not to be sent again.
+    /// What was acknowledged in epoch `from` has outlived the cut, which raised it to `to`; of older writes nobody knows, since somebody
+    /// else has cut the file in between.
+    pub(crate) fn cut_to(&mut self, length: u64, (from, to): (CutEpoch, CutEpoch)) {
+        let numbers: Vec<u64> = self.entries.iter().map(|held| held.entry.number).collect();
+        for held in &mut self.entries {
+            if held.entry.cut == from {
+                held.entry.cut = to;
+            }
+        }
+        self.truncated(&numbers, length);
+    }
+
+    /// These writes have lost what they had beyond `length`, and rightly so: the file was truncated after them.
+    pub(crate) fn truncated(&mut self, numbers: &[u64], length: u64) {
         for held in &mut self.entries {
             let entry = &mut held.entry;
-            entry.cut = cut;
-            if entry.end <= length {
+            if !numbers.contains(&entry.number) || entry.end <= length {
                 continue;
             }
             entry.end = length;
-            if let Some(slab) = &mut entry.slab {
-                let before = slab.size_bytes;
-                let slab = Arc::make_mut(slab);
-                slab.cut_to(length);
-                self.bytes -= before - slab.size_bytes;
+            match &mut entry.slab {
+                Some(slab) => {
+                    let before = slab.size_bytes;
+                    let slab = Arc::make_mut(slab);
+                    slab.cut_to(length);
+                    self.bytes -= before - slab.size_bytes;
+                    if slab.extents.is_empty() {
+                        entry.lacks = Lacks {
+                            sync: false,
+                            commit: false,
+                        };
+                    }
+                }
+                // Which of it is left nobody knows, but all of it was there before.
+                None => entry.lacks.commit &= length > 0,
             }
         }
-        let empty = |held: &Held| held.entry.slab.as_ref().is_some_and(|slab| slab.extents.is_empty());
-        self.entries.retain(|held| !empty(held));
         self.sweep();
     }
 
@@ -479,7 +498,7 @@ mod tests {
         let (mut kept, room) = (Kept::default(), room());
         kept.push(entry(1, 0, b"abcdef", BOTH), &room);
         kept.push(entry(2, 100, b"gone", BOTH), &room);
-        kept.cut_to(4, CutEpoch(5));
+        kept.cut_to(4, (CutEpoch(2), CutEpoch(5)));
         let left = kept.on(CHAIN);
         assert_eq!((left.len(), left[0].cut, left[0].end), (1, CutEpoch(5), 4));
         assert_eq!(

@@ -13,8 +13,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use dfs_common::planted::{self, Bug};
+use dfs_common::units::BLOCK_SIZE_BYTES;
 use dfs_common::wire::storage::BlockCondition;
-use dfs_common::{BlockIndex, ChainId, ChunkId, ChunkIndex, ChunkVersion, CutEpoch, Error, ErrorCode, Result};
+use dfs_common::{
+    BlockIndex, ChainId, ChunkId, ChunkIndex, ChunkVersion, CutEpoch, Error, ErrorCode, Result, Truncation,
+};
 use tokio::sync::SemaphorePermit;
 use tokio::time::Instant;
 
@@ -53,29 +56,21 @@ impl Mount {
         loop {
             // What this pass reads and writes is answered in this epoch or a later one, so the sync after it vouches for that.
             let epoch = self.chunks.routing().current().chain(chain).map(|info| info.epoch);
-            let (entries, gaps) = {
+            self.refresh(file, deadline).await?;
+            let (entries, gaps, cut) = {
                 let inner = file.inner.lock();
                 if !inner.unsynced.contains(chain) {
                     // Somebody else who waited for the same has done it.
                     return Ok(());
                 }
-                (inner.kept.on(chain), inner.unsynced.has_gaps(chain))
+                (inner.kept.on(chain), inner.unsynced.has_gaps(chain), inner.cut())
             };
             let (Some(epoch), false) = (epoch, gaps) else {
                 return Err(refusal);
             };
-            let oldest = entries.iter().map(|entry| entry.cut).min();
-            let cut = oldest.unwrap_or_else(|| file.inner.lock().cut());
-            match self.replay(file, chain, &entries, cut, deadline).await {
-                Err(error) if error.code == ErrorCode::StaleCut => {
-                    return Err(Error::new(
-                        ErrorCode::UnsyncedLost,
-                        format!(
-                            "{}; and the file was truncated since, so it is not written again",
-                            refusal.detail
-                        ),
-                    ));
-                }
+            match self.replay(file, chain, entries, cut, deadline).await {
+                // Cut once more meanwhile.
+                Err(error) if error.code == ErrorCode::StaleCut && Instant::now() < deadline => continue,
                 outcome => outcome?,
             }
             if planted::is(Bug::ReplayUnsynced) {
@@ -113,7 +108,7 @@ impl Mount {
             };
             for (chain, entries) in by_chain {
                 let numbers: Vec<u64> = entries.iter().map(|entry| entry.number).collect();
-                match self.replay(file, chain, &entries, cut, deadline).await {
+                match self.replay(file, chain, entries, cut, deadline).await {
                     Ok(()) => file.inner.lock().kept.confirmed(&numbers, cut),
                     Err(error) if error.code == ErrorCode::StaleCut && Instant::now() < deadline => {
                         self.refresh(file, deadline).await?;
@@ -150,10 +145,12 @@ impl Mount {
         &self,
         file: &FileState,
         chain: ChainId,
-        entries: &[Entry],
+        entries: Vec<Entry>,
         cut: CutEpoch,
         deadline: Instant,
     ) -> Result<()> {
+        let entries = self.drop_truncated(file, chain, entries, deadline).await?;
+        let entries = entries.as_slice();
         let replay = Replay {
             file,
             chain,
@@ -181,6 +178,66 @@ impl Mount {
             }
         }
         Ok(())
+    }
+
+    /// Leaves out what the file was truncated of since it was acknowledged, but for blocks that are still there: they were written
+    /// after the truncation to a chunk that did not exist, and so knew nothing of it.
+    async fn drop_truncated(
+        &self,
+        file: &FileState,
+        chain: ChainId,
+        entries: Vec<Entry>,
+        deadline: Instant,
+    ) -> Result<Vec<Entry>> {
+        let Some(Truncation { epoch, length_bytes }) = file.inner.lock().truncated() else {
+            return Ok(entries);
+        };
+        let mut gone = Vec::new();
+        let newest = newest_versions(&entries);
+        for entry in entries
+            .iter()
+            .filter(|entry| entry.cut < epoch && entry.end > length_bytes)
+        {
+            if !self
+                .outlived((file, chain), entry, &newest, length_bytes, deadline)
+                .await?
+            {
+                gone.push(entry.number);
+            }
+        }
+        if gone.is_empty() {
+            return Ok(entries);
+        }
+        let mut inner = file.inner.lock();
+        inner.kept.truncated(&gone, length_bytes);
+        let numbers: BTreeSet<u64> = entries.iter().map(|entry| entry.number).collect();
+        let left = inner.kept.on(chain).into_iter();
+        Ok(left.filter(|entry| numbers.contains(&entry.number)).collect())
+    }
+
+    /// Whether everything that a write has from `length` on is on the chain as it was written.
+    async fn outlived(
+        &self,
+        (file, chain): (&FileState, ChainId),
+        entry: &Entry,
+        newest: &BTreeMap<(ChunkIndex, BlockIndex), ChunkVersion>,
+        length: u64,
+        deadline: Instant,
+    ) -> Result<bool> {
+        for run in &entry.runs {
+            let start = file.layout.chunk_start(run.chunk) + u64::from(run.first.0) * BLOCK_SIZE_BYTES as u64;
+            let before = length.saturating_sub(start) / BLOCK_SIZE_BYTES as u64;
+            let chunk = ChunkId::new(file.inode, run.chunk);
+            let range = (run.first, run.blocks);
+            let found = self.read_blocks(file, chain, chunk, range, deadline).await?;
+            let is_ours = |(at, (version, _)): (u32, &(ChunkVersion, Vec<u8>))| {
+                newest.get(&(run.chunk, BlockIndex(run.first.0 + at))) == Some(version)
+            };
+            if !(0..).zip(&found).skip(before as usize).all(is_ours) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// `false`: somebody else wrote one of the blocks meanwhile.
@@ -231,8 +288,9 @@ impl Mount {
                     };
                     let mut inner = file.inner.lock();
                     inner.kept.rewritten(numbers, rewritten);
-                    // What was read ahead meanwhile lacks it.
+                    // What was read ahead meanwhile lacks it, and so does what the kernel has.
                     inner.generation += 1;
+                    inner.own_change = None;
                 }
                 Err(error) if error.code == ErrorCode::ConditionFailed => return Ok(false),
                 Err(error) => return Err(error),

@@ -10,7 +10,7 @@ use dfs_common::planted::{self, Bug};
 use dfs_common::wire::namespace::{Attributes, SetAttributes, SetTime, WriteCommit};
 use dfs_common::{
     BlockIndex, ChainId, ChunkIndex, ChunkVersion, CutEpoch, Error, ErrorCode, Hold, InodeId, Layout, Level, Result,
-    RoutingTable, SessionId, Timestamp,
+    RoutingTable, SessionId, Timestamp, Truncation,
 };
 use dfs_crypto::block::BlockCipher;
 use parking_lot::Mutex;
@@ -173,6 +173,11 @@ impl Inner {
 
     pub(crate) fn is_settled(&self) -> bool {
         self.dirty.is_empty() && self.owed.is_none() && self.kept.uncommitted_end() == 0
+    }
+
+    /// The last truncation of the file, as far as this mount knows.
+    pub(crate) fn truncated(&self) -> Option<Truncation> {
+        self.attributes.file.as_ref().and_then(|file| file.truncated)
     }
 
     /// The truncation epoch that this mount knows.
@@ -792,6 +797,7 @@ mod tests {
             },
             versions: dfs_common::VersionVector::default(),
             cut: CutEpoch(2),
+            truncated: None,
         });
         let mut lost = growing();
         arrive(&mut lost, 200);

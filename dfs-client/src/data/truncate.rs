@@ -298,13 +298,16 @@ impl Mount {
         };
         let cut = {
             let mut inner = file.inner.lock();
+            let known = inner.cut();
             inner.learn_own(&attributes);
             inner.tail = None;
             inner.generation += 1;
             inner.growth = None;
             let cut = inner.cut();
+            // If others have cut the file since this mount last looked, nothing here is known to have outlived that.
+            let from = if cut == known.begin() { known } else { cut };
             if matches!(how, Cut::Shorten(_)) {
-                inner.kept.cut_to(length, cut);
+                inner.kept.cut_to(length, (from, cut));
             }
             cut
         };
@@ -342,7 +345,7 @@ impl Mount {
         let mut inner = file.inner.lock();
         let ended = inner.cut();
         // What is here was acknowledged before the cut and has outlived it.
-        inner.kept.cut_to(length, ended);
+        inner.kept.cut_to(length, (cut, ended));
         Ok(attributes)
     }
 

@@ -297,6 +297,7 @@ impl Held {
                         key: key.clone(),
                         versions: VersionVector::default(),
                         cut: CutEpoch::NONE,
+                        truncated: None,
                     })
                 })
             }

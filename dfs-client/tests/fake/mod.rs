@@ -607,6 +607,7 @@ impl World {
                         key,
                         versions: VersionVector::default(),
                         cut: CutEpoch::NONE,
+                        truncated: None,
                     }),
                     policy: Policy::default(),
                 };

@@ -5,7 +5,7 @@ use dfs_common::wire::namespace::{
     Attributes, FileKind, NamespaceAnswer, NamespaceChange, NamespaceOp, NamespaceRead, RenameMode, SetAttributes,
     SetTime, WriteCommit, XattrMode,
 };
-use dfs_common::{ActorId, CutEpoch, ErrorCode, InodeId, Level, Policy, PolicyChange, Timestamp};
+use dfs_common::{ActorId, CutEpoch, ErrorCode, InodeId, Level, Policy, PolicyChange, Timestamp, Truncation};
 
 use crate::command::{CommandKind, Outcome};
 use crate::state::testing::{BadHash, Bench, TestHash, USER, create_op, key, name};
@@ -591,7 +591,13 @@ fn a_file_grows_only_by_what_was_written_since_its_last_cut() {
     assert_eq!(commit(&mut bench, 100, 0).unwrap().length_bytes, 100);
     let first = bench.begin_cut(inode, 10).unwrap();
     assert_eq!(first, CutEpoch(1));
-    assert_eq!(bench.stat(inode).unwrap().length_bytes, 10, "it is short at once");
+    let short = bench.stat(inode).unwrap();
+    assert_eq!(short.length_bytes, 10, "it is short at once");
+    let truncation = Some(Truncation {
+        epoch: first,
+        length_bytes: 10,
+    });
+    assert_eq!(short.file.unwrap().truncated, truncation);
     assert_eq!(
         commit(&mut bench, 50, 0),
         Err(ErrorCode::StaleCut),
@@ -610,6 +616,11 @@ fn a_file_grows_only_by_what_was_written_since_its_last_cut() {
     // Somebody else begins another: the first can not end any more.
     let second = bench.begin_cut(inode, u64::MAX).unwrap();
     assert_eq!(second, CutEpoch(3));
+    let cut = bench.stat(inode).unwrap().file.unwrap();
+    assert_eq!(
+        cut.truncated, truncation,
+        "what lies beyond the end is no part of the file"
+    );
     assert_eq!(bench.set_length(inode, 80, first), Err(ErrorCode::StaleCut));
     assert_eq!(
         bench.set_length(inode, 9, second),

@@ -133,6 +133,7 @@ fn regular<S: Rows + ?Sized>(tx: &Transaction<'_, '_, S>, key: &WrappedKey) -> O
         key: key.clone(),
         versions: VersionVector::default(),
         cut: CutEpoch::NONE,
+        truncated: None,
     })
 }
 

@@ -4,7 +4,7 @@
 //! end of the cut that removed whatever its chunks had beyond its end.
 
 use dfs_common::wire::namespace::{NamespaceChange, WriteCommit};
-use dfs_common::{ActorId, CutEpoch, Error, ErrorCode, InodeId, Timestamp};
+use dfs_common::{ActorId, CutEpoch, Error, ErrorCode, InodeId, Timestamp, Truncation};
 
 use super::super::rows::{Body, InodeRow};
 use super::super::transaction::{Transaction, is_valid};
@@ -28,7 +28,14 @@ pub(crate) fn begin_cut<S: Rows + ?Sized>(
     let (length, cut) = end_of(inode, &mut row)?;
     let before_bytes = *length;
     *cut = cut.begin();
+    let epoch = *cut;
     if at_most < before_bytes {
+        if let Body::Regular { truncated, .. } = &mut row.body {
+            *truncated = Some(Truncation {
+                epoch,
+                length_bytes: at_most,
+            });
+        }
         write_to(tx, inode, &mut row, mtime, |length| length.min(at_most))?;
     } else {
         row.change += 1;
