@@ -460,6 +460,7 @@ impl Chunks {
                     let request = build(epoch);
                     let sent = self.send(&order, &request, payload, ask, remaining.min(ATTEMPT));
                     let answer = tokio::select! {
+                        biased;
                         answer = sent => answer,
                         () = epoch_changed(updates.clone(), ask.chain, epoch) => {
                             tracing::debug!(chain = %ask.chain, %epoch, "{}: sent again in another epoch", (ask.what)());
@@ -541,6 +542,7 @@ impl Chunks {
         let hedge = call(second);
         tokio::pin!(hedge);
         tokio::select! {
+            biased;
             answer = &mut primary => if answer.is_ok() { answer } else { hedge.await },
             answer = &mut hedge => if answer.is_ok() { answer } else { primary.await },
         }

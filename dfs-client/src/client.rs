@@ -730,6 +730,7 @@ async fn tend(mount: Arc<Mount>, stop: CancellationToken) {
     ticker.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
+            biased;
             () = stop.cancelled() => return,
             _ = ticker.tick() => mount.tend(),
         }

@@ -1,6 +1,6 @@
 //! What all files of one mount share: session, chains, keys, budgets, and the table of what is open.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -59,8 +59,8 @@ pub(crate) struct Mount {
 }
 
 pub(crate) struct Files {
-    pub(crate) open: HashMap<InodeId, Arc<FileState>>,
-    pub(crate) handles: HashMap<FileHandleId, Arc<Handle>>,
+    pub(crate) open: BTreeMap<InodeId, Arc<FileState>>,
+    pub(crate) handles: BTreeMap<FileHandleId, Arc<Handle>>,
     closed: LruCache<InodeId, Closed>,
     next_handle: u64,
     /// Of what was shown and did not come to pass, as far as it was forgotten here.
@@ -139,8 +139,8 @@ impl Mount {
             kept_room: Arc::new(Semaphore::new(MAX_KEPT_BYTES_OF_MOUNT)),
             ahead_room: Arc::new(Semaphore::new(ahead_bytes)),
             files: Mutex::new(Files {
-                open: HashMap::new(),
-                handles: HashMap::new(),
+                open: BTreeMap::new(),
+                handles: BTreeMap::new(),
                 closed: LruCache::new(REMEMBERED),
                 next_handle: 1,
                 untrue: 0,

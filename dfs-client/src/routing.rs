@@ -103,6 +103,7 @@ impl RoutingCache {
             };
             let wait_ms = if poked { 0 } else { PARK_MS };
             let pause_ms = tokio::select! {
+                biased;
                 () = stop.cancelled() => return,
                 answer = ask(wait_ms, deadline) => {
                     poked = false;
@@ -122,6 +123,7 @@ impl RoutingCache {
                 }
             };
             tokio::select! {
+                biased;
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep_until(asked + Duration::from_millis(pause_ms)) => {}
             }

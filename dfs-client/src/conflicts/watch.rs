@@ -37,11 +37,13 @@ pub(crate) async fn keep_both(client: WeakClient, label: String, stop: Cancellat
     };
     loop {
         tokio::select! {
+            biased;
             () = stop.cancelled() => return,
             () = tokio::time::sleep(EVERY + jitter()) => {}
         }
         let Some(client) = client.upgrade() else { return };
         tokio::select! {
+            biased;
             () = stop.cancelled() => return,
             () = watch.look(&client) => {}
         }

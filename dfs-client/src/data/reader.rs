@@ -240,6 +240,7 @@ impl Mount {
                 let deadline = mount.deadline();
                 let gone = sender.closed();
                 tokio::select! {
+                    biased;
                     fetched = mount.fetch(&file, start, size, deadline) => {
                         sender.send_replace(Some(fetched.map(Bytes::from)));
                     }

@@ -472,6 +472,7 @@ pub(super) async fn tell(session: &Session, stop: &CancellationToken) {
     loop {
         if ahead.inner.lock().queue.is_empty() {
             tokio::select! {
+                biased;
                 () = stop.cancelled() => return,
                 () = ahead.work.notified() => {}
             }
@@ -484,6 +485,7 @@ pub(super) async fn tell(session: &Session, stop: &CancellationToken) {
             inner.queue.drain(..count).collect()
         };
         let answers = tokio::select! {
+            biased;
             answers = send(session, &entries) => answers,
             // The mount is closing and nobody waits for them any more.
             () = stop.cancelled() => {

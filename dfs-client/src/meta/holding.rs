@@ -50,6 +50,7 @@ pub(crate) trait Untold: Send + Sync + 'static {
 /// Keeps the right to hold, until told to stop.
 pub(super) async fn keep<U: Untold>(session: &Session, untold: &Arc<U>, stop: &CancellationToken) {
     tokio::select! {
+        biased;
         () = stop.cancelled() => {}
         () = keep_holding(session, untold) => {}
     }
@@ -142,6 +143,7 @@ async fn hold_on(session: &Session, hold: Hold) -> End {
         }
         let sent_ms = session.now_ms();
         let answer = tokio::select! {
+            biased;
             answer = ask_wanted(session, hold, WANTED_WAIT) => answer,
             () = ahead.attention.notified() => continue,
         };

@@ -174,11 +174,13 @@ impl Leader {
         let mut pause = HEDGE_AFTER + patience;
         for &other in others.iter().cycle() {
             tokio::select! {
+                biased;
                 answer = &mut preferred => return Heard::First(answer),
                 () = tokio::time::sleep(pause) => {}
             }
             pause = HEDGE_EVERY;
             let answer = tokio::select! {
+                biased;
                 answer = &mut preferred => return Heard::First(answer),
                 answer = self.network.meta(other, request, HEDGE_TIME + patience) => answer,
             };

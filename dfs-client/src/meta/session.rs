@@ -437,6 +437,7 @@ impl Session {
         ticker.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
+                biased;
                 () = stop.cancelled() => return,
                 () = self.expired.notified() => {}
                 _ = ticker.tick() => {}
