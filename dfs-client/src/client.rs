@@ -547,7 +547,8 @@ impl Client {
             return Err(mismatch());
         };
         attributes = file.inner.lock().view(&attributes);
-        if mode.truncate && attributes.length_bytes > 0 {
+        // Others may have sent what they have not committed yet.
+        if mode.truncate && (attributes.length_bytes > 0 || !mount.knows_end(&file)) {
             let (mount, file) = (Arc::clone(mount), Arc::clone(&file));
             attributes = detached(async move { mount.set_length(&file, SYSTEM, 0, deadline).await }).await?;
             keep = false;

@@ -42,13 +42,61 @@ impl CutEpoch {
     }
 }
 
-/// The last cut of a file that made it shorter. Garbage beyond the end is cut, too, but was never part of the file.
+/// One cut of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Truncation {
+struct Cut {
     /// Begun by it.
-    pub epoch: CutEpoch,
-    /// What was left.
-    pub length_bytes: u64,
+    epoch: CutEpoch,
+    left_bytes: u64,
+    /// It truncated the file. Otherwise it removed garbage beyond the end, which was never part of the file.
+    truncates: bool,
+}
+
+/// The last cuts of a file, as its row remembers them: for a writer that comes late to work out which of its bytes they removed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct LastCuts(Vec<Cut>);
+
+/// What the cuts since some epoch did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CutsSince {
+    /// Every byte before this offset outlived them.
+    pub left_bytes: u64,
+    /// The least length to which one of them truncated the file.
+    pub truncated_to: Option<u64>,
+}
+
+impl LastCuts {
+    /// More are forgotten. A mount that writes hears of a cut within a second or two.
+    const MOST: usize = 4;
+
+    /// `truncates`: the file was longer than it is now.
+    pub fn note(&mut self, epoch: CutEpoch, left_bytes: u64, truncates: bool) {
+        if self.0.len() >= Self::MOST {
+            self.0.remove(0);
+        }
+        self.0.push(Cut {
+            epoch,
+            left_bytes,
+            truncates,
+        });
+    }
+
+    /// What happened to bytes that were written by a mount that knew this epoch. `None`: that is forgotten.
+    #[must_use]
+    pub fn since(&self, known: CutEpoch) -> Option<CutsSince> {
+        // A cut that was under way may remove what is written meanwhile, though it truncates only what was there before.
+        let first = if known.is_cutting() { known } else { known.begin() };
+        let later = || self.0.iter().filter(|cut| cut.epoch >= first);
+        if later().next().is_some_and(|cut| cut.epoch != first) {
+            return None;
+        }
+        let truncations = later().filter(|cut| cut.truncates && cut.epoch > known);
+        Some(CutsSince {
+            left_bytes: later().map(|cut| cut.left_bytes).min().unwrap_or(u64::MAX),
+            truncated_to: truncations.map(|cut| cut.left_bytes).min(),
+        })
+    }
 }
 
 impl fmt::Display for CutEpoch {
@@ -60,6 +108,29 @@ impl fmt::Display for CutEpoch {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_late_writer_learns_what_outlived_the_cuts_since() {
+        let mut cuts = LastCuts::default();
+        let since = |cuts: &LastCuts, known| {
+            cuts.since(CutEpoch(known))
+                .map(|cuts| (cuts.left_bytes, cuts.truncated_to))
+        };
+        assert_eq!(since(&cuts, 0), Some((u64::MAX, None)));
+        cuts.note(CutEpoch(1), 100, true);
+        cuts.note(CutEpoch(3), 200, false);
+        assert_eq!(since(&cuts, 0), Some((100, Some(100))));
+        assert_eq!(since(&cuts, 1), Some((100, None)), "written within it, and so after it");
+        assert_eq!(since(&cuts, 2), Some((200, None)), "garbage was never part of the file");
+        assert_eq!(since(&cuts, 4), Some((u64::MAX, None)));
+        // The second was given up, and the third began at once.
+        cuts.note(CutEpoch(5), 300, true);
+        assert_eq!(since(&cuts, 3), Some((200, Some(300))));
+        cuts.note(CutEpoch(7), 400, true);
+        cuts.note(CutEpoch(9), 500, true);
+        assert_eq!((since(&cuts, 0), since(&cuts, 1)), (None, None), "forgotten");
+        assert_eq!(since(&cuts, 2), Some((200, Some(300))));
+    }
 
     #[test]
     fn a_cut_begins_odd_and_ends_even_and_a_later_one_is_greater() {

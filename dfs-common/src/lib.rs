@@ -24,7 +24,7 @@ pub mod wire;
 
 pub use chain::{ChainInfo, ChainMember, ChainTable, Duty, MemberState, NodeInfo, Rest, RoutingTable};
 pub use conflict::{Conflict, ConflictId, ConflictState, Divergence, Settlement, Verdict};
-pub use cut::{CutEpoch, Truncation};
+pub use cut::{CutEpoch, CutsSince, LastCuts};
 pub use error::{Error, ErrorCode, Result, RetryClass};
 pub use id::{
     ActorId, BlockIndex, ChainId, ChainTableId, ChunkId, ChunkIndex, ClusterId, Epoch, FileHandleId, Hold, HoldEpoch,

@@ -80,7 +80,7 @@ impl Mount {
                     } else if since.elapsed() < LIVE_WRITER {
                         tokio::time::sleep(LOOK_EVERY).await;
                     } else {
-                        self.end_cut(file, deadline).await?;
+                        self.cut_garbage(file, deadline).await?;
                     }
                 }
                 outcome => return outcome,

@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use dfs_common::planted::{self, Bug};
+use dfs_common::wire::storage::BlockCondition;
 use dfs_common::{BlockIndex, ChainId, ChunkIndex, ChunkVersion, CutEpoch};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -25,12 +26,14 @@ pub(crate) const MAX_KEPT_BYTES: usize = 16 << 20;
 pub(crate) const MAX_KEPT_BYTES_OF_MOUNT: usize = 128 << 20;
 
 /// Contiguous blocks of a chunk as one acknowledged mutation left them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct WrittenRun {
     pub(crate) chunk: ChunkIndex,
     pub(crate) first: BlockIndex,
     pub(crate) blocks: u32,
     pub(crate) version: ChunkVersion,
+    /// What its half-written blocks were merged with.
+    pub(crate) bases: Vec<BlockCondition>,
 }
 
 /// What a write still lacks.
@@ -289,11 +292,11 @@ impl Kept {
     }
 
     /// A part of these writes was sent again, as this run, durably.
-    pub(crate) fn rewritten(&mut self, numbers: &[u64], run: WrittenRun) {
+    pub(crate) fn rewritten(&mut self, numbers: &[u64], run: &WrittenRun) {
         for held in &mut self.entries {
             let entry = &mut held.entry;
-            if numbers.contains(&entry.number) && entry.runs.iter().any(|before| before.overlaps(&run)) {
-                entry.runs.push(run);
+            if numbers.contains(&entry.number) && entry.runs.iter().any(|before| before.overlaps(run)) {
+                entry.runs.push(run.clone());
             }
         }
     }
@@ -342,16 +345,62 @@ pub(crate) fn merged(entries: &[Entry], slab_size_bytes: u64) -> Option<BTreeMap
     Some(slabs)
 }
 
-/// The newest version at which one of these writes left each block.
-pub(crate) fn newest_versions(entries: &[Entry]) -> BTreeMap<(ChunkIndex, BlockIndex), ChunkVersion> {
-    let mut newest: BTreeMap<_, ChunkVersion> = BTreeMap::new();
+/// What is known of a block that acknowledged writes have touched.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Touched {
+    /// The newest version at which one of them left it.
+    pub(crate) newest: ChunkVersion,
+    /// Somebody else's version between two of them. Nobody can tell whether the earlier one had been lost before it.
+    pub(crate) between: Option<ChunkVersion>,
+}
+
+/// The blocks of these writes, oldest first.
+pub(crate) fn touched(entries: &[Entry]) -> BTreeMap<(ChunkIndex, BlockIndex), Touched> {
+    let mut blocks: BTreeMap<_, Touched> = BTreeMap::new();
     for run in entries.iter().flat_map(|entry| &entry.runs) {
-        for block in run.first.0..run.first.0 + run.blocks {
-            let version = newest.entry((run.chunk, BlockIndex(block))).or_default();
-            *version = run.version.max(*version);
+        for block in (run.first.0..run.first.0 + run.blocks).map(BlockIndex) {
+            let touched = blocks.entry((run.chunk, block)).or_default();
+            let base = run.bases.iter().find(|base| base.block == block);
+            let before = touched.newest;
+            match base.map(|base| base.version) {
+                // All of it was written.
+                None => touched.between = None,
+                Some(base) if before != ChunkVersion::NONE && base > before => touched.between = Some(base),
+                Some(_) => {}
+            }
+            touched.newest = before.max(run.version);
         }
     }
-    newest
+    blocks
+}
+
+/// What a write gave from an offset on and the newer ones did not write over. `None`: bytes are missing.
+pub(crate) fn uncovered(entry: &Entry, newer: &[Entry], from: u64) -> Option<BTreeMap<u64, Vec<u8>>> {
+    let mut left = entry.slab.as_ref()?.extents.clone();
+    remove(&mut left, 0, from);
+    for entry in newer {
+        for (&offset, bytes) in &entry.slab.as_ref()?.extents {
+            remove(&mut left, offset, offset + bytes.len() as u64);
+        }
+    }
+    Some(left)
+}
+
+fn remove(extents: &mut BTreeMap<u64, Vec<u8>>, from: u64, to: u64) {
+    let ends = |(&offset, bytes): (&u64, &Vec<u8>)| offset + bytes.len() as u64;
+    let hit = extents.range(..to).filter(|&extent| ends(extent) > from);
+    for offset in hit.map(|(&offset, _)| offset).collect::<Vec<_>>() {
+        let Some(mut bytes) = extents.remove(&offset) else {
+            continue;
+        };
+        if offset + (bytes.len() as u64) > to {
+            extents.insert(to, bytes.split_off((to - offset) as usize));
+        }
+        if offset < from {
+            bytes.truncate((from - offset) as usize);
+            extents.insert(offset, bytes);
+        }
+    }
 }
 
 /// What became of a block of acknowledged writes.
@@ -365,15 +414,17 @@ pub(crate) enum Fate {
     Mixed,
 }
 
-/// `found`: the block's version (NONE: a hole); `ours`: the newest of the writes; `has_bytes`: whether it has all of theirs. Also where
-/// they cover the block: who wrote a part of it later may have read the rest after they were lost.
-pub(crate) fn fate(found: ChunkVersion, ours: ChunkVersion, has_bytes: bool) -> Fate {
-    if has_bytes {
+/// `found`: the block's version (NONE: a hole); `has_bytes`: whether it has all of the writes' bytes; `cut`: whether some of them may
+/// have been cut since. Who wrote a part of the block after them may have read the rest when they were lost; but within an epoch
+/// a chain loses nothing.
+pub(crate) fn fate(found: ChunkVersion, ours: Touched, has_bytes: bool, cut: bool) -> Fate {
+    let after = found > ours.newest;
+    if has_bytes || (after && !cut && found.epoch == ours.newest.epoch) {
         Fate::There
-    } else if found <= ours {
-        Fate::Lost
-    } else {
+    } else if after || ours.between.is_some_and(|between| found >= between) {
         Fate::Mixed
+    } else {
+        Fate::Lost
     }
 }
 
@@ -411,6 +462,7 @@ mod tests {
                 first: BlockIndex((at / 4096) as u32),
                 blocks: 1,
                 version: version(number),
+                bases: Vec::new(),
             }],
             cut: CutEpoch(2),
             since_ms: number,
@@ -467,7 +519,7 @@ mod tests {
         let entries = [entry(1, 0, b"aaaaaa", SYNC), entry(2, 2, b"bb", SYNC)];
         let slabs = merged(&entries, 1 << 20).unwrap();
         assert_eq!(slabs[&0].extents, BTreeMap::from([(0, b"aabbaa".to_vec())]));
-        assert_eq!(newest_versions(&entries)[&(ChunkIndex(0), BlockIndex(0))], version(2));
+        assert_eq!(touched(&entries)[&(ChunkIndex(0), BlockIndex(0))].newest, version(2));
     }
 
     #[test]
@@ -524,13 +576,73 @@ mod tests {
 
     #[test]
     fn every_fate() {
+        let ours = |between| Touched {
+            newest: version(5),
+            between,
+        };
         for found in [ChunkVersion::NONE, version(1), version(5), version(6)] {
-            assert_eq!(fate(found, version(5), true), Fate::There);
+            assert_eq!(fate(found, ours(Some(version(4))), true, true), Fate::There);
         }
-        assert_eq!(fate(ChunkVersion::NONE, version(5), false), Fate::Lost);
-        assert_eq!(fate(version(4), version(5), false), Fate::Lost);
+        assert_eq!(fate(ChunkVersion::NONE, ours(None), false, false), Fate::Lost);
+        assert_eq!(fate(version(4), ours(None), false, false), Fate::Lost);
         // Its own later write took the place of what was lost without knowing of it.
-        assert_eq!(fate(version(5), version(5), false), Fate::Lost);
-        assert_eq!(fate(version(6), version(5), false), Fate::Mixed);
+        assert_eq!(fate(version(5), ours(None), false, false), Fate::Lost);
+        // Somebody else's did, or wrote over what was there.
+        assert_eq!(fate(version(5), ours(Some(version(4))), false, false), Fate::Mixed);
+        assert_eq!(fate(version(3), ours(Some(version(4))), false, false), Fate::Lost);
+        // In the same epoch nothing can have been lost in between, but it may have been cut.
+        assert_eq!(fate(version(6), ours(None), false, false), Fate::There);
+        assert_eq!(fate(version(6), ours(None), false, true), Fate::Mixed);
+        let later = ChunkVersion {
+            epoch: Epoch(2),
+            counter: 1,
+        };
+        assert_eq!(fate(later, ours(None), false, false), Fate::Mixed);
+    }
+
+    #[test]
+    fn somebody_elses_write_between_two_of_this_mounts_is_known_until_all_of_the_block_is_written() {
+        let entry = |number, base: Option<ChunkVersion>| {
+            let mut entry = entry(number, 0, b"abc", BOTH);
+            let condition = |version| BlockCondition {
+                block: BlockIndex(0),
+                version,
+            };
+            entry.runs[0].bases.extend(base.map(condition));
+            entry
+        };
+        let between = |bases: &[(u64, Option<ChunkVersion>)]| {
+            let entries: Vec<Entry> = bases.iter().map(|&(number, base)| entry(number, base)).collect();
+            touched(&entries)[&(ChunkIndex(0), BlockIndex(0))].between
+        };
+        assert_eq!(
+            between(&[(2, Some(version(1)))]),
+            None,
+            "nothing of this mount was there before"
+        );
+        assert_eq!(between(&[(2, None), (3, Some(version(2)))]), None);
+        assert_eq!(
+            between(&[(2, None), (3, Some(ChunkVersion::NONE))]),
+            None,
+            "its own was lost"
+        );
+        assert_eq!(between(&[(2, None), (4, Some(version(3)))]), Some(version(3)));
+        assert_eq!(between(&[(2, None), (4, Some(version(3))), (5, None)]), None);
+    }
+
+    #[test]
+    fn what_newer_writes_leave_of_an_older_one() {
+        let entries = [
+            entry(1, 10, b"abcdefgh", BOTH),
+            entry(2, 12, b"xx", BOTH),
+            entry(3, 17, b"yyyy", BOTH),
+        ];
+        let left = |from| uncovered(&entries[0], &entries[1..], from).unwrap();
+        let pieces = |pieces: &[(u64, &[u8])]| -> BTreeMap<u64, Vec<u8>> {
+            pieces.iter().map(|&(at, bytes)| (at, bytes.to_vec())).collect()
+        };
+        assert_eq!(left(0), pieces(&[(10, b"ab"), (14, b"efg")]));
+        assert_eq!(left(15), pieces(&[(15, b"fg")]));
+        assert_eq!(left(17), pieces(&[]));
     }
 }

@@ -13,16 +13,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use dfs_common::planted::{self, Bug};
-use dfs_common::units::BLOCK_SIZE_BYTES;
 use dfs_common::wire::storage::BlockCondition;
-use dfs_common::{
-    BlockIndex, ChainId, ChunkId, ChunkIndex, ChunkVersion, CutEpoch, Error, ErrorCode, Result, Truncation,
-};
+use dfs_common::{BlockIndex, ChainId, ChunkId, ChunkIndex, ChunkVersion, CutEpoch, Error, ErrorCode, Result};
 use tokio::sync::SemaphorePermit;
 use tokio::time::Instant;
 
 use super::blocks::{PlannedRun, plan};
-use super::kept::{Entry, Fate, WrittenRun, fate, merged, newest_versions};
+use super::kept::{Entry, Fate, Touched, WrittenRun, fate, merged, touched, uncovered};
 use super::state::FileState;
 use super::writer::timeout;
 use crate::mount::Mount;
@@ -32,7 +29,9 @@ struct Replay<'a> {
     file: &'a FileState,
     chain: ChainId,
     numbers: Vec<u64>,
-    newest: BTreeMap<(ChunkIndex, BlockIndex), ChunkVersion>,
+    touched: BTreeMap<(ChunkIndex, BlockIndex), Touched>,
+    /// Some of their bytes may have been cut since they were acknowledged.
+    were_cut: bool,
     /// The epoch in which they are sent.
     cut: CutEpoch,
     deadline: Instant,
@@ -89,7 +88,8 @@ impl Mount {
     /// present epoch. What did not is sent again; what can not be is an error of the file. To be called with the commit's turn.
     pub(super) async fn confirm_kept(self: &Arc<Self>, file: &Arc<FileState>, deadline: Instant) -> Result<()> {
         let is_done = || {
-            let inner = file.inner.lock();
+            let mut inner = file.inner.lock();
+            inner.confirm_untouched();
             inner.kept.uncommitted_before(inner.cut()).is_empty()
         };
         if is_done() {
@@ -155,7 +155,11 @@ impl Mount {
             file,
             chain,
             numbers: entries.iter().map(|entry| entry.number).collect(),
-            newest: newest_versions(entries),
+            touched: touched(entries),
+            were_cut: {
+                let inner = file.inner.lock();
+                entries.iter().any(|entry| !inner.outlived_cuts(entry))
+            },
             cut,
             deadline,
         };
@@ -180,7 +184,7 @@ impl Mount {
         Ok(())
     }
 
-    /// Leaves out what the file was truncated of since it was acknowledged, but for blocks that are still there: they were written
+    /// Leaves out what the file was truncated of since it was acknowledged, but for bytes that are still there: they were written
     /// after the truncation to a chunk that did not exist, and so knew nothing of it.
     async fn drop_truncated(
         &self,
@@ -189,51 +193,61 @@ impl Mount {
         entries: Vec<Entry>,
         deadline: Instant,
     ) -> Result<Vec<Entry>> {
-        let Some(Truncation { epoch, length_bytes }) = file.inner.lock().truncated() else {
-            return Ok(entries);
-        };
         let mut gone = Vec::new();
-        let newest = newest_versions(&entries);
-        for entry in entries
-            .iter()
-            .filter(|entry| entry.cut < epoch && entry.end > length_bytes)
-        {
-            if !self
-                .outlived((file, chain), entry, &newest, length_bytes, deadline)
-                .await?
-            {
-                gone.push(entry.number);
+        for (at, entry) in entries.iter().enumerate() {
+            let since = file.inner.lock().cuts_since(entry.cut);
+            // Of cuts that are forgotten nobody knows.
+            let length = since.map_or(Some(0), |since| since.truncated_to);
+            let Some(length) = length.filter(|&length| entry.end > length) else {
+                continue;
+            };
+            if self.outlived((file, chain), &entries[at..], length, deadline).await? {
+                continue;
             }
+            if since.is_none() {
+                return Err(Error::new(
+                    ErrorCode::UnsyncedLost,
+                    format!(
+                        "inode {}: written bytes up to {} are not there any more, and the file was cut too often since to tell why",
+                        file.inode, entry.end
+                    ),
+                ));
+            }
+            gone.push((entry.number, length));
         }
         if gone.is_empty() {
             return Ok(entries);
         }
         let mut inner = file.inner.lock();
-        inner.kept.truncated(&gone, length_bytes);
+        for (number, length) in gone {
+            inner.kept.truncated(&[number], length);
+        }
         let numbers: BTreeSet<u64> = entries.iter().map(|entry| entry.number).collect();
         let left = inner.kept.on(chain).into_iter();
         Ok(left.filter(|entry| numbers.contains(&entry.number)).collect())
     }
 
-    /// Whether everything that a write has from `length` on is on the chain as it was written.
+    /// Whether what the first of these writes has from `length` on is on the chain, but for what the others wrote over it.
     async fn outlived(
         &self,
         (file, chain): (&FileState, ChainId),
-        entry: &Entry,
-        newest: &BTreeMap<(ChunkIndex, BlockIndex), ChunkVersion>,
+        entries: &[Entry],
         length: u64,
         deadline: Instant,
     ) -> Result<bool> {
-        for run in &entry.runs {
-            let start = file.layout.chunk_start(run.chunk) + u64::from(run.first.0) * BLOCK_SIZE_BYTES as u64;
-            let before = length.saturating_sub(start) / BLOCK_SIZE_BYTES as u64;
+        let Some((entry, newer)) = entries.split_first() else {
+            return Ok(true);
+        };
+        let Some(bytes) = uncovered(entry, newer, length) else {
+            return self.are_all_newer(file, chain, entry, deadline).await;
+        };
+        for run in plan(&file.layout, &bytes) {
             let chunk = ChunkId::new(file.inode, run.chunk);
-            let range = (run.first, run.blocks);
+            let range = (run.first, run.blocks());
             let found = self.read_blocks(file, chain, chunk, range, deadline).await?;
-            let is_ours = |(at, (version, _)): (u32, &(ChunkVersion, Vec<u8>))| {
-                newest.get(&(run.chunk, BlockIndex(run.first.0 + at))) == Some(version)
-            };
-            if !(0..).zip(&found).skip(before as usize).all(is_ours) {
+            let is_in =
+                |(at, (_, base)): (u32, &(ChunkVersion, Vec<u8>))| run.is_in(BlockIndex(run.first.0 + at), base);
+            if !(0..).zip(&found).all(is_in) {
                 return Ok(false);
             }
         }
@@ -246,7 +260,8 @@ impl Mount {
             file,
             chain,
             ref numbers,
-            ref newest,
+            ref touched,
+            were_cut,
             cut,
             deadline,
         } = replay;
@@ -256,8 +271,8 @@ impl Mount {
         let mut missing = Vec::new();
         for (at, (version, base)) in (0_u32..).zip(found) {
             let block = BlockIndex(run.first.0 + at);
-            let ours = newest.get(&(run.chunk, block)).copied().unwrap_or_default();
-            match fate(version, ours, run.is_in(block, &base)) {
+            let ours = touched.get(&(run.chunk, block)).copied().unwrap_or_default();
+            match fate(version, ours, run.is_in(block, &base), were_cut) {
                 Fate::There => {}
                 Fate::Lost => {
                     run.merge(block, &base);
@@ -285,9 +300,11 @@ impl Mount {
                         first: part.first,
                         blocks: part.blocks(),
                         version: written.version,
+                        // What they held is in it.
+                        bases: Vec::new(),
                     };
                     let mut inner = file.inner.lock();
-                    inner.kept.rewritten(numbers, rewritten);
+                    inner.kept.rewritten(numbers, &rewritten);
                     // What was read ahead meanwhile lacks it, and so does what the kernel has.
                     inner.generation += 1;
                     inner.own_change = None;
@@ -302,23 +319,31 @@ impl Mount {
     /// Whether every block is at least as new as the writes, whose bytes are not here any more.
     async fn look_for(&self, replay: &Replay<'_>, entries: &[Entry]) -> Result<()> {
         let file = replay.file;
-        for run in entries.iter().flat_map(|entry| &entry.runs) {
-            let chunk = ChunkId::new(file.inode, run.chunk);
-            let range = (run.first, run.blocks);
-            let found = self
-                .read_blocks(file, replay.chain, chunk, range, replay.deadline)
-                .await?;
-            if found.iter().any(|(version, _)| *version < run.version) {
+        for entry in entries {
+            if !self.are_all_newer(file, replay.chain, entry, replay.deadline).await? {
                 return Err(Error::new(
                     ErrorCode::UnsyncedLost,
                     format!(
-                        "inode {} chunk {}: written bytes were cut by another mount before this one told the length, and are \
-                         too many to be kept",
-                        file.inode, run.chunk
+                        "inode {}: written bytes up to {} were cut by another mount before this one told the length, and are too many \
+                         to be kept",
+                        file.inode, entry.end
                     ),
                 ));
             }
         }
         Ok(())
+    }
+
+    /// Whether no block of a write is older than it left them.
+    async fn are_all_newer(&self, file: &FileState, chain: ChainId, entry: &Entry, deadline: Instant) -> Result<bool> {
+        for run in &entry.runs {
+            let chunk = ChunkId::new(file.inode, run.chunk);
+            let range = (run.first, run.blocks);
+            let found = self.read_blocks(file, chain, chunk, range, deadline).await?;
+            if found.iter().any(|(version, _)| *version < run.version) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 }

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use dfs_common::planted::{self, Bug};
 use dfs_common::wire::namespace::{Attributes, SetAttributes, SetTime, WriteCommit};
 use dfs_common::{
-    BlockIndex, ChainId, ChunkIndex, ChunkVersion, CutEpoch, Error, ErrorCode, Hold, InodeId, Layout, Level, Result,
-    RoutingTable, SessionId, Timestamp, Truncation,
+    BlockIndex, ChainId, ChunkIndex, ChunkVersion, CutEpoch, CutsSince, Error, ErrorCode, Hold, InodeId, LastCuts,
+    Layout, Level, Result, RoutingTable, SessionId, Timestamp,
 };
 use dfs_crypto::block::BlockCipher;
 use parking_lot::Mutex;
@@ -175,9 +175,28 @@ impl Inner {
         self.dirty.is_empty() && self.owed.is_none() && self.kept.uncommitted_end() == 0
     }
 
-    /// The last truncation of the file, as far as this mount knows.
-    pub(crate) fn truncated(&self) -> Option<Truncation> {
-        self.attributes.file.as_ref().and_then(|file| file.truncated)
+    /// What the cuts that this mount knows of did to bytes that were written in this epoch. `None`: that is forgotten.
+    pub(crate) fn cuts_since(&self, known: CutEpoch) -> Option<CutsSince> {
+        let file = self.attributes.file.as_ref();
+        file.map_or_else(|| LastCuts::default().since(known), |file| file.cuts.since(known))
+    }
+
+    /// Whether no cut since removed any byte of this write, for certain.
+    pub(crate) fn outlived_cuts(&self, entry: &Entry) -> bool {
+        let since = self.cuts_since(entry.cut);
+        since.is_some_and(|since| entry.end <= since.left_bytes)
+    }
+
+    /// Writes that no cut can have touched are as good as written in the present epoch.
+    pub(crate) fn confirm_untouched(&mut self) {
+        let cut = self.cut();
+        let before = self.kept.uncommitted_before(cut);
+        let numbers: Vec<u64> = before
+            .iter()
+            .filter(|entry| self.outlived_cuts(entry))
+            .map(|entry| entry.number)
+            .collect();
+        self.kept.confirmed(&numbers, cut);
     }
 
     /// The truncation epoch that this mount knows.
@@ -384,7 +403,13 @@ impl Inner {
 
     /// Metadata's attributes with what only this mount knows yet laid over them.
     pub(crate) fn view(&self, attributes: &Attributes) -> Attributes {
-        let mut view = attributes.clone();
+        // A late answer does not turn the clock back.
+        let newest = if attributes.change < self.attributes.change {
+            &self.attributes
+        } else {
+            attributes
+        };
+        let mut view = newest.clone();
         if !self.is_settled() {
             view.length_bytes = view.length_bytes.max(self.length());
             view.mtime = self.last_write;
@@ -570,6 +595,7 @@ mod tests {
                 first: BlockIndex((end / 4096) as u32),
                 blocks: 1,
                 version,
+                bases: Vec::new(),
             },
             cut: CutEpoch::NONE,
             number,
@@ -797,7 +823,7 @@ mod tests {
             },
             versions: dfs_common::VersionVector::default(),
             cut: CutEpoch(2),
-            truncated: None,
+            cuts: LastCuts::default(),
         });
         let mut lost = growing();
         arrive(&mut lost, 200);

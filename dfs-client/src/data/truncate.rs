@@ -67,22 +67,44 @@ impl Mount {
         .await?;
         self.commit_lengths(file, deadline).await?;
         loop {
-            let known = file.inner.lock().attributes.length_bytes;
-            if length < known {
-                return self.cut(file, caller, Cut::Shorten(length), deadline).await;
-            }
-            if let Some(attributes) = self.extend_held(file, caller, length, deadline).await? {
-                return Ok(attributes);
-            }
-            self.clear_end(file, deadline).await?;
-            if file.inner.lock().attributes.length_bytes > length {
-                continue;
-            }
-            match self.extend(file, caller, length, deadline).await {
-                Err(error) if error.code == ErrorCode::StaleCut && Instant::now() < deadline => {}
+            match self.set_length_once(file, caller, length, deadline).await {
+                // It is not what this mount took it for.
+                Err(error) if error.code == ErrorCode::StaleCut && Instant::now() < deadline => {
+                    self.refresh(file, deadline).await?;
+                }
                 outcome => return outcome,
             }
         }
+    }
+
+    async fn set_length_once(
+        self: &Arc<Self>,
+        file: &Arc<FileState>,
+        caller: Caller,
+        length: u64,
+        deadline: Instant,
+    ) -> Result<Attributes> {
+        let known = || file.inner.lock().attributes.length_bytes;
+        if length < known() {
+            return self.cut_once(file, caller, Cut::Shorten(length), deadline).await;
+        }
+        if let Some(attributes) = self.extend_held(file, caller, length, deadline).await? {
+            return Ok(attributes);
+        }
+        if length == known() {
+            // What somebody has sent and not committed came before this, so it goes, and its writer sends it again if it lives.
+            self.refresh(file, deadline).await?;
+            let is_cutting = file.inner.lock().cut().is_cutting();
+            if length == known() && (is_cutting || self.data_end(file, length, deadline).await? > length) {
+                return self.cut_once(file, caller, Cut::Shorten(length), deadline).await;
+            }
+        } else {
+            self.clear_end(file, deadline).await?;
+        }
+        if length < known() {
+            return self.cut_once(file, caller, Cut::Shorten(length), deadline).await;
+        }
+        self.extend(file, caller, length, deadline).await
     }
 
     /// Before a write beyond the end: nothing that others left may lie between. A file that this mount holds has nothing there.
@@ -109,7 +131,7 @@ impl Mount {
     }
 
     /// Whether nobody but this mount can have written beyond the end.
-    pub(super) fn knows_end(&self, file: &FileState) -> bool {
+    pub(crate) fn knows_end(&self, file: &FileState) -> bool {
         !file.inner.lock().unclean_end && self.session.may_grow(file.inode).is_some()
     }
 
@@ -196,7 +218,7 @@ impl Mount {
                     end,
                     "what a mount left beyond the end of the file is cut before the file grows over it"
                 );
-                return self.cut(file, SYSTEM, Cut::Garbage, deadline).await.map(|_| ());
+                return self.cut_garbage(file, deadline).await;
             }
             if Instant::now() >= deadline {
                 return Err(Error::new(
@@ -247,25 +269,20 @@ impl Mount {
         Ok(end)
     }
 
-    /// One cut, from its beginning to its end; anew if somebody else begins one meanwhile. To be called with the commit's turn, and
-    /// with no length of this mount's uncommitted.
-    async fn cut(
-        self: &Arc<Self>,
-        file: &Arc<FileState>,
-        caller: Caller,
-        how: Cut,
-        deadline: Instant,
-    ) -> Result<Attributes> {
+    /// Removes what lies beyond the end, or ends a cut that somebody began and does not end.
+    pub(super) async fn cut_garbage(self: &Arc<Self>, file: &Arc<FileState>, deadline: Instant) -> Result<()> {
         loop {
-            match self.cut_once(file, caller, how, deadline).await {
+            match self.cut_once(file, SYSTEM, Cut::Garbage, deadline).await {
                 Err(error) if error.code == ErrorCode::StaleCut && Instant::now() < deadline => {
                     self.refresh(file, deadline).await?;
                 }
-                outcome => return outcome,
+                outcome => return outcome.map(|_| ()),
             }
         }
     }
 
+    /// One cut, from its beginning to its end; `StaleCut` if somebody else begins one meanwhile, or has made the file shorter than
+    /// that. To be called with the commit's turn, and with no length of this mount's uncommitted.
     async fn cut_once(
         self: &Arc<Self>,
         file: &Arc<FileState>,
@@ -291,10 +308,9 @@ impl Mount {
             return Err(unexpected_change(file.inode));
         };
         let length = attributes.length_bytes;
-        // It may have been shorter already than this mount knew.
-        let (end, before) = match how {
-            Cut::Shorten(to) => (to, Some(before_bytes).filter(|_| length == to)),
-            Cut::Garbage => (length, None),
+        let before = match how {
+            Cut::Shorten(to) => Some(before_bytes).filter(|&before| before > to),
+            Cut::Garbage => None,
         };
         let cut = {
             let mut inner = file.inner.lock();
@@ -312,16 +328,13 @@ impl Mount {
             cut
         };
         self.cut_chunks(file, length, before, cut, deadline).await?;
-        let end = self.set_cut_length(file, caller, (end, mtime), cut, deadline).await?;
+        let end = self
+            .set_cut_length(file, caller, (length, mtime), cut, deadline)
+            .await?;
         if how == Cut::Garbage {
             file.inner.lock().unclean_end = false;
         }
         Ok(end)
-    }
-
-    /// Ends a cut that somebody began and does not end.
-    pub(super) async fn end_cut(self: &Arc<Self>, file: &Arc<FileState>, deadline: Instant) -> Result<()> {
-        self.cut(file, SYSTEM, Cut::Garbage, deadline).await.map(|_| ())
     }
 
     async fn set_cut_length(

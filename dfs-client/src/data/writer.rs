@@ -33,7 +33,7 @@ const COMMIT_BYTES: usize = MAX_KEPT_BYTES / 2;
 const REASON_RESERVE: Duration = Duration::from_millis(250);
 
 /// A run that its chain has acknowledged.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Written {
     pub(crate) run: WrittenRun,
     /// The truncation epoch in which it was sent.
@@ -318,7 +318,7 @@ impl Mount {
                 self.note_start(file, chain);
             }
             let sent = self
-                .send_run(file, chain, &run, (conditions, cut), sync, deadline)
+                .send_run(file, chain, &run, (conditions.clone(), cut), sync, deadline)
                 .await;
             let sent = sent.or_else(|error| match error.code {
                 ErrorCode::StaleCut if planted::is(Bug::StaleCutIgnored) => Ok(Placed::default()),
@@ -338,6 +338,7 @@ impl Mount {
                             first: run.first,
                             blocks: run.blocks(),
                             version: written.version,
+                            bases: conditions,
                         },
                         cut,
                         number,

@@ -19,8 +19,8 @@ use dfs_common::wire::namespace::{
     SetAttributes, SetTime, WriteCommit,
 };
 use dfs_common::{
-    ActorId, ChainTableId, CutEpoch, Error, ErrorCode, HoldEpoch, InodeId, Layout, Result, SessionId, Timestamp,
-    ValidName, VersionVector,
+    ActorId, ChainTableId, CutEpoch, Error, ErrorCode, HoldEpoch, InodeId, LastCuts, Layout, Result, SessionId,
+    Timestamp, ValidName, VersionVector,
 };
 
 /// Bytes that `stat` shows for each entry of a directory.
@@ -297,7 +297,7 @@ impl Held {
                         key: key.clone(),
                         versions: VersionVector::default(),
                         cut: CutEpoch::NONE,
-                        truncated: None,
+                        cuts: LastCuts::default(),
                     })
                 })
             }

@@ -607,7 +607,7 @@ impl World {
                         key,
                         versions: VersionVector::default(),
                         cut: CutEpoch::NONE,
-                        truncated: None,
+                        cuts: LastCuts::default(),
                     }),
                     policy: Policy::default(),
                 };
@@ -677,6 +677,9 @@ impl World {
                 mtime,
             } => {
                 let before_bytes = self.inodes.get(&inode).ok_or(ErrorCode::StaleInode)?.length_bytes;
+                if length_bytes > before_bytes && length_bytes != u64::MAX {
+                    return Err(ErrorCode::StaleCut.into());
+                }
                 let change = self.edit(inode, |attributes| {
                     if length_bytes < attributes.length_bytes {
                         attributes.length_bytes = length_bytes;
@@ -684,6 +687,8 @@ impl World {
                     }
                     if let Some(file) = &mut attributes.file {
                         file.cut = file.cut.begin();
+                        let left_bytes = length_bytes.min(before_bytes);
+                        file.cuts.note(file.cut, left_bytes, length_bytes < before_bytes);
                     }
                 })?;
                 let NamespaceChange::Entry { attributes, .. } = change else {

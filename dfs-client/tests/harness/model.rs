@@ -53,6 +53,8 @@ pub struct Event {
     pub landed: Option<Moment>,
     /// Who opens after this sees it.
     pub published: Option<Moment>,
+    /// Whose kernel has older pages is told so from then on: an fdatasync within the file does not tell it by itself.
+    pub told: Option<Moment>,
     /// An fsync covered it.
     pub durable: bool,
     /// It may be gone: its mount was told so or died, or the replicas lost power.
@@ -123,6 +125,8 @@ pub fn pattern(write: usize, at: u64) -> u8 {
 #[derive(Clone, Copy, Debug)]
 pub struct Reader {
     pub mount: MountId,
+    /// It is the kernel with what it has kept.
+    pub cached: bool,
     /// What was published before this must be seen.
     pub fresh_at: Moment,
 }
@@ -131,13 +135,15 @@ impl File {
     pub fn reader(&self, mount: MountId) -> Reader {
         Reader {
             mount,
+            cached: false,
             fresh_at: self.opened.get(&mount).copied().unwrap_or(0),
         }
     }
 
     fn must_see(event: &Event, reader: Reader) -> bool {
         let own = event.mount == reader.mount;
-        !event.shaky && (own || event.published.is_some_and(|at| at <= reader.fresh_at))
+        let since = if reader.cached { event.told } else { event.published };
+        !event.shaky && (own || since.is_some_and(|at| at <= reader.fresh_at))
     }
 
     /// A write; its number says what it wrote.
@@ -151,6 +157,7 @@ impl File {
             returned: None,
             landed: None,
             published: None,
+            told: None,
             durable: false,
             shaky: false,
             refused: false,
@@ -176,6 +183,7 @@ impl File {
             returned: None,
             landed: None,
             published: None,
+            told: None,
             durable: false,
             shaky: false,
             refused: false,
@@ -201,6 +209,7 @@ impl File {
         event.returned = Some(now);
         event.landed = Some(now);
         event.published = Some(now);
+        event.told = Some(now);
     }
 
     /// The write or cut failed, or may fail yet: some of it may have been done.
@@ -222,7 +231,10 @@ impl File {
             self.cached.remove(&mount);
             return Ok(());
         }
-        let reader = self.reader(mount);
+        let reader = Reader {
+            cached: true,
+            ..self.reader(mount)
+        };
         for (&at, bytes) in self.cached.get(&mount).into_iter().flatten() {
             let (low, _) = self.length(reader);
             let known = (low.saturating_sub(at) as usize).min(bytes.len());
@@ -244,6 +256,7 @@ impl File {
             } else if well {
                 event.landed = event.landed.or(Some(to));
                 event.published = event.published.or(Some(to));
+                event.told = event.told.or(Some(to));
             } else if !event.durable {
                 // It may have been the one that is lost, and an error is told once.
                 event.shaky = true;
@@ -267,10 +280,16 @@ impl File {
         }
     }
 
-    pub fn fsynced(&mut self, mount: MountId, (from, to): (Moment, Moment), well: bool) {
+    pub fn fsynced(&mut self, mount: MountId, (from, to): (Moment, Moment), data_only: bool, well: bool) {
+        let told: Vec<_> = self.events.iter().map(|event| event.told).collect();
         self.flushed(mount, (from, to), well);
         if !well {
             return;
+        }
+        if data_only {
+            for (event, told) in self.events.iter_mut().zip(told) {
+                event.told = told;
+            }
         }
         for event in self
             .events
@@ -283,6 +302,7 @@ impl File {
                 if std::mem::take(&mut event.shaky) {
                     // What others read meanwhile may have been without it.
                     event.published = Some(to);
+                    event.told = Some(to).filter(|_| !data_only);
                 }
                 event.doubtful = false;
                 event.landed = event.landed.or(Some(to));
@@ -305,6 +325,7 @@ impl File {
             event.doubtful = false;
             if std::mem::take(&mut event.shaky) {
                 event.published = Some(to);
+                event.told = Some(to);
             }
         }
         self.excuses.remove(&mount);
@@ -388,11 +409,20 @@ impl File {
         // Where another mount had made the file longer before, by its own account, the bytes lay within it.
         let others = self.events.iter().filter(|event| event.mount != mount);
         let reached = others.map(Event::end).max().unwrap_or(0);
+        let cuts = self
+            .events
+            .iter()
+            .filter(|event| matches!(event.what, What::Cut { .. }));
+        let cuts: Vec<Moment> = cuts.map(|event| event.issued).collect();
         for event in self.events.iter_mut().filter(|event| event.mount == mount) {
             event.landed = event.landed.or(Some(now));
             if !event.durable && event.published.is_none_or(|published| published > told_to) {
                 event.shaky = true;
-                event.void_from = told.map_or(u64::MAX, |told| told.max(reached));
+                // A cut since may be why the group knows no more.
+                let was_cut = event
+                    .published
+                    .is_some_and(|published| cuts.iter().any(|&cut| cut > published));
+                event.void_from = told.filter(|_| !was_cut).map_or(u64::MAX, |told| told.max(reached));
             }
         }
         self.opened.remove(&mount);
@@ -621,7 +651,11 @@ mod tests {
     }
 
     fn at(mount: MountId, fresh_at: Moment) -> Reader {
-        Reader { mount, fresh_at }
+        Reader {
+            mount,
+            cached: false,
+            fresh_at,
+        }
     }
 
     fn write(file: &mut File, mount: MountId, now: Moment, start: u64, length: u64) -> usize {
@@ -653,7 +687,7 @@ mod tests {
     fn what_an_fsync_covered_survives_and_what_it_did_not_may_go() {
         let mut file = File::default();
         let first = write(&mut file, A, 1, 0, 10);
-        file.fsynced(A, (2, 3), true);
+        file.fsynced(A, (2, 3), false, true);
         let second = write(&mut file, A, 4, 0, 10);
         file.flushed(A, (5, 6), true);
         assert!(file.check(at(B, 9), 0, &bytes(first, 0, 10)).is_err());
@@ -661,7 +695,7 @@ mod tests {
         assert!(file.check(at(B, 9), 0, &bytes(first, 0, 10)).is_ok());
         assert!(file.check(at(B, 9), 0, &[0; 10]).is_err());
         assert_eq!(file.excuse(A), None, "all of it was kept");
-        file.fsynced(A, (7, 8), true);
+        file.fsynced(A, (7, 8), false, true);
         assert!(file.check(at(B, 9), 0, &bytes(first, 0, 10)).is_err(), "written again");
         assert!(file.check(at(B, 9), 0, &bytes(second, 0, 10)).is_ok());
     }
@@ -672,7 +706,7 @@ mod tests {
         let first = write(&mut file, A, 1, 0, 10);
         file.flushed(A, (2, 3), true);
         let open = write(&mut file, A, 4, 20, 10);
-        file.fsynced(B, (5, 6), true);
+        file.fsynced(B, (5, 6), false, true);
         file.power_lost();
         let expected: Vec<u8> = bytes(first, 0, 10).into_iter().chain([0; 10]).collect();
         assert!(file.check(at(B, 9), 0, &expected).is_ok());
@@ -717,7 +751,7 @@ mod tests {
         set_length(&mut file, A, (1, 2), 8_000);
         set_length(&mut file, A, (3, 4), 0);
         let write = write(&mut file, B, 5, 1_000, 100);
-        file.fsynced(B, (6, 7), true);
+        file.fsynced(B, (6, 7), false, true);
         assert_eq!(file.length(at(2, 9)), (1_100, 1_100));
         let mut expected = vec![0; 1_000];
         expected.extend(bytes(write, 1_000, 1_100));

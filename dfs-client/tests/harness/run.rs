@@ -561,7 +561,11 @@ impl Run {
     }
 
     fn check_length(&self, file: FileId, mount: MountId, began: Moment, attributes: &Attributes) -> Judged {
-        let reader = Reader { mount, fresh_at: began };
+        let reader = Reader {
+            mount,
+            cached: false,
+            fresh_at: began,
+        };
         self.model(file, |file| file.check_length(reader, attributes.length_bytes))
     }
 
@@ -655,6 +659,7 @@ impl Run {
         self.check_length(grip.file, grip.mount, began, &attributes)?;
         let now = self.tick();
         let reader = Reader {
+            cached: false,
             mount: grip.mount,
             fresh_at: now,
         };
@@ -736,7 +741,9 @@ impl Run {
         };
         self.cluster
             .log(|| format!("   fsync: {}", synced.as_ref().err().map_or("0".to_owned(), text)));
-        self.model(grip.file, |file| file.fsynced(grip.mount, (began, now), synced.is_ok()));
+        self.model(grip.file, |file| {
+            file.fsynced(grip.mount, (began, now), data_only, synced.is_ok())
+        });
         verdict
     }
 

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::cut::{CutEpoch, Truncation};
+use crate::cut::{CutEpoch, LastCuts};
 use crate::id::InodeId;
 use crate::layout::Layout;
 use crate::name::ValidName;
@@ -59,7 +59,7 @@ pub struct FileAttributes {
     pub key: WrappedKey,
     pub versions: VersionVector,
     pub cut: CutEpoch,
-    pub truncated: Option<Truncation>,
+    pub cuts: LastCuts,
 }
 
 /// On whose behalf; owner of what is created, and subject of the server's own checks.

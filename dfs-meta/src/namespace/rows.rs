@@ -1,7 +1,7 @@
 //! Values of the namespace's rows. Encoded by the system's codec; `store::keys` has their keys.
 
 use dfs_common::wire::namespace::{Attributes, FileAttributes, FileKind, WrappedKey};
-use dfs_common::{CutEpoch, Hold, HoldEpoch, InodeId, Layout, Policy, Timestamp, Truncation, ValidName, VersionVector};
+use dfs_common::{CutEpoch, Hold, HoldEpoch, InodeId, LastCuts, Layout, Policy, Timestamp, ValidName, VersionVector};
 
 use super::Growing;
 use serde::{Deserialize, Serialize};
@@ -43,7 +43,7 @@ pub enum Body {
         versions: VersionVector,
         /// See [`CutEpoch`].
         cut: CutEpoch,
-        truncated: Option<Truncation>,
+        cuts: LastCuts,
     },
     Directory {
         /// The root's parent is the root.
@@ -152,14 +152,14 @@ impl InodeRow {
                 key,
                 versions,
                 cut,
-                truncated,
+                cuts,
             } => {
                 let file = FileAttributes {
                     layout: *layout,
                     key: key.clone(),
                     versions: versions.clone(),
                     cut: *cut,
-                    truncated: *truncated,
+                    cuts: cuts.clone(),
                 };
                 (*length_bytes, 0, Some(file))
             }

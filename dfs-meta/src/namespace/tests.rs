@@ -5,7 +5,7 @@ use dfs_common::wire::namespace::{
     Attributes, FileKind, NamespaceAnswer, NamespaceChange, NamespaceOp, NamespaceRead, RenameMode, SetAttributes,
     SetTime, WriteCommit, XattrMode,
 };
-use dfs_common::{ActorId, CutEpoch, ErrorCode, InodeId, Level, Policy, PolicyChange, Timestamp, Truncation};
+use dfs_common::{ActorId, CutEpoch, ErrorCode, InodeId, Level, Policy, PolicyChange, Timestamp};
 
 use crate::command::{CommandKind, Outcome};
 use crate::state::testing::{BadHash, Bench, TestHash, USER, create_op, key, name};
@@ -593,11 +593,13 @@ fn a_file_grows_only_by_what_was_written_since_its_last_cut() {
     assert_eq!(first, CutEpoch(1));
     let short = bench.stat(inode).unwrap();
     assert_eq!(short.length_bytes, 10, "it is short at once");
-    let truncation = Some(Truncation {
-        epoch: first,
-        length_bytes: 10,
-    });
-    assert_eq!(short.file.unwrap().truncated, truncation);
+    let since = |cuts: &dfs_common::LastCuts| {
+        cuts.since(CutEpoch::NONE)
+            .map(|cuts| (cuts.left_bytes, cuts.truncated_to))
+    };
+    assert_eq!(since(&short.file.unwrap().cuts), Some((10, Some(10))));
+    let longer = bench.begin_cut(inode, 11);
+    assert_eq!(longer, Err(ErrorCode::StaleCut), "it would make the file longer");
     assert_eq!(
         commit(&mut bench, 50, 0),
         Err(ErrorCode::StaleCut),
@@ -617,8 +619,10 @@ fn a_file_grows_only_by_what_was_written_since_its_last_cut() {
     let second = bench.begin_cut(inode, u64::MAX).unwrap();
     assert_eq!(second, CutEpoch(3));
     let cut = bench.stat(inode).unwrap().file.unwrap();
+    let left = cut.cuts.since(first).unwrap();
     assert_eq!(
-        cut.truncated, truncation,
+        (left.left_bytes, left.truncated_to),
+        (10, None),
         "what lies beyond the end is no part of the file"
     );
     assert_eq!(bench.set_length(inode, 80, first), Err(ErrorCode::StaleCut));

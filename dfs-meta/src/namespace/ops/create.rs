@@ -2,7 +2,7 @@
 
 use dfs_common::units::{LINK_MAX, SYMLINK_MAX_BYTES};
 use dfs_common::wire::namespace::{FileKind, NamespaceChange, WrappedKey};
-use dfs_common::{CutEpoch, Error, ErrorCode, InodeId, Layout, ValidName, VersionVector};
+use dfs_common::{CutEpoch, Error, ErrorCode, InodeId, LastCuts, Layout, ValidName, VersionVector};
 
 use super::super::OpResult;
 use super::super::rows::{Body, InodeRow};
@@ -133,7 +133,7 @@ fn regular<S: Rows + ?Sized>(tx: &Transaction<'_, '_, S>, key: &WrappedKey) -> O
         key: key.clone(),
         versions: VersionVector::default(),
         cut: CutEpoch::NONE,
-        truncated: None,
+        cuts: LastCuts::default(),
     })
 }
 

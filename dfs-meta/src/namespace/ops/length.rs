@@ -4,7 +4,7 @@
 //! end of the cut that removed whatever its chunks had beyond its end.
 
 use dfs_common::wire::namespace::{NamespaceChange, WriteCommit};
-use dfs_common::{ActorId, CutEpoch, Error, ErrorCode, InodeId, Timestamp, Truncation};
+use dfs_common::{ActorId, CutEpoch, Error, ErrorCode, InodeId, LastCuts, Timestamp};
 
 use super::super::rows::{Body, InodeRow};
 use super::super::transaction::{Transaction, is_valid};
@@ -25,17 +25,15 @@ pub(crate) fn begin_cut<S: Rows + ?Sized>(
     mtime: Option<Timestamp>,
 ) -> OpResult<NamespaceChange> {
     let mut row = tx.inode(inode)?;
-    let (length, cut) = end_of(inode, &mut row)?;
+    let (length, cut, cuts) = end_of(inode, &mut row)?;
     let before_bytes = *length;
+    // A truncation by somebody who takes the file for longer than it is would remove what others are about to commit.
+    if at_most > before_bytes && at_most != u64::MAX {
+        return Err(stale_cut(inode, before_bytes, *cut));
+    }
     *cut = cut.begin();
-    let epoch = *cut;
+    cuts.note(*cut, at_most.min(before_bytes), at_most < before_bytes);
     if at_most < before_bytes {
-        if let Body::Regular { truncated, .. } = &mut row.body {
-            *truncated = Some(Truncation {
-                epoch,
-                length_bytes: at_most,
-            });
-        }
         write_to(tx, inode, &mut row, mtime, |length| length.min(at_most))?;
     } else {
         row.change += 1;
@@ -60,7 +58,7 @@ pub(crate) fn set_length<S: Rows + ?Sized>(
         Some(hold) => hold.session == tx.session() && is_valid(tx.rows, hold)?,
         None => false,
     };
-    let (before, cut) = end_of(inode, &mut row)?;
+    let (before, cut, _) = end_of(inode, &mut row)?;
     let in_turn = match ends {
         Some(ends) => ends == *cut && cut.is_cutting(),
         None => holds && !cut.is_cutting(),
@@ -157,9 +155,14 @@ pub(crate) fn found_length<S: Rows + ?Sized>(
     Ok(())
 }
 
-fn end_of(inode: InodeId, row: &mut InodeRow) -> OpResult<(&mut u64, &mut CutEpoch)> {
+fn end_of(inode: InodeId, row: &mut InodeRow) -> OpResult<(&mut u64, &mut CutEpoch, &mut LastCuts)> {
     match &mut row.body {
-        Body::Regular { length_bytes, cut, .. } => Ok((length_bytes, cut)),
+        Body::Regular {
+            length_bytes,
+            cut,
+            cuts,
+            ..
+        } => Ok((length_bytes, cut, cuts)),
         Body::Directory { .. } => Err(ErrorCode::IsDirectory.into()),
         _ => Err(Error::new(
             ErrorCode::InvalidArgument,
