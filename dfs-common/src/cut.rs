@@ -48,7 +48,7 @@ struct Cut {
     /// Begun by it.
     epoch: CutEpoch,
     left_bytes: u64,
-    /// It truncated the file. Otherwise it removed garbage beyond the end, which was never part of the file.
+    /// Somebody wanted the file to be this long. Otherwise it removed garbage beyond the end.
     truncates: bool,
 }
 
@@ -70,7 +70,7 @@ impl LastCuts {
     /// More are forgotten. A mount that writes hears of a cut within a second or two.
     const MOST: usize = 4;
 
-    /// `truncates`: the file was longer than it is now.
+    /// `truncates`: somebody wants the file to be this long, and it is not only about garbage beyond its end.
     pub fn note(&mut self, epoch: CutEpoch, left_bytes: u64, truncates: bool) {
         if self.0.len() >= Self::MOST {
             self.0.remove(0);

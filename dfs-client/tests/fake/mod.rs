@@ -688,7 +688,7 @@ impl World {
                     if let Some(file) = &mut attributes.file {
                         file.cut = file.cut.begin();
                         let left_bytes = length_bytes.min(before_bytes);
-                        file.cuts.note(file.cut, left_bytes, length_bytes < before_bytes);
+                        file.cuts.note(file.cut, left_bytes, length_bytes != u64::MAX);
                     }
                 })?;
                 let NamespaceChange::Entry { attributes, .. } = change else {

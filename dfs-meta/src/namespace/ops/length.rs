@@ -32,7 +32,8 @@ pub(crate) fn begin_cut<S: Rows + ?Sized>(
         return Err(stale_cut(inode, before_bytes, *cut));
     }
     *cut = cut.begin();
-    cuts.note(*cut, at_most.min(before_bytes), at_most < before_bytes);
+    // Also where it is not longer: somebody may have written beyond the end and not said so yet.
+    cuts.note(*cut, at_most.min(before_bytes), at_most != u64::MAX);
     if at_most < before_bytes {
         write_to(tx, inode, &mut row, mtime, |length| length.min(at_most))?;
     } else {
