@@ -55,7 +55,7 @@ fn explain(program: &Program) -> String {
 
 #[test]
 fn random_programs_do_what_the_documents_say() {
-    let count = from_environment("MODEL_PROGRAMS", 3_000);
+    let count = from_environment("MODEL_PROGRAMS", 20_000);
     let first = from_environment("MODEL_SEED", 1);
     let seconds = from_environment("MODEL_SECONDS", u64::MAX);
     let keep_going = from_environment("MODEL_KEEP_GOING", 0);

@@ -314,3 +314,203 @@ fn truncations_and_writes_of_two_mounts_all_succeed() {
     ];
     must_hold(Servers::NEW, &behind);
 }
+
+fn opens(m: u8, how: How) -> Step {
+    Step::Open { m, f: 0, how }
+}
+
+fn append(m: u8, len: u32) -> Step {
+    Step::Append { m, h: 0, len }
+}
+
+#[test]
+fn a_lost_write_is_not_put_over_what_another_wrote_before_the_next_own_one() {
+    let whole = |m| write(m, 0, 4_096);
+    must_hold(
+        Servers::NEW,
+        &[
+            create(2),
+            whole(2),
+            flush(2),
+            open(1),
+            whole(1),
+            power(),
+            write(2, 0, 10),
+            fsync(1),
+            fsync(2),
+        ],
+    );
+    must_hold(
+        Servers::NEW,
+        &[
+            create(0),
+            open(1),
+            whole(1),
+            power(),
+            flush(1),
+            whole(0),
+            write(1, 0, 10),
+            fsync(0),
+            power(),
+        ],
+    );
+    let far = 9 * MIB;
+    let part = |m| write(m, far, 10);
+    must_hold(
+        Servers::NEW,
+        &[
+            create(1),
+            create(0),
+            part(0),
+            wait(1_000),
+            part(1),
+            Step::Together(Box::new(write(0, far + 14, 4_096)), Box::new(flush(0))),
+            part(1),
+            fsync(1),
+            power(),
+        ],
+    );
+}
+
+#[test]
+fn what_a_truncation_removed_is_not_sent_again_with_a_later_write_to_its_block() {
+    must_hold(
+        Servers::NEW,
+        &[
+            create(0),
+            opens(1, How::Truncate),
+            append(1, 10),
+            flush(1),
+            write(1, 1_809, 10),
+            cut_to(0, 0),
+            wait(1_000),
+            fsync(0),
+            power(),
+        ],
+    );
+    // Nor if all that covered it was removed as well.
+    must_hold(
+        Servers::NEW,
+        &[
+            create(0),
+            write(0, MIB, 10),
+            power(),
+            power(),
+            power(),
+            write(0, MIB, 4_096),
+            write(0, MIB + 8_192, 4_096),
+            opens(1, How::Truncate),
+            fsync(0),
+        ],
+    );
+}
+
+#[test]
+fn a_truncation_is_remembered_after_the_next_one() {
+    must_hold(
+        Servers::NEW,
+        &[
+            create(1),
+            write(1, 0, 10),
+            open(2),
+            Step::Power {
+                nodes: Nodes::Chain(1),
+                back_ms: 283,
+            },
+            cut_to(1, 4_096),
+            Step::Power {
+                nodes: Nodes::Chain(4),
+                back_ms: 423,
+            },
+            cut_to(2, 0),
+            write(2, 4 * MIB, 4_096),
+            append(2, 10),
+            cut_to(2, 4_198_400),
+            fsync(1),
+        ],
+    );
+}
+
+#[test]
+fn opening_with_truncation_removes_what_was_sent_and_not_told() {
+    must_hold(
+        Servers::NEW,
+        &[
+            create(2),
+            open(0),
+            open(1),
+            write(0, 0, 10),
+            Step::Kill { m: 2 },
+            write(1, 0, 4_096),
+            wait(1_000),
+            Step::Kill { m: 1 },
+            opens(2, How::Truncate),
+            fsync(2),
+        ],
+    );
+    // Whose writer lives is not told of a loss.
+    must_hold(
+        Servers::NEW,
+        &[
+            create(2),
+            write(2, 4_190_208, 4_096),
+            wait(1_000),
+            opens(0, How::Truncate),
+            write(0, 4_190_208, 10),
+            flush(0),
+            flush(2),
+        ],
+    );
+}
+
+#[test]
+fn a_truncation_to_less_than_was_known_and_more_than_there_is_removes_nothing() {
+    must_hold(
+        Servers::NEW,
+        &[
+            create(1),
+            open(0),
+            write(1, 4_198_400, 4_096),
+            flush(1),
+            cut_to(0, 0),
+            write(0, 0, 4_096),
+            wait(1_000),
+            cut_to(1, 8_192),
+        ],
+    );
+}
+
+#[test]
+fn what_others_wrote_over_is_no_loss() {
+    must_hold(
+        Servers::NEW,
+        &[
+            create(1),
+            cut_to(1, 6 * MIB),
+            open(0),
+            write(1, 0, 4_096),
+            cut_to(0, 8),
+            write(0, 0, 10),
+            write(1, 446, 4_096),
+            flush(0),
+            fsync(1),
+        ],
+    );
+}
+
+#[test]
+fn who_read_a_file_without_what_was_lost_reads_it_again() {
+    must_hold(
+        Servers::NEW,
+        &[
+            create(0),
+            open(0),
+            write(0, 2_359_296, 4_096),
+            Step::Close { m: 0, h: 0 },
+            power(),
+            opens(1, How::Read),
+            Step::ReadOn { m: 1, h: 0, times: 3 },
+            fsync(0),
+        ],
+    );
+}

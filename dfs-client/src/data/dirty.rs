@@ -65,11 +65,21 @@ impl Slab {
         self.extents.insert(start, bytes);
     }
 
-    /// Nothing of it lies at or beyond `length` any more.
-    pub(super) fn cut_to(&mut self, length: u64) {
-        self.extents.split_off(&length);
-        if let Some((&start, bytes)) = self.extents.iter_mut().next_back() {
-            bytes.truncate((length - start) as usize);
+    /// It has nothing within this range any more.
+    pub(super) fn erase(&mut self, from: u64, to: u64) {
+        let hit = self.extents.range(..to);
+        let hit = hit.filter(|&(&at, bytes)| at + bytes.len() as u64 > from);
+        for at in hit.map(|(&at, _)| at).collect::<Vec<_>>() {
+            let Some(mut bytes) = self.extents.remove(&at) else {
+                continue;
+            };
+            if at + (bytes.len() as u64) > to {
+                self.extents.insert(to, bytes.split_off((to - at) as usize));
+            }
+            if at < from {
+                bytes.truncate((from - at) as usize);
+                self.extents.insert(at, bytes);
+            }
         }
         self.size_bytes = self.extents.values().map(Vec::len).sum();
     }

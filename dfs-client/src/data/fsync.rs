@@ -48,11 +48,12 @@ impl Mount {
         }
         // Only now, since what arrives after a hold was taken is not found.
         let grows = self.session.may_grow(file.inode);
-        let (unsynced, promised, longer, others) = {
+        let (unsynced, promised, longer, others, rewrites) = {
             let mut inner = file.inner.lock();
             let promised = inner.promise(grows);
             let longer = inner.kept.uncommitted_end() > 0;
-            (inner.unsynced.all(), promised, longer, inner.foreign_unsynced())
+            let others = inner.foreign_unsynced();
+            (inner.unsynced.all(), promised, longer, others, inner.rewrites)
         };
         let told = async {
             let mut growth = None;
@@ -80,7 +81,14 @@ impl Mount {
         let (synced, others, told) = tokio::join!(self.sync_chains(file, unsynced, deadline), of_others, told);
         self.note_failure(file);
         synced.and(others).and(told)?;
-        let missed = file.inner.lock().foreign_unsynced();
+        let (missed, rewrites_now) = {
+            let inner = file.inner.lock();
+            (inner.foreign_unsynced(), inner.rewrites)
+        };
+        if !data_only && rewrites_now != rewrites {
+            // Who read the file while it lacked what was lost hears that it has changed.
+            self.commit(file, Word::Passing, None, deadline).await?;
+        }
         match missed {
             Some(changes) => self.sync_others(file, &BTreeSet::new(), changes, deadline).await,
             None => Ok(()),

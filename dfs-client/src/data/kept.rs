@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use dfs_common::planted::{self, Bug};
+use dfs_common::units::BLOCK_SIZE_BYTES;
 use dfs_common::wire::storage::BlockCondition;
 use dfs_common::{BlockIndex, ChainId, ChunkIndex, ChunkVersion, CutEpoch};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -57,12 +58,38 @@ pub(crate) struct Entry {
     pub(crate) cut: CutEpoch,
     /// Where it ends in the file.
     pub(crate) end: u64,
-    /// When it was acknowledged, on the mount's clock.
+    /// When it was first sent, on the mount's clock.
     pub(crate) since_ms: u64,
     pub(crate) lacks: Lacks,
 }
 
 impl Entry {
+    /// It has lost what it had beyond `length`.
+    pub(crate) fn truncate(&mut self, length: u64) {
+        if self.end <= length {
+            return;
+        }
+        self.end = length;
+        match &mut self.slab {
+            Some(slab) => {
+                let slab = Arc::make_mut(slab);
+                slab.erase(length, u64::MAX);
+                if slab.extents.is_empty() {
+                    self.lacks = Lacks {
+                        sync: false,
+                        commit: false,
+                    };
+                }
+            }
+            // Which of it is left nobody knows, but all of it was there before.
+            None => self.lacks.commit &= length > 0,
+        }
+    }
+
+    fn size_bytes(&self) -> usize {
+        self.slab.as_ref().map_or(0, |slab| slab.size_bytes)
+    }
+
     fn chunks(&self) -> impl Iterator<Item = ChunkIndex> + '_ {
         self.runs.iter().map(|run| run.chunk)
     }
@@ -202,28 +229,47 @@ impl Kept {
 
     /// These writes have lost what they had beyond `length`, and rightly so: the file was truncated after them.
     pub(crate) fn truncated(&mut self, numbers: &[u64], length: u64) {
+        self.edit(|entry| {
+            if numbers.contains(&entry.number) {
+                entry.truncate(length);
+            }
+        });
+    }
+
+    /// A block was found at this version, with these bytes. Where somebody else wrote to it after this mount, and nothing can have been
+    /// lost in between, what differs of this mount's bytes was written over.
+    pub(crate) fn found(
+        &mut self,
+        (chunk, block, start): (ChunkIndex, BlockIndex, u64),
+        found: ChunkVersion,
+        bytes: &[u8],
+    ) {
+        let touches = |run: &WrittenRun| run.chunk == chunk && run.has(block);
+        let runs = self.entries.iter().flat_map(|held| &held.entry.runs);
+        let newest = runs.filter(|run| touches(run)).map(|run| run.version).max();
+        if newest.is_none_or(|newest| newest >= found || newest.epoch != found.epoch) {
+            return;
+        }
+        self.edit(|entry| {
+            let Some(slab) = entry.slab.as_mut().filter(|_| entry.runs.iter().any(touches)) else {
+                return;
+            };
+            let mut ours = Vec::new();
+            slab.pieces(start, BLOCK_SIZE_BYTES as u64, &mut ours);
+            let there = |at: u64| bytes.get((at - start) as usize).copied().unwrap_or(0);
+            let ours = ours.into_iter().flat_map(|(at, ours)| (at..).zip(ours));
+            let replaced: Vec<u64> = ours.filter(|&(at, ours)| there(at) != ours).map(|(at, _)| at).collect();
+            for range in replaced.chunk_by(|one, next| one + 1 == *next) {
+                Arc::make_mut(slab).erase(range[0], range[0] + range.len() as u64);
+            }
+        });
+    }
+
+    fn edit(&mut self, mut change: impl FnMut(&mut Entry)) {
         for held in &mut self.entries {
-            let entry = &mut held.entry;
-            if !numbers.contains(&entry.number) || entry.end <= length {
-                continue;
-            }
-            entry.end = length;
-            match &mut entry.slab {
-                Some(slab) => {
-                    let before = slab.size_bytes;
-                    let slab = Arc::make_mut(slab);
-                    slab.cut_to(length);
-                    self.bytes -= before - slab.size_bytes;
-                    if slab.extents.is_empty() {
-                        entry.lacks = Lacks {
-                            sync: false,
-                            commit: false,
-                        };
-                    }
-                }
-                // Which of it is left nobody knows, but all of it was there before.
-                None => entry.lacks.commit &= length > 0,
-            }
+            self.bytes -= held.entry.size_bytes();
+            change(&mut held.entry);
+            self.bytes += held.entry.size_bytes();
         }
         self.sweep();
     }
@@ -259,7 +305,7 @@ impl Kept {
         self.select(|entry| entry.lacks.commit && entry.cut != cut)
     }
 
-    /// Pieces of a range that were acknowledged before that time and are not committed yet, oldest first. Another mount may have cut
+    /// Pieces of a range that were sent before that time and are not committed yet, oldest first. Another mount may have cut
     /// them without this one's knowing.
     pub(crate) fn overdue_pieces(&self, offset: u64, length: u64, before_ms: u64) -> Vec<(u64, Vec<u8>)> {
         let mut out = Vec::new();
@@ -275,6 +321,10 @@ impl Kept {
             }
         }
         out
+    }
+
+    pub(crate) fn entries(&self) -> impl Iterator<Item = &Entry> {
+        self.entries.iter().map(|held| &held.entry)
     }
 
     fn select(&self, wanted: impl Fn(&Entry) -> bool) -> Vec<Entry> {
@@ -326,6 +376,10 @@ impl Kept {
 }
 
 impl WrittenRun {
+    fn has(&self, block: BlockIndex) -> bool {
+        (self.first.0..self.first.0 + self.blocks).contains(&block.0)
+    }
+
     fn overlaps(&self, other: &Self) -> bool {
         let ends = |run: &Self| run.first.0 + run.blocks;
         self.chunk == other.chunk && self.first.0 < ends(other) && other.first.0 < ends(self)
@@ -354,8 +408,8 @@ pub(crate) struct Touched {
     pub(crate) between: Option<ChunkVersion>,
 }
 
-/// The blocks of these writes, oldest first.
-pub(crate) fn touched(entries: &[Entry]) -> BTreeMap<(ChunkIndex, BlockIndex), Touched> {
+/// The blocks of these writes, oldest first. `cut`: some of their bytes may have been cut since.
+pub(crate) fn touched(entries: &[Entry], cut: bool) -> BTreeMap<(ChunkIndex, BlockIndex), Touched> {
     let mut blocks: BTreeMap<_, Touched> = BTreeMap::new();
     for run in entries.iter().flat_map(|entry| &entry.runs) {
         for block in (run.first.0..run.first.0 + run.blocks).map(BlockIndex) {
@@ -365,8 +419,10 @@ pub(crate) fn touched(entries: &[Entry]) -> BTreeMap<(ChunkIndex, BlockIndex), T
             match base.map(|base| base.version) {
                 // All of it was written.
                 None => touched.between = None,
-                Some(base) if before != ChunkVersion::NONE && base > before => touched.between = Some(base),
-                Some(_) => {}
+                Some(base) if before == ChunkVersion::NONE || base <= before => {}
+                // See `Kept::found`.
+                Some(base) if base.epoch == before.epoch && !cut => {}
+                Some(base) => touched.between = Some(base),
             }
             touched.newest = before.max(run.version);
         }
@@ -375,32 +431,15 @@ pub(crate) fn touched(entries: &[Entry]) -> BTreeMap<(ChunkIndex, BlockIndex), T
 }
 
 /// What a write gave from an offset on and the newer ones did not write over. `None`: bytes are missing.
-pub(crate) fn uncovered(entry: &Entry, newer: &[Entry], from: u64) -> Option<BTreeMap<u64, Vec<u8>>> {
-    let mut left = entry.slab.as_ref()?.extents.clone();
-    remove(&mut left, 0, from);
+pub(crate) fn uncovered(entry: &Entry, newer: &[Entry], from: u64) -> Option<Slab> {
+    let mut left = Slab::clone(entry.slab.as_ref()?);
+    left.erase(0, from);
     for entry in newer {
-        for (&offset, bytes) in &entry.slab.as_ref()?.extents {
-            remove(&mut left, offset, offset + bytes.len() as u64);
+        for (&at, bytes) in &entry.slab.as_ref()?.extents {
+            left.erase(at, at + bytes.len() as u64);
         }
     }
     Some(left)
-}
-
-fn remove(extents: &mut BTreeMap<u64, Vec<u8>>, from: u64, to: u64) {
-    let ends = |(&offset, bytes): (&u64, &Vec<u8>)| offset + bytes.len() as u64;
-    let hit = extents.range(..to).filter(|&extent| ends(extent) > from);
-    for offset in hit.map(|(&offset, _)| offset).collect::<Vec<_>>() {
-        let Some(mut bytes) = extents.remove(&offset) else {
-            continue;
-        };
-        if offset + (bytes.len() as u64) > to {
-            extents.insert(to, bytes.split_off((to - offset) as usize));
-        }
-        if offset < from {
-            bytes.truncate((from - offset) as usize);
-            extents.insert(offset, bytes);
-        }
-    }
 }
 
 /// What became of a block of acknowledged writes.
@@ -519,7 +558,10 @@ mod tests {
         let entries = [entry(1, 0, b"aaaaaa", SYNC), entry(2, 2, b"bb", SYNC)];
         let slabs = merged(&entries, 1 << 20).unwrap();
         assert_eq!(slabs[&0].extents, BTreeMap::from([(0, b"aabbaa".to_vec())]));
-        assert_eq!(touched(&entries)[&(ChunkIndex(0), BlockIndex(0))].newest, version(2));
+        assert_eq!(
+            touched(&entries, false)[&(ChunkIndex(0), BlockIndex(0))].newest,
+            version(2)
+        );
     }
 
     #[test]
@@ -613,7 +655,7 @@ mod tests {
         };
         let between = |bases: &[(u64, Option<ChunkVersion>)]| {
             let entries: Vec<Entry> = bases.iter().map(|&(number, base)| entry(number, base)).collect();
-            touched(&entries)[&(ChunkIndex(0), BlockIndex(0))].between
+            touched(&entries, true)[&(ChunkIndex(0), BlockIndex(0))].between
         };
         assert_eq!(
             between(&[(2, Some(version(1)))]),
@@ -637,7 +679,7 @@ mod tests {
             entry(2, 12, b"xx", BOTH),
             entry(3, 17, b"yyyy", BOTH),
         ];
-        let left = |from| uncovered(&entries[0], &entries[1..], from).unwrap();
+        let left = |from| uncovered(&entries[0], &entries[1..], from).unwrap().extents;
         let pieces = |pieces: &[(u64, &[u8])]| -> BTreeMap<u64, Vec<u8>> {
             pieces.iter().map(|&(at, bytes)| (at, bytes.to_vec())).collect()
         };

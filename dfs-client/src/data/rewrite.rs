@@ -151,15 +151,16 @@ impl Mount {
     ) -> Result<()> {
         let entries = self.drop_truncated(file, chain, entries, deadline).await?;
         let entries = entries.as_slice();
+        let were_cut = {
+            let inner = file.inner.lock();
+            entries.iter().any(|entry| !inner.outlived_cuts(entry))
+        };
         let replay = Replay {
             file,
             chain,
             numbers: entries.iter().map(|entry| entry.number).collect(),
-            touched: touched(entries),
-            were_cut: {
-                let inner = file.inner.lock();
-                entries.iter().any(|entry| !inner.outlived_cuts(entry))
-            },
+            touched: touched(entries, were_cut),
+            were_cut,
             cut,
             deadline,
         };
@@ -194,26 +195,29 @@ impl Mount {
         deadline: Instant,
     ) -> Result<Vec<Entry>> {
         let mut gone = Vec::new();
-        for (at, entry) in entries.iter().enumerate() {
+        // Newest first: what covered an older write may be gone itself.
+        let mut newer: Vec<Entry> = Vec::with_capacity(entries.len());
+        for entry in entries.iter().rev() {
             let since = file.inner.lock().cuts_since(entry.cut);
             // Of cuts that are forgotten nobody knows.
             let length = since.map_or(Some(0), |since| since.truncated_to);
-            let Some(length) = length.filter(|&length| entry.end > length) else {
-                continue;
-            };
-            if self.outlived((file, chain), &entries[at..], length, deadline).await? {
-                continue;
+            let mut left = entry.clone();
+            if let Some(length) = length.filter(|&length| entry.end > length)
+                && !self.outlived((file, chain), (entry, &newer), length, deadline).await?
+            {
+                if since.is_none() {
+                    return Err(Error::new(
+                        ErrorCode::UnsyncedLost,
+                        format!(
+                            "inode {}: written bytes up to {} are not there any more, and the file was cut too often since to tell why",
+                            file.inode, entry.end
+                        ),
+                    ));
+                }
+                gone.push((entry.number, length));
+                left.truncate(length);
             }
-            if since.is_none() {
-                return Err(Error::new(
-                    ErrorCode::UnsyncedLost,
-                    format!(
-                        "inode {}: written bytes up to {} are not there any more, and the file was cut too often since to tell why",
-                        file.inode, entry.end
-                    ),
-                ));
-            }
-            gone.push((entry.number, length));
+            newer.push(left);
         }
         if gone.is_empty() {
             return Ok(entries);
@@ -227,21 +231,18 @@ impl Mount {
         Ok(left.filter(|entry| numbers.contains(&entry.number)).collect())
     }
 
-    /// Whether what the first of these writes has from `length` on is on the chain, but for what the others wrote over it.
+    /// Whether what a write has from `length` on is on the chain, but for what newer ones wrote over it.
     async fn outlived(
         &self,
         (file, chain): (&FileState, ChainId),
-        entries: &[Entry],
+        (entry, newer): (&Entry, &[Entry]),
         length: u64,
         deadline: Instant,
     ) -> Result<bool> {
-        let Some((entry, newer)) = entries.split_first() else {
-            return Ok(true);
-        };
         let Some(bytes) = uncovered(entry, newer, length) else {
             return self.are_all_newer(file, chain, entry, deadline).await;
         };
-        for run in plan(&file.layout, &bytes) {
+        for run in plan(&file.layout, &bytes.extents) {
             let chunk = ChunkId::new(file.inode, run.chunk);
             let range = (run.first, run.blocks());
             let found = self.read_blocks(file, chain, chunk, range, deadline).await?;
@@ -305,9 +306,12 @@ impl Mount {
                     };
                     let mut inner = file.inner.lock();
                     inner.kept.rewritten(numbers, &rewritten);
-                    // What was read ahead meanwhile lacks it, and so does what the kernel has.
+                    // What was read ahead meanwhile lacks it, and so does what the kernel has; other mounts hear of it as of any
+                    // write.
                     inner.generation += 1;
                     inner.own_change = None;
+                    inner.rewrites += 1;
+                    inner.owe(self.now_ms());
                 }
                 Err(error) if error.code == ErrorCode::ConditionFailed => return Ok(false),
                 Err(error) => return Err(error),

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use dfs_common::planted::{self, Bug};
+use dfs_common::units::BLOCK_SIZE_BYTES;
 use dfs_common::wire::namespace::{Attributes, SetAttributes, SetTime, WriteCommit};
 use dfs_common::{
     BlockIndex, ChainId, ChunkIndex, ChunkVersion, CutEpoch, CutsSince, Error, ErrorCode, Hold, InodeId, LastCuts,
@@ -52,6 +53,8 @@ pub(crate) struct Arrival {
     pub(crate) sync: bool,
     /// This mount holds the file.
     pub(crate) alone: bool,
+    /// When it was first sent, on the mount's clock.
+    pub(crate) sent_ms: u64,
 }
 
 /// On what occasion metadata is told.
@@ -110,6 +113,8 @@ pub(crate) struct Inner {
     pub(crate) opens: u32,
     /// Raised by every local write and truncate, and by every foreign change: what was read ahead before is void.
     pub(crate) generation: u64,
+    /// Writes that were lost and sent again.
+    pub(crate) rewrites: u64,
     /// Changes that may have been another mount's, as this one came to know of them.
     pub(crate) foreign: u64,
     /// Up to which of them everything is known to be durable.
@@ -157,6 +162,7 @@ impl Inner {
             own_change,
             opens: 0,
             generation: 0,
+            rewrites: 0,
             foreign: 0,
             attributes,
         }
@@ -187,6 +193,21 @@ impl Inner {
         since.is_some_and(|since| entry.end <= since.left_bytes)
     }
 
+    /// What a half-written block was found to hold; see [`Kept::found`].
+    pub(crate) fn found(
+        &mut self,
+        layout: &Layout,
+        (chunk, block): (ChunkIndex, BlockIndex),
+        version: ChunkVersion,
+        bytes: &[u8],
+    ) {
+        if !self.kept.touches(chunk) || !self.kept.entries().all(|entry| self.outlived_cuts(entry)) {
+            return;
+        }
+        let start = layout.chunk_start(chunk) + u64::from(block.0) * BLOCK_SIZE_BYTES as u64;
+        self.kept.found((chunk, block, start), version, bytes);
+    }
+
     /// Writes that no cut can have touched are as good as written in the present epoch.
     pub(crate) fn confirm_untouched(&mut self) {
         let cut = self.cut();
@@ -212,6 +233,7 @@ impl Inner {
             written,
             sync,
             alone,
+            sent_ms,
         } = arrival;
         let cut = written
             .iter()
@@ -235,7 +257,7 @@ impl Inner {
                 runs: written.into_iter().map(|written| written.run).collect(),
                 cut,
                 end,
-                since_ms: now_ms,
+                since_ms: sent_ms,
                 lacks,
             };
             for (chain, number) in self.kept.push(entry, room) {
@@ -606,6 +628,7 @@ mod tests {
             written: vec![written],
             sync: false,
             alone: false,
+            sent_ms: 0,
         }
     }
 

@@ -205,6 +205,7 @@ impl Mount {
         while let Some(slab) = next {
             // Before that of whoever waits for it, who so hears why and not only that it took too long.
             let deadline = self.deadline() - (self.bounds.deadline / 10).min(REASON_RESERVE);
+            let sent_ms = self.now_ms();
             let outcome = self.bring_past_garbage(file, &slab, sync, deadline).await;
             let now_ms = self.now_ms();
             let alone = self.session.may_grow(file.inode).is_some();
@@ -222,6 +223,7 @@ impl Mount {
                             written,
                             sync,
                             alone,
+                            sent_ms,
                         };
                         inner.arrived(arrival, &self.kept_room, now_ms);
                         let much = waiting < COMMIT_BYTES && inner.kept.uncommitted_bytes() >= COMMIT_BYTES;
@@ -374,6 +376,9 @@ impl Mount {
             let (version, base) = self.base_of(file, chain, chunk, block, guess, deadline).await?;
             self.check_within(file, (run.chunk, block), base.len(), deadline)
                 .await?;
+            file.inner
+                .lock()
+                .found(&file.layout, (run.chunk, block), version, &base);
             run.merge(block, &base);
             conditions.push(BlockCondition { block, version });
         }

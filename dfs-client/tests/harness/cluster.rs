@@ -352,7 +352,15 @@ impl Cluster {
                 let (chain, epoch, sync) = (mutate.chain, mutate.epoch, mutate.sync);
                 let info = self.admit(node, chain, epoch, mutate.id.session, Some(mutate.level))?;
                 self.wake(&info);
-                let version = self.data(chain, |data| data.mutate(epoch, &mutate, &payload))?;
+                let answer = self.data(chain, |data| data.mutate(epoch, &mutate, &payload));
+                self.log(|| {
+                    let what = &mutate.mutation;
+                    format!(
+                        "   {} cut {} {} {what:?}: {answer:?}",
+                        mutate.id.session, mutate.cut, mutate.chunk
+                    )
+                });
+                let version = answer?;
                 if sync {
                     self.sync(chain, epoch).await?;
                 }
@@ -410,6 +418,9 @@ impl Cluster {
                 let info = self.admit(node, chain, epoch, session, Some(Level::One))?;
                 self.wake(&info);
                 let chunks = self.data(chain, |data| Ok(data.remove_range(epoch, &inodes, from, cut)))?;
+                self.log(|| {
+                    format!("   {session} cut {cut} chain {chain} {inodes:?} from {from}: {chunks} chunks removed")
+                });
                 (StorageResponse::RangeRemoved { chunks }, Bytes::new())
             }
             StorageRequest::FileEnd {

@@ -8,7 +8,7 @@ use dfs_common::wire::meta::{
     ChangeAnswer, HOLD_TAKEN_MS, KeepAlive, KeepAliveAnswer, MetaRequest, MetaResponse, RESERVED_INODES,
     SESSION_LEASE_MS,
 };
-use dfs_common::wire::namespace::{NamespaceAnswer, NamespaceRead, StatFs};
+use dfs_common::wire::namespace::{Attributes, NamespaceAnswer, NamespaceChange, NamespaceRead, StatFs};
 use dfs_common::{Error, ErrorCode, Hold, HoldEpoch, InodeId, Result, SessionId};
 use dfs_meta::command::{CommandKind, Outcome};
 use dfs_meta::namespace::{Growing, Obstacle};
@@ -165,6 +165,7 @@ impl Cluster {
             }
             MetaRequest::Change(change) => {
                 let session = change.session;
+                let op = change.op.clone();
                 let directories: Vec<_> = change
                     .op
                     .parents()
@@ -173,6 +174,7 @@ impl Cluster {
                 let Outcome::Change(outcome) = self.propose(CommandKind::Change(change)).await? else {
                     panic!("the outcome of another command");
                 };
+                self.log(|| format!("   {session} {op:?}: {}", told(&outcome)));
                 if self.state.counts().orphans > 0 {
                     self.poke();
                 }
@@ -322,5 +324,21 @@ impl Cluster {
             ..growing
         }));
         Ok(())
+    }
+}
+
+/// What of an outcome explains a program that fails.
+fn told(outcome: &Result<NamespaceChange>) -> String {
+    let of = |attributes: &Attributes| {
+        let cut = attributes.file.as_ref().map(|file| file.cut.0);
+        format!(
+            "length {}, change {}, cut {cut:?}",
+            attributes.length_bytes, attributes.change
+        )
+    };
+    match outcome {
+        Ok(NamespaceChange::Entry { attributes, .. } | NamespaceChange::CutBegun { attributes, .. }) => of(attributes),
+        Ok(other) => format!("{other:?}"),
+        Err(error) => error.to_string(),
     }
 }

@@ -53,10 +53,14 @@ pub struct Event {
     pub landed: Option<Moment>,
     /// Who opens after this sees it.
     pub published: Option<Moment>,
-    /// Whose kernel has older pages is told so from then on: an fdatasync within the file does not tell it by itself.
+    /// Who has read the file before is told so from then on: an fdatasync within the file does not tell it by itself.
     pub told: Option<Moment>,
     /// An fsync covered it.
     pub durable: bool,
+    /// One of its own mount, which does not hear of others'.
+    pub own_synced: bool,
+    /// Its chain came back since, and its own mount cannot know that somebody else's fsync had covered it.
+    unvouched: bool,
     /// It may be gone: its mount was told so or died, or the replicas lost power.
     pub shaky: bool,
     /// Its chain was brought back by somebody who does not vouch for it.
@@ -111,6 +115,10 @@ pub struct File {
     excuses: BTreeMap<MountId, &'static str>,
     /// What each mount's kernel keeps: where, and which bytes.
     cached: BTreeMap<MountId, BTreeMap<u64, Vec<u8>>>,
+    /// Mounts that could not speak for long since they last told what they had written.
+    stalled: BTreeSet<MountId>,
+    /// Mounts that have read something of it.
+    readers: BTreeSet<MountId>,
     /// Mounts whose last close came after a write that no fsync covered.
     closed_unsynced: BTreeSet<MountId>,
 }
@@ -125,7 +133,7 @@ pub fn pattern(write: usize, at: u64) -> u8 {
 #[derive(Clone, Copy, Debug)]
 pub struct Reader {
     pub mount: MountId,
-    /// It is the kernel with what it has kept.
+    /// Its mount has read the file before, and may go on with that until it is told of a change.
     pub cached: bool,
     /// What was published before this must be seen.
     pub fresh_at: Moment,
@@ -135,7 +143,7 @@ impl File {
     pub fn reader(&self, mount: MountId) -> Reader {
         Reader {
             mount,
-            cached: false,
+            cached: self.readers.contains(&mount),
             fresh_at: self.opened.get(&mount).copied().unwrap_or(0),
         }
     }
@@ -159,6 +167,8 @@ impl File {
             published: None,
             told: None,
             durable: false,
+            own_synced: false,
+            unvouched: false,
             shaky: false,
             refused: false,
             doubtful: false,
@@ -171,6 +181,9 @@ impl File {
     /// Its call has ended; what begins later comes after it.
     pub fn write_ends(&mut self, number: usize, now: Moment) {
         self.events[number].returned = Some(now);
+        for mount in self.stalled.clone() {
+            self.doubt_stalled(mount);
+        }
     }
 
     /// A call that changes the length has begun; its number.
@@ -185,6 +198,8 @@ impl File {
             published: None,
             told: None,
             durable: false,
+            own_synced: false,
+            unvouched: false,
             shaky: false,
             refused: false,
             doubtful: false,
@@ -231,10 +246,7 @@ impl File {
             self.cached.remove(&mount);
             return Ok(());
         }
-        let reader = Reader {
-            cached: true,
-            ..self.reader(mount)
-        };
+        let reader = self.reader(mount);
         for (&at, bytes) in self.cached.get(&mount).into_iter().flatten() {
             let (low, _) = self.length(reader);
             let known = (low.saturating_sub(at) as usize).min(bytes.len());
@@ -266,15 +278,20 @@ impl File {
         if !well {
             self.excuses.remove(&mount);
         }
+        self.stalled.remove(&mount);
     }
 
     /// The last handle of the mount is gone.
     pub fn last_close(&mut self, mount: MountId) {
-        let unsynced = |event: &Event| event.mount == mount && !event.durable;
+        let unsynced = |event: &Event| event.mount == mount && !event.own_synced;
         if self.events.iter().any(unsynced) {
             self.closed_unsynced.insert(mount);
         }
-        if self.events.iter().any(|event| unsynced(event) && event.shaky) {
+        if self
+            .events
+            .iter()
+            .any(|event| unsynced(event) && (event.shaky || event.unvouched))
+        {
             self.excuses
                 .insert(mount, "it closed the file before it synced what was lost");
         }
@@ -299,6 +316,7 @@ impl File {
             let visible = event.published.is_some_and(|at| at <= from) || event.seen_by.contains_key(&mount);
             if event.mount == mount || (visible && !event.shaky) {
                 event.durable = true;
+                event.own_synced |= event.mount == mount;
                 if std::mem::take(&mut event.shaky) {
                     // What others read meanwhile may have been without it.
                     event.published = Some(to);
@@ -306,7 +324,9 @@ impl File {
                 }
                 event.doubtful = false;
                 event.landed = event.landed.or(Some(to));
-                event.published = event.published.or(Some(to));
+                if event.mount == mount {
+                    event.published = event.published.or(Some(to));
+                }
             }
         }
         self.excuses.remove(&mount);
@@ -322,6 +342,7 @@ impl File {
         let mine = |event: &&mut Event| event.mount == mount && event.ended_by(from) && !event.refused;
         for event in self.events.iter_mut().filter(mine) {
             event.durable = true;
+            event.own_synced = true;
             event.doubtful = false;
             if std::mem::take(&mut event.shaky) {
                 event.published = Some(to);
@@ -351,8 +372,9 @@ impl File {
                 self.excuses.insert(mount, why);
             }
         }
-        for event in self.events.iter_mut().filter(|event| !event.durable) {
-            event.doubtful = true;
+        for event in &mut self.events {
+            event.doubtful |= !event.durable;
+            event.unvouched |= !event.own_synced;
         }
     }
 
@@ -437,6 +459,24 @@ impl File {
             .filter(|event| event.mount == mount && !event.durable)
         {
             event.shaky = true;
+        }
+    }
+
+    /// The mount could not speak for longer than others wait for a writer: what it had not told the group they may have taken for a
+    /// dead mount's, and written over.
+    pub fn mount_stalled(&mut self, mount: MountId) {
+        self.stalled.insert(mount);
+        self.doubt_stalled(mount);
+    }
+
+    fn doubt_stalled(&mut self, mount: MountId) {
+        if !self.stalled.contains(&mount) || self.events.iter().all(|event| event.mount == mount) {
+            return;
+        }
+        let untold = |event: &&mut Event| event.mount == mount && event.published.is_none() && !event.durable;
+        for event in self.events.iter_mut().filter(untold) {
+            event.shaky = true;
+            self.excuses.insert(mount, "others could not wait for it any longer");
         }
     }
 
@@ -612,6 +652,7 @@ impl File {
             self.events[number].seen_by.entry(mount).or_insert(now);
         }
         if got > 0 {
+            self.readers.insert(mount);
             self.forget_cached(mount, offset, offset + got);
             self.cached.entry(mount).or_default().insert(offset, bytes.to_vec());
         }

@@ -1,7 +1,7 @@
 //! A program against mounts, judged by the model.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -29,6 +29,9 @@ const LIMIT: Duration = Duration::from_hours(1);
 
 /// A mount that the group did not hear for this long may have lost what it held.
 const HOLDS_LOST_MS: u32 = 700;
+
+/// One that cannot speak for this long may be taken for dead by who waits for what it wrote: two seconds after it sent that.
+const STALL_MS: u32 = 500;
 
 /// One that cannot reach somebody for this long may have given up a call.
 const DEADLINE_MS: u32 = 20_000;
@@ -88,6 +91,8 @@ struct World {
     names: BTreeMap<u8, Name>,
     directories: BTreeMap<u8, InodeId>,
     made: Vec<Made>,
+    /// Names that somebody was told they had made, whatever became of them.
+    ever_made: BTreeSet<(u8, u8)>,
     /// Until then somebody cannot speak.
     cut_until: Instant,
 }
@@ -171,6 +176,7 @@ pub fn run(program: &Program, servers: Servers, keeps_log: bool) -> Report {
                 names: BTreeMap::new(),
                 directories: BTreeMap::new(),
                 made: Vec::new(),
+                ever_made: BTreeSet::new(),
                 cut_until: Instant::now(),
             }),
             seed: program.seed,
@@ -417,8 +423,14 @@ impl Run {
             Step::Power { nodes, back_ms } => self.nodes_die(nodes, Death::Power, back_ms).await,
             Step::Crash { nodes, back_ms } => self.nodes_die(nodes, Death::Process, back_ms).await,
             Step::Lose { m, cable, loss, count } => {
-                if let Some(mounted) = self.world.borrow().mounts.get(&m) {
+                let mut world = self.world.borrow_mut();
+                let world = &mut *world;
+                if let Some(mounted) = world.mounts.get(&m) {
                     mounted.wire.lose(cable, loss, u32::from(count));
+                    // Who waits for an answer that does not come waits for seconds.
+                    for known in &mut world.files {
+                        known.model.mount_stalled(mounted.id);
+                    }
                 }
             }
             Step::Cut { m, cable, ms } => self.cut(m, cable, ms),
@@ -462,6 +474,11 @@ impl Run {
             .max(Instant::now() + Duration::from_millis(u64::from(ms)));
         if ms >= DEADLINE_MS || (cable != Cable::Nodes && ms >= HOLDS_LOST_MS) {
             mounted.excused = true;
+        }
+        if ms >= STALL_MS {
+            for known in &mut world.files {
+                known.model.mount_stalled(mounted.id);
+            }
         }
         if ms >= DEADLINE_MS {
             for known in &mut world.files {
@@ -742,7 +759,7 @@ impl Run {
         self.cluster
             .log(|| format!("   fsync: {}", synced.as_ref().err().map_or("0".to_owned(), text)));
         self.model(grip.file, |file| {
-            file.fsynced(grip.mount, (began, now), data_only, synced.is_ok())
+            file.fsynced(grip.mount, (began, now), data_only, synced.is_ok());
         });
         verdict
     }
@@ -879,6 +896,7 @@ impl Run {
             Ok((attributes, handle)) => {
                 self.cluster
                     .log(|| format!("   mount {m} makes d{d}/f{n}: inode {}", attributes.inode));
+                self.world.borrow_mut().ever_made.insert((d, n));
                 self.world.borrow_mut().made.push(Made {
                     directory: d,
                     name: n,
@@ -892,7 +910,7 @@ impl Run {
             }
             Err(error) if error.code == ErrorCode::Exists => {
                 let world = self.world.borrow();
-                if world.made.iter().any(|made| (made.directory, made.name) == (d, n)) || world.mounts[&m].excused {
+                if world.ever_made.contains(&(d, n)) || world.mounts[&m].excused {
                     return Ok(());
                 }
                 Err(format!("d{d}/f{n} is there, and nobody made it"))
