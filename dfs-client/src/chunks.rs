@@ -399,6 +399,11 @@ impl Chunks {
         }
     }
 
+    /// The newest version of a chunk that this mount has seen.
+    pub(crate) fn seen(&self, chunk: ChunkId) -> Option<ChunkVersion> {
+        self.seen.lock().of(chunk)
+    }
+
     /// The versions at which this mount has seen chunks of a file.
     pub(crate) fn seen_of(&self, inode: InodeId) -> Vec<(ChunkIndex, ChunkVersion)> {
         self.seen.lock().of_inode(inode)

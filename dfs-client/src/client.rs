@@ -341,7 +341,7 @@ impl Client {
         let (file, _) = mount.attach(&attributes)?;
         if created {
             let mut inner = file.inner.lock();
-            inner.foreign_durable = inner.foreign;
+            inner.foreign_durable = inner.unvouched;
         }
         opening.armed = false;
         let view = file.inner.lock().view(&attributes);
@@ -546,6 +546,17 @@ impl Client {
         let Some(file) = opening.file.clone() else {
             return Err(mismatch());
         };
+        if file.inner.lock().may_be_cut() {
+            // Whether what this mount has not told yet outlived that, its length depends on.
+            let (mount, file) = (Arc::clone(mount), Arc::clone(&file));
+            let told = detached(async move { mount.commit(&file, Word::Passing, None, deadline).await });
+            if let Err(error) = told.await {
+                tracing::debug!(
+                    inode = inode.0,
+                    "its length is not settled before it is opened: {error}"
+                );
+            }
+        }
         attributes = file.inner.lock().view(&attributes);
         // Others may have sent what they have not committed yet.
         if mode.truncate && (attributes.length_bytes > 0 || !mount.knows_end(&file)) {

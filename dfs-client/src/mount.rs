@@ -223,7 +223,7 @@ impl Mount {
             let mut inner = Inner::new(attributes.clone(), &data.layout, own_change);
             if let Some(closed) = closed {
                 inner.unsynced = closed.unsynced;
-                inner.foreign = u64::from(!closed.foreign_durable);
+                inner.unvouched = u64::from(!closed.foreign_durable);
             }
             if let Some(earlier) = earlier {
                 inner.inherit(&mut earlier.inner.lock(), earlier.session);

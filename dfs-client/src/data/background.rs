@@ -175,9 +175,15 @@ impl Mount {
         // Nobody keeps the bytes of a file that is closed: who opens and syncs it is told, too.
         let mut outcome = if closed == 0 { Ok(()) } else { Err(lost.clone()) };
         for file in files {
-            let owing = file.inner.lock().unsynced.all();
+            let (owing, errors) = {
+                let inner = file.inner.lock();
+                (inner.unsynced.all(), inner.errors.total())
+            };
             let owing = owing.into_iter().filter(|(on, _)| *on == chain).collect();
             outcome = outcome.and(self.sync_chains(&file, owing, deadline).await);
+            if file.inner.lock().errors.total() != errors {
+                outcome = outcome.and(Err(lost.clone()));
+            }
         }
         outcome
     }

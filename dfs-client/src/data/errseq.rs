@@ -29,6 +29,11 @@ impl LateErrors {
         self.last = Some(error);
     }
 
+    /// How many there were.
+    pub(crate) const fn total(&self) -> u64 {
+        self.count
+    }
+
     /// Where a new handle starts.
     pub(crate) fn sample(&self) -> Seen {
         Seen(self.reported)

@@ -48,12 +48,13 @@ impl Mount {
         }
         // Only now, since what arrives after a hold was taken is not found.
         let grows = self.session.may_grow(file.inode);
-        let (unsynced, promised, longer, others, rewrites) = {
+        let (unsynced, promised, longer, others, (rewrites, errors)) = {
             let mut inner = file.inner.lock();
             let promised = inner.promise(grows);
             let longer = inner.kept.uncommitted_end() > 0;
             let others = inner.foreign_unsynced();
-            (inner.unsynced.all(), promised, longer, others, inner.rewrites)
+            let before = (inner.rewrites, inner.errors.total());
+            (inner.unsynced.all(), promised, longer, others, before)
         };
         let told = async {
             let mut growth = None;
@@ -73,26 +74,33 @@ impl Mount {
         let known: BTreeSet<ChainId> = unsynced.iter().map(|(chain, _)| *chain).collect();
         let of_others = async {
             match others {
-                Some(changes) => self.sync_others(file, &known, changes, deadline).await,
+                Some(_) => self.sync_others(file, &known, deadline).await,
                 None => Ok(()),
             }
         };
         // The data is on every replica, so metadata may hear of it while their disks work.
-        let (synced, others, told) = tokio::join!(self.sync_chains(file, unsynced, deadline), of_others, told);
+        let (synced, of_others, told) = tokio::join!(self.sync_chains(file, unsynced, deadline), of_others, told);
         self.note_failure(file);
-        synced.and(others).and(told)?;
+        synced.and(of_others).and(told)?;
         let (missed, rewrites_now) = {
-            let inner = file.inner.lock();
+            let mut inner = file.inner.lock();
+            if let Some(changes) = others
+                && inner.errors.total() == errors
+            {
+                inner.foreign_durable = inner.foreign_durable.max(changes);
+            }
             (inner.foreign_unsynced(), inner.rewrites)
         };
         if !data_only && rewrites_now != rewrites {
             // Who read the file while it lacked what was lost hears that it has changed.
             self.commit(file, Word::Passing, None, deadline).await?;
         }
-        match missed {
-            Some(changes) => self.sync_others(file, &BTreeSet::new(), changes, deadline).await,
-            None => Ok(()),
+        if let Some(changes) = missed {
+            self.sync_others(file, &BTreeSet::new(), deadline).await?;
+            let mut inner = file.inner.lock();
+            inner.foreign_durable = inner.foreign_durable.max(changes);
         }
+        Ok(())
     }
 
     /// Starts what is dirty. With `sync`, slabs that are alone on a chain without unsynced writes go with the sync flag. If
@@ -186,7 +194,6 @@ impl Mount {
         self: &Arc<Self>,
         file: &Arc<FileState>,
         known: &BTreeSet<ChainId>,
-        changes: u64,
         deadline: Instant,
     ) -> Result<()> {
         if planted::is(Bug::ForeignSyncSkipped) {
@@ -207,10 +214,7 @@ impl Mount {
             let (mount, file) = (Arc::clone(self), Arc::clone(file));
             tasks.spawn(async move { mount.sync_seen(&file, chain, deadline).await });
         }
-        join_all(tasks).await?;
-        let mut inner = file.inner.lock();
-        inner.foreign_durable = inner.foreign_durable.max(changes);
-        Ok(())
+        join_all(tasks).await.map(|_| ())
     }
 
     /// Makes durable what a chain has of the file, and finds out if it has lost what this mount has read of it.

@@ -305,18 +305,13 @@ impl Kept {
         self.select(|entry| entry.lacks.commit && entry.cut != cut)
     }
 
-    /// Pieces of a range that were sent before that time and are not committed yet, oldest first. Another mount may have cut
-    /// them without this one's knowing.
+    /// Pieces of a range that were sent before that time and are not committed yet, and whatever was written after them, oldest first.
+    /// Another mount may have cut them without this one's knowing.
     pub(crate) fn overdue_pieces(&self, offset: u64, length: u64, before_ms: u64) -> Vec<(u64, Vec<u8>)> {
+        let is_overdue = |entry: &&Entry| entry.lacks.commit && entry.since_ms < before_ms;
         let mut out = Vec::new();
-        for held in &self.entries {
-            let Entry {
-                lacks, slab, since_ms, ..
-            } = &held.entry;
-            if lacks.commit
-                && *since_ms < before_ms
-                && let Some(slab) = slab
-            {
+        for entry in self.entries().skip_while(|entry| !is_overdue(entry)) {
+            if let Some(slab) = &entry.slab {
                 slab.pieces(offset, length, &mut out);
             }
         }
@@ -610,10 +605,11 @@ mod tests {
         let (mut kept, room) = (Kept::default(), room());
         kept.push(entry(1, 0, b"aaaa", BOTH), &room);
         kept.push(entry(2, 2, b"bb", BOTH), &room);
-        kept.push(entry(3, 0, b"c", SYNC), &room);
+        kept.push(entry(3, 3, b"c", SYNC), &room);
         assert!(kept.overdue_pieces(0, 4, 1).is_empty());
-        let pieces = kept.overdue_pieces(1, 3, 9);
-        assert_eq!(pieces, [(1, b"aaa".to_vec()), (2, b"bb".to_vec())]);
+        let pieces = kept.overdue_pieces(1, 3, 2);
+        // Newer ones, too, or they would be hidden.
+        assert_eq!(pieces, [(1, b"aaa".to_vec()), (2, b"bb".to_vec()), (3, b"c".to_vec())]);
     }
 
     #[test]

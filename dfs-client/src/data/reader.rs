@@ -314,7 +314,8 @@ impl Mount {
         let blocks = (part.offset + part.length).div_ceil(BLOCK_SIZE_BYTES) - first;
         let table = self.chunks.routing().current();
         let chain = file.chain_of(&table, part.chunk.index)?;
-        let (_, mut plain) = self
+        let seen = self.chunks.seen(part.chunk);
+        let (runs, mut plain) = self
             .open_blocks(
                 file.reading(),
                 chain,
@@ -323,6 +324,11 @@ impl Mount {
                 deadline,
             )
             .await?;
+        let is_news = |run: &BlockRun| seen.is_none_or(|seen| run.version > seen);
+        if runs.iter().any(is_news) && self.session.may_grow(file.inode).is_none() {
+            // An fsync covers what its caller may have read, though nobody has said that it is there.
+            file.inner.lock().unvouched += 1;
+        }
         let from = part.offset - first * BLOCK_SIZE_BYTES;
         plain.truncate(from + part.length);
         if from > 0 {

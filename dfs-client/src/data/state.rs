@@ -117,7 +117,9 @@ pub(crate) struct Inner {
     pub(crate) rewrites: u64,
     /// Changes that may have been another mount's, as this one came to know of them.
     pub(crate) foreign: u64,
-    /// Up to which of them everything is known to be durable.
+    /// The same, and reads that found what no change has told of.
+    pub(crate) unvouched: u64,
+    /// Up to which of these everything is known to be durable.
     pub(crate) foreign_durable: u64,
 }
 
@@ -164,6 +166,7 @@ impl Inner {
             generation: 0,
             rewrites: 0,
             foreign: 0,
+            unvouched: 0,
             attributes,
         }
     }
@@ -206,6 +209,12 @@ impl Inner {
         }
         let start = layout.chunk_start(chunk) + u64::from(block.0) * BLOCK_SIZE_BYTES as u64;
         self.kept.found((chunk, block, start), version, bytes);
+    }
+
+    /// Whether something is uncommitted that a cut may have removed.
+    pub(crate) fn may_be_cut(&self) -> bool {
+        let cut = self.cut();
+        self.kept.entries().any(|entry| entry.lacks.commit && entry.cut != cut)
     }
 
     /// Writes that no cut can have touched are as good as written in the present epoch.
@@ -404,6 +413,7 @@ impl Inner {
     pub(crate) fn note_foreign(&mut self) {
         self.generation += u64::from(!planted::is(Bug::StaleAheadKept));
         self.foreign += 1;
+        self.unvouched += 1;
     }
 
     /// The same after a change by this mount: if it was the only one since, the kernel's cache is still right.
@@ -420,7 +430,7 @@ impl Inner {
 
     /// What a sync of all chains of the file covers that begins now, of what others wrote; `None`: it is durable already.
     pub(crate) fn foreign_unsynced(&self) -> Option<u64> {
-        (self.foreign_durable < self.foreign).then_some(self.foreign)
+        (self.foreign_durable < self.unvouched).then_some(self.unvouched)
     }
 
     /// Metadata's attributes with what only this mount knows yet laid over them.

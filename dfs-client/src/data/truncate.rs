@@ -299,7 +299,15 @@ impl Mount {
             length_bytes: at_most,
             mtime: Some(mtime),
         };
-        let begun = self.session.change(caller, begin, deadline).await?;
+        let begun = self.session.change(caller, begin, deadline);
+        // What was sent before and not committed yet goes as well.
+        let (begun, data_end) = match how {
+            Cut::Shorten(length) if !self.knows_end(file) => {
+                let (begun, end) = tokio::join!(begun, self.data_end(file, length, deadline));
+                (begun?, end?)
+            }
+            _ => (begun.await?, 0),
+        };
         let NamespaceChange::CutBegun {
             attributes,
             before_bytes,
@@ -309,7 +317,7 @@ impl Mount {
         };
         let length = attributes.length_bytes;
         let before = match how {
-            Cut::Shorten(to) => Some(before_bytes).filter(|&before| before > to),
+            Cut::Shorten(_) => Some(before_bytes.max(data_end)),
             Cut::Garbage => None,
         };
         let cut = {

@@ -97,6 +97,11 @@ impl Event {
         self.touches(at, at + 1)
     }
 
+    /// Whether it covered this byte when it was written.
+    fn covered(&self, at: u64) -> bool {
+        matches!(self.what, What::Write { start, end } if (start..end).contains(&at))
+    }
+
     /// Whether everybody knows that this was before that.
     fn before(&self, other: &Self) -> bool {
         if self.mount == other.mount {
@@ -316,7 +321,10 @@ impl File {
             let visible = event.published.is_some_and(|at| at <= from) || event.seen_by.contains_key(&mount);
             if event.mount == mount || (visible && !event.shaky) {
                 event.durable = true;
-                event.own_synced |= event.mount == mount;
+                if event.mount == mount {
+                    event.own_synced = true;
+                    event.unvouched = false;
+                }
                 if std::mem::take(&mut event.shaky) {
                     // What others read meanwhile may have been without it.
                     event.published = Some(to);
@@ -335,14 +343,18 @@ impl File {
 
     /// `sync` of the whole mount by a call that began then: covers what the mount itself did.
     pub fn all_synced(&mut self, mount: MountId, (from, to): (Moment, Moment), well: bool) {
+        let excuse = self.excuses.get(&mount).copied();
         self.flushed(mount, (from, to), well);
         if !well {
+            // What fsync of a file reports, it still reports.
+            self.excuses.extend(excuse.map(|why| (mount, why)));
             return;
         }
         let mine = |event: &&mut Event| event.mount == mount && event.ended_by(from) && !event.refused;
         for event in self.events.iter_mut().filter(mine) {
             event.durable = true;
             event.own_synced = true;
+            event.unvouched = false;
             event.doubtful = false;
             if std::mem::take(&mut event.shaky) {
                 event.published = Some(to);
@@ -381,17 +393,19 @@ impl File {
     /// Why the mount may have to tell of a loss if there is one now.
     fn cannot_keep(&self, mount: MountId) -> Option<&'static str> {
         let unsynced = || self.events.iter().filter(|event| !event.durable);
+        let own = || {
+            self.events
+                .iter()
+                .filter(|event| event.mount == mount && !event.own_synced)
+        };
         let mut bytes = 0;
-        for event in unsynced().filter(|event| event.mount == mount) {
+        for event in own() {
             match event.what {
                 What::Write { start, end } => bytes += end - start,
                 What::Cut { .. } => return Some("it truncated the file and did not sync that"),
             }
         }
-        let oldest = unsynced()
-            .filter(|event| event.mount == mount)
-            .map(|event| event.issued)
-            .min();
+        let oldest = own().map(|event| event.issued).min();
         let over = |event: &Event| event.mount != mount && oldest.is_some_and(|oldest| event.issued > oldest);
         if bytes > KEPT_BYTES {
             Some("it had more unsynced than a mount keeps")
@@ -417,7 +431,7 @@ impl File {
     /// The mount touches the file: what others had there that may have been lost they cannot write again, since nobody knows
     /// what it saw of that.
     pub fn touched_by(&mut self, mount: MountId) {
-        let lost = |event: &&Event| (event.shaky || event.doubtful) && event.mount != mount;
+        let lost = |event: &&Event| (event.shaky || event.doubtful || event.unvouched) && event.mount != mount;
         let losers: Vec<MountId> = self.events.iter().filter(lost).map(|event| event.mount).collect();
         for loser in losers {
             self.excuses
@@ -527,7 +541,11 @@ impl File {
 
     /// Events that the reader may see at a byte, `None` for zeros that were always there.
     fn candidates(&self, reader: Reader, at: u64) -> Vec<Option<usize>> {
-        let here: Vec<usize> = (0..self.events.len()).filter(|&n| self.events[n].covers(at)).collect();
+        // Below what may be lost there may be what a dead mount left.
+        let is_shaky = |event: &Event| event.shaky && event.covers(at);
+        let bare = self.events.iter().any(is_shaky);
+        let is_here = |event: &Event| event.covers(at) || (bare && event.covered(at));
+        let here: Vec<usize> = (0..self.events.len()).filter(|&n| is_here(&self.events[n])).collect();
         let replaced = |by: &usize, of: usize| {
             let by = &self.events[*by];
             Self::must_see(by, reader) && self.events[of].before(by)

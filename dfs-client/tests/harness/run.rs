@@ -706,7 +706,12 @@ impl Run {
         let now = self.tick();
         match changed {
             Ok(attributes) => {
-                self.model(grip.file, |file| file.cut_ends(cut, now));
+                // What it holds it tells later, if it can.
+                let untold = self.is_excused(grip.m);
+                self.model(grip.file, |file| {
+                    file.cut_ends(cut, now);
+                    file.events[cut].shaky |= untold;
+                });
                 self.check_length(grip.file, grip.mount, began, &attributes)
             }
             Err(error) => {
