@@ -514,3 +514,114 @@ fn who_read_a_file_without_what_was_lost_reads_it_again() {
         ],
     );
 }
+
+#[test]
+fn what_is_still_there_while_a_truncation_is_under_way_is_not_taken_for_what_outlived_it() {
+    must_hold(
+        Servers::NEW,
+        &[
+            create(1),
+            cut_to(1, 1_044_480),
+            opens(0, How::Truncate),
+            write(1, 0, 4_096),
+            cut_to(1, 12_288),
+            write(1, 0, 10),
+            write(1, 16_384, 10),
+            Step::Lose {
+                m: 0,
+                cable: Cable::Nodes,
+                loss: harness::wire::Loss::Late,
+                count: 1,
+            },
+            opens(0, How::Truncate),
+            flush(1),
+            fsync(0),
+        ],
+    );
+}
+
+#[test]
+fn a_sync_of_the_mount_says_what_no_handle_was_told_of() {
+    must_hold(
+        Servers::NEW,
+        &[
+            create(1),
+            opens(0, How::Truncate),
+            write(0, 4 * MIB, 10),
+            cut_to(0, 5 * MIB),
+            power(),
+            write(1, 4 * MIB, 4_096),
+            wait(3_000),
+            Step::SyncAll { m: 0 },
+            fsync(0),
+        ],
+    );
+}
+
+#[test]
+fn an_fsync_covers_what_was_read_and_an_open_what_was_cut() {
+    must_hold(
+        Servers::NEW,
+        &[
+            create(1),
+            open(2),
+            fsync(2),
+            write(1, 1_044_480, 4_096),
+            write(2, 4_202_496, 10),
+            wait(1_000),
+            Step::Read {
+                m: 2,
+                h: 0,
+                at: 1_044_932,
+                len: 70_000,
+            },
+            fsync(2),
+            power(),
+        ],
+    );
+    must_hold(
+        Servers::NEW,
+        &[
+            create(0),
+            open(1),
+            open(2),
+            write(2, 0, 10),
+            power(),
+            write(1, 0, 4_096),
+            fsync(2),
+            Step::Read {
+                m: 0,
+                h: 0,
+                at: 0,
+                len: 4_096,
+            },
+            fsync(0),
+            opens(2, How::Truncate),
+        ],
+    );
+}
+
+#[test]
+fn an_fsync_that_failed_vouches_for_nobody_elses_write() {
+    must_hold(
+        Servers::NEW,
+        &[
+            create(1),
+            open(1),
+            write(1, 0, 4_096),
+            Step::Close { m: 1, h: 0 },
+            power(),
+            open(0),
+            write(0, 0, 4_096),
+            Step::Close { m: 0, h: 0 },
+            opens(1, How::Read),
+            fsync(1),
+            Step::Fsync {
+                m: 1,
+                h: 1,
+                data_only: false,
+            },
+            power(),
+        ],
+    );
+}

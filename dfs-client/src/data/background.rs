@@ -189,7 +189,7 @@ impl Mount {
     }
 
     /// Everything that was written through this mount before is durable afterwards, and so is every change of names and attributes.
-    /// An error that fsync of a file would report stays there to be reported.
+    /// An error that fsync of a file would report stays there to be reported, and is returned here as well.
     pub(crate) async fn sync_all(self: &Arc<Self>, deadline: Instant) -> Result<()> {
         let mut outcome = Ok(());
         for file in self.unsettled() {
@@ -201,6 +201,9 @@ impl Mount {
         }
         outcome = outcome.and(self.session.settled(deadline).await);
         let due = self.background.lock().due(self.now_ms(), 0);
-        outcome.and(self.sync_due(due, deadline).await)
+        outcome = outcome.and(self.sync_due(due, deadline).await);
+        let files: Vec<_> = self.files.lock().open.values().cloned().collect();
+        let untold = files.iter().find_map(|file| file.inner.lock().errors.untold());
+        outcome.and(untold.map_or(Ok(()), Err))
     }
 }

@@ -29,6 +29,11 @@ impl LateErrors {
         self.last = Some(error);
     }
 
+    /// The newest, if no handle was told of it.
+    pub(crate) fn untold(&self) -> Option<Error> {
+        self.last.clone().filter(|_| self.reported < self.count)
+    }
+
     /// How many there were.
     pub(crate) const fn total(&self) -> u64 {
         self.count

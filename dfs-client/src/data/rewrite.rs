@@ -85,12 +85,13 @@ impl Mount {
     }
 
     /// Makes sure that what is not committed outlived every cut since it was acknowledged, so that its length can be told in the
-    /// present epoch. What did not is sent again; what can not be is an error of the file. To be called with the commit's turn.
+    /// present epoch. What did not is sent again; what can not be is an error of the file. While a cut is under way nobody knows what
+    /// it will leave, and nobody can tell a length. To be called with the commit's turn.
     pub(super) async fn confirm_kept(self: &Arc<Self>, file: &Arc<FileState>, deadline: Instant) -> Result<()> {
         let is_done = || {
             let mut inner = file.inner.lock();
             inner.confirm_untouched();
-            inner.kept.uncommitted_before(inner.cut()).is_empty()
+            inner.cut().is_cutting() || inner.kept.uncommitted_before(inner.cut()).is_empty()
         };
         if is_done() {
             return Ok(());

@@ -455,9 +455,7 @@ impl File {
             if !event.durable && event.published.is_none_or(|published| published > told_to) {
                 event.shaky = true;
                 // A cut since may be why the group knows no more.
-                let was_cut = event
-                    .published
-                    .is_some_and(|published| cuts.iter().any(|&cut| cut > published));
+                let was_cut = cuts.iter().any(|&cut| cut > event.issued);
                 event.void_from = told.filter(|_| !was_cut).map_or(u64::MAX, |told| told.max(reached));
             }
         }
