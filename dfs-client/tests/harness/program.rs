@@ -601,7 +601,13 @@ impl Author {
                 6,
             )
         };
-        let (first, second) = (one(self, m, 6), one(self, other, most));
+        let (first, mut second) = (one(self, m, 6), one(self, other, most));
+        if other == m && self.dice.one_in(2) {
+            // What is written while the first is under way arrives while it tells the length.
+            let h = self.handle();
+            let write = self.write_step(m, h);
+            second = Step::Together(Box::new(write), Box::new(second));
+        }
         Step::Together(Box::new(first), Box::new(second))
     }
 
