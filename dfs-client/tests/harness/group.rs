@@ -8,7 +8,7 @@ use dfs_common::wire::meta::{
     ChangeAnswer, HOLD_TAKEN_MS, KeepAlive, KeepAliveAnswer, MetaRequest, MetaResponse, RESERVED_INODES,
     SESSION_LEASE_MS,
 };
-use dfs_common::wire::namespace::{Attributes, NamespaceAnswer, NamespaceChange, NamespaceRead, StatFs};
+use dfs_common::wire::namespace::{Attributes, NamespaceAnswer, NamespaceChange, NamespaceOp, NamespaceRead, StatFs};
 use dfs_common::{Error, ErrorCode, Hold, HoldEpoch, InodeId, Result, SessionId};
 use dfs_meta::command::{CommandKind, Outcome};
 use dfs_meta::namespace::{Growing, Obstacle};
@@ -174,7 +174,7 @@ impl Cluster {
                 let Outcome::Change(outcome) = self.propose(CommandKind::Change(change)).await? else {
                     panic!("the outcome of another command");
                 };
-                self.log(|| format!("   {session} {op:?}: {}", told(&outcome)));
+                self.log(|| format!("   {session} {}: {}", asked(&op), told(&outcome)));
                 if self.state.counts().orphans > 0 {
                     self.poke();
                 }
@@ -324,6 +324,29 @@ impl Cluster {
             ..growing
         }));
         Ok(())
+    }
+}
+
+/// A change without what differs from run to run: times and keys.
+fn asked(op: &NamespaceOp) -> String {
+    match op {
+        NamespaceOp::BeginCut {
+            inode, length_bytes, ..
+        } => format!("BeginCut of {inode} to {length_bytes}"),
+        NamespaceOp::SetLength {
+            inode,
+            length_bytes,
+            cut,
+            ..
+        } => format!("SetLength of {inode} to {length_bytes}, cut {cut:?}"),
+        NamespaceOp::CommitWrite { inode, commit } => format!(
+            "CommitWrite to {inode}: to {:?}, growing {}, cut {}",
+            commit.extend_to_bytes, commit.growing, commit.cut
+        ),
+        other => {
+            let all = format!("{other:?}");
+            all.split(' ').next().unwrap_or_default().to_owned()
+        }
     }
 }
 

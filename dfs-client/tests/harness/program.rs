@@ -601,9 +601,10 @@ impl Author {
                 6,
             )
         };
-        let (first, mut second) = (one(self, m, 6), one(self, other, most));
+        let (mut first, mut second) = (one(self, m, 6), one(self, other, most));
         if other == m && self.dice.one_in(2) {
             // What is written while the first is under way arrives while it tells the length.
+            first = one(self, m, 2);
             let h = self.handle();
             let write = self.write_step(m, h);
             second = Step::Together(Box::new(write), Box::new(second));
