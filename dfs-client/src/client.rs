@@ -37,6 +37,9 @@ const TEND_MS: u64 = 100;
 /// Dirty bytes that a change of attributes takes along: one request to a chain.
 const DRAINED_BYTES: usize = 1 << 20;
 
+/// An open waits this long for the length of what this mount has not told to be settled.
+const SETTLE_PATIENCE: Duration = Duration::from_secs(3);
+
 /// Who truncates at open: the mount; permission was checked by the one who opens.
 const SYSTEM: Caller = Caller { uid: 0, gid: 0 };
 
@@ -549,6 +552,7 @@ impl Client {
         if file.inner.lock().may_be_cut() {
             // Whether what this mount has not told yet outlived that, its length depends on.
             let (mount, file) = (Arc::clone(mount), Arc::clone(&file));
+            let deadline = deadline.min(Instant::now() + SETTLE_PATIENCE);
             let told = detached(async move { mount.commit(&file, Word::Passing, None, deadline).await });
             if let Err(error) = told.await {
                 tracing::debug!(

@@ -625,3 +625,47 @@ fn an_fsync_that_failed_vouches_for_nobody_elses_write() {
         ],
     );
 }
+
+#[test]
+fn who_ends_the_cut_of_a_dead_mount_keeps_its_own_writes() {
+    must_hold(
+        Servers::NEW,
+        &[
+            create(0),
+            write(0, 0, 8_192),
+            fsync(0),
+            open(2),
+            Step::Cut {
+                m: 2,
+                cable: Cable::Nodes,
+                ms: 30_000,
+            },
+            // The mount dies when it has begun the cut, or before.
+            Step::Together(Box::new(cut_to(2, 0)), Box::new(Step::Kill { m: 2 })),
+            open(1),
+            write(1, 0, 8_192),
+            fsync(1),
+            power(),
+        ],
+    );
+}
+
+#[test]
+fn what_was_lost_before_the_last_own_write_is_missed_under_anothers_too() {
+    must_hold(
+        Servers::NEW,
+        &[
+            create(0),
+            open(1),
+            write(1, 0, 10),
+            flush(1),
+            power(),
+            write(1, 20, 10),
+            flush(1),
+            write(0, 40, 10),
+            flush(0),
+            write(1, 60, 10),
+            fsync(1),
+        ],
+    );
+}

@@ -45,6 +45,8 @@ impl CutEpoch {
 /// One cut of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Cut {
+    /// The first of the cuts that it stands for.
+    from: CutEpoch,
     /// Begun by it.
     epoch: CutEpoch,
     left_bytes: u64,
@@ -67,15 +69,21 @@ pub struct CutsSince {
 }
 
 impl LastCuts {
-    /// More are forgotten. A mount that writes hears of a cut within a second or two.
+    /// More are forgotten. A mount that writes hears of a cut within a second or two, and a truncation stands for all before it that
+    /// left no less.
     const MOST: usize = 4;
 
     /// `truncates`: somebody wants the file to be this long, and it is not only about garbage beyond its end.
     pub fn note(&mut self, epoch: CutEpoch, left_bytes: u64, truncates: bool) {
-        if self.0.len() >= Self::MOST {
+        let mut from = epoch;
+        while let Some(last) = self.0.pop_if(|last| truncates && last.left_bytes >= left_bytes) {
+            from = last.from;
+        }
+        while self.0.len() >= Self::MOST {
             self.0.remove(0);
         }
         self.0.push(Cut {
+            from,
             epoch,
             left_bytes,
             truncates,
@@ -88,7 +96,7 @@ impl LastCuts {
         // A cut that was under way may remove what is written meanwhile, though it truncates only what was there before.
         let first = if known.is_cutting() { known } else { known.begin() };
         let later = || self.0.iter().filter(|cut| cut.epoch >= first);
-        if later().next().is_some_and(|cut| cut.epoch != first) {
+        if later().next().is_some_and(|cut| cut.from > first) {
             return None;
         }
         let truncations = later().filter(|cut| cut.truncates && cut.epoch > known);
@@ -130,6 +138,15 @@ mod tests {
         cuts.note(CutEpoch(9), 500, true);
         assert_eq!((since(&cuts, 0), since(&cuts, 1)), (None, None), "forgotten");
         assert_eq!(since(&cuts, 2), Some((200, Some(300))));
+        // It stands for all that left no less.
+        cuts.note(CutEpoch(11), 250, true);
+        cuts.note(CutEpoch(13), 600, true);
+        assert_eq!(since(&cuts, 2), Some((200, Some(250))));
+        for epoch in 0..9 {
+            cuts.note(CutEpoch(15 + 2 * epoch), 0, true);
+        }
+        assert_eq!(since(&cuts, 2), Some((0, Some(0))), "truncated over and over");
+        assert_eq!(since(&cuts, 20), Some((0, Some(0))));
     }
 
     #[test]

@@ -152,11 +152,19 @@ impl Mount {
             Err(error) if error.code == ErrorCode::UnsyncedLost => Some(error),
             Err(error) => return Err(error),
         };
-        self.background.lock().synced(level, chain, owing, self.now_ms());
-        match lost {
+        let outcome = match lost {
             Some(error) => self.recover(level, chain, &error, deadline).await,
             None => Ok(()),
+        };
+        // What could not be written again for now is due again.
+        if outcome
+            .as_ref()
+            .err()
+            .is_none_or(|error| error.code == ErrorCode::UnsyncedLost)
+        {
+            self.background.lock().synced(level, chain, owing, self.now_ms());
         }
+        outcome
     }
 
     /// A chain has lost unsynced writes of this mount: files that are open have theirs written again, or an error recorded.
@@ -173,7 +181,7 @@ impl Mount {
             files.len()
         );
         // Nobody keeps the bytes of a file that is closed: who opens and syncs it is told, too.
-        let mut outcome = if closed == 0 { Ok(()) } else { Err(lost.clone()) };
+        let mut outcome = Ok(());
         for file in files {
             let (owing, errors) = {
                 let inner = file.inner.lock();
@@ -185,7 +193,7 @@ impl Mount {
                 outcome = outcome.and(Err(lost.clone()));
             }
         }
-        outcome
+        outcome.and(if closed == 0 { Ok(()) } else { Err(lost.clone()) })
     }
 
     /// Everything that was written through this mount before is durable afterwards, and so is every change of names and attributes.

@@ -54,6 +54,14 @@ impl PlannedRun {
         given.iter().all(has)
     }
 
+    /// Whether a block that holds `base` also reaches as far as what the writer gave of it.
+    pub(crate) fn reaches(&self, block: BlockIndex, base: &[u8]) -> bool {
+        let whole = self.block(block).len();
+        let given = self.partial.get(&block);
+        let end = given.and_then(|given| given.iter().map(|&(_, to)| to).max());
+        base.len() >= end.unwrap_or(whole)
+    }
+
     /// Some of its blocks, which follow each other, as a run of their own that nothing has to be merged into.
     pub(crate) fn part(&self, blocks: impl Iterator<Item = BlockIndex> + Clone) -> Self {
         Self {
@@ -145,6 +153,14 @@ mod tests {
             table: ChainTableId(1),
             seed: 0,
         }
+    }
+
+    #[test]
+    fn zeros_that_were_written_are_no_hole() {
+        let runs = plan(&layout(), &BTreeMap::from([(10, vec![0; 20])]));
+        let is_there = |base: &[u8]| runs[0].is_in(BlockIndex(0), base) && runs[0].reaches(BlockIndex(0), base);
+        assert!(!is_there(&[]) && !is_there(&[0; 29]));
+        assert!(is_there(&[0; 30]) && is_there(&[0; 40]));
     }
 
     proptest! {

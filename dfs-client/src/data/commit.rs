@@ -153,7 +153,8 @@ impl Mount {
         let mut inner = file.inner.lock();
         match outcome {
             Ok(change) => {
-                inner.kept.committed(newest, cut);
+                let end = commit.and_then(|commit| commit.extend_to_bytes).unwrap_or(0);
+                inner.kept.committed((newest, end), cut);
                 inner.paid(number);
                 if commit.is_some() && inner.growth.is_none() {
                     inner.growth = next;

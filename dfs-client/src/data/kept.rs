@@ -15,7 +15,7 @@ use std::sync::Arc;
 use dfs_common::planted::{self, Bug};
 use dfs_common::units::BLOCK_SIZE_BYTES;
 use dfs_common::wire::storage::BlockCondition;
-use dfs_common::{BlockIndex, ChainId, ChunkIndex, ChunkVersion, CutEpoch};
+use dfs_common::{BlockIndex, ChainId, ChunkIndex, ChunkVersion, CutEpoch, Epoch};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::dirty::{Slab, SlabIndex};
@@ -187,12 +187,12 @@ impl Kept {
         }
     }
 
-    /// The group knows of every length up to this write that was told in this epoch.
-    pub(crate) fn committed(&mut self, up_to: u64, cut: CutEpoch) {
+    /// The group knows of every length up to this write and this end that was told in this epoch.
+    pub(crate) fn committed(&mut self, (up_to, end): (u64, u64), cut: CutEpoch) {
         let mut any = false;
         for held in &mut self.entries {
             let entry = &mut held.entry;
-            let told = entry.number <= up_to || planted::is(Bug::DebtDropped);
+            let told = (entry.number <= up_to && entry.end <= end) || planted::is(Bug::DebtDropped);
             if told && entry.cut == cut && entry.lacks.commit {
                 entry.lacks.commit = false;
                 any = true;
@@ -245,9 +245,9 @@ impl Kept {
         bytes: &[u8],
     ) {
         let touches = |run: &WrittenRun| run.chunk == chunk && run.has(block);
-        let runs = self.entries.iter().flat_map(|held| &held.entry.runs);
-        let newest = runs.filter(|run| touches(run)).map(|run| run.version).max();
-        if newest.is_none_or(|newest| newest >= found || newest.epoch != found.epoch) {
+        let here = self.select(|entry| entry.runs.iter().any(touches));
+        let is_under = |ours: &Touched| ours.is_under(found);
+        if !touched(&here, false).get(&(chunk, block)).is_some_and(is_under) {
             return;
         }
         self.edit(|entry| {
@@ -399,27 +399,49 @@ pub(crate) fn merged(entries: &[Entry], slab_size_bytes: u64) -> Option<BTreeMap
 pub(crate) struct Touched {
     /// The newest version at which one of them left it.
     pub(crate) newest: ChunkVersion,
+    /// The oldest epoch in which one of them wrote what was not written over as a whole since.
+    pub(crate) oldest: Epoch,
+    /// One of them was lost before another wrote.
+    pub(crate) lost: bool,
     /// Somebody else's version between two of them. Nobody can tell whether the earlier one had been lost before it.
     pub(crate) between: Option<ChunkVersion>,
 }
 
-/// The blocks of these writes, oldest first. `cut`: some of their bytes may have been cut since.
+impl Touched {
+    /// Whether somebody who left the block at this version wrote on top of all that this mount had written there before. Within an epoch
+    /// a chain loses nothing.
+    fn is_under(&self, version: ChunkVersion) -> bool {
+        version > self.newest && self.oldest == version.epoch && !self.lost && self.between.is_none()
+    }
+}
+
+/// The blocks of these writes. `cut`: some of their bytes may have been cut since.
 pub(crate) fn touched(entries: &[Entry], cut: bool) -> BTreeMap<(ChunkIndex, BlockIndex), Touched> {
+    // What was sent again belongs to several writes, and came after all of them.
+    let mut runs: Vec<&WrittenRun> = entries.iter().flat_map(|entry| &entry.runs).collect();
+    runs.sort_by_key(|run| (run.chunk, run.version));
     let mut blocks: BTreeMap<_, Touched> = BTreeMap::new();
-    for run in entries.iter().flat_map(|entry| &entry.runs) {
+    for run in runs {
         for block in (run.first.0..run.first.0 + run.blocks).map(BlockIndex) {
             let touched = blocks.entry((run.chunk, block)).or_default();
             let base = run.bases.iter().find(|base| base.block == block);
-            let before = touched.newest;
-            match base.map(|base| base.version) {
-                // All of it was written.
-                None => touched.between = None,
-                Some(base) if before == ChunkVersion::NONE || base <= before => {}
+            match base
+                .map(|base| base.version)
+                .filter(|_| touched.newest != ChunkVersion::NONE)
+            {
+                // All of it was written, or nothing of this mount was there.
+                None => {
+                    *touched = Touched {
+                        oldest: run.version.epoch,
+                        ..Touched::default()
+                    };
+                }
+                Some(base) if base < touched.newest => touched.lost = true,
                 // See `Kept::found`.
-                Some(base) if base.epoch == before.epoch && !cut => {}
+                Some(base) if base == touched.newest || (touched.is_under(base) && !cut) => {}
                 Some(base) => touched.between = Some(base),
             }
-            touched.newest = before.max(run.version);
+            touched.newest = run.version;
         }
     }
     blocks
@@ -449,13 +471,11 @@ pub(crate) enum Fate {
 }
 
 /// `found`: the block's version (NONE: a hole); `has_bytes`: whether it has all of the writes' bytes; `cut`: whether some of them may
-/// have been cut since. Who wrote a part of the block after them may have read the rest when they were lost; but within an epoch
-/// a chain loses nothing.
+/// have been cut since. Who wrote a part of the block after them may have read the rest when they were lost.
 pub(crate) fn fate(found: ChunkVersion, ours: Touched, has_bytes: bool, cut: bool) -> Fate {
-    let after = found > ours.newest;
-    if has_bytes || (after && !cut && found.epoch == ours.newest.epoch) {
+    if has_bytes || (ours.is_under(found) && !cut) {
         Fate::There
-    } else if after || ours.between.is_some_and(|between| found >= between) {
+    } else if found > ours.newest || ours.between.is_some_and(|between| found >= between) {
         Fate::Mixed
     } else {
         Fate::Lost
@@ -464,8 +484,6 @@ pub(crate) fn fate(found: ChunkVersion, ours: Touched, has_bytes: bool, cut: boo
 
 #[cfg(test)]
 mod tests {
-    use dfs_common::Epoch;
-
     use super::*;
 
     const CHAIN: ChainId = ChainId(3);
@@ -516,10 +534,10 @@ mod tests {
         assert_eq!((kept.uncommitted_end(), kept.uncommitted_bytes()), (3, 3));
         kept.synced(CHAIN, 1);
         assert_eq!(kept.uncommitted_before(CutEpoch(4)).len(), 1);
-        kept.committed(1, CutEpoch(4));
+        kept.committed((1, u64::MAX), CutEpoch(4));
         assert_eq!(kept.uncommitted_end(), 3, "it was not told in its epoch");
         kept.confirmed(&[1], CutEpoch(4));
-        kept.committed(1, CutEpoch(4));
+        kept.committed((1, u64::MAX), CutEpoch(4));
         assert_eq!((kept.uncommitted_end(), kept.newest()), (0, 2));
         kept.synced(ChainId(9), 2);
         assert_eq!(kept.on(CHAIN).len(), 1, "another chain");
@@ -535,7 +553,7 @@ mod tests {
         kept.push(entry(2, 0, b"new", SYNC), &room);
         kept.synced(CHAIN, 2);
         assert_eq!(kept.on(CHAIN).len(), 2, "sending the first again would undo the second");
-        kept.committed(2, CutEpoch(2));
+        kept.committed((2, u64::MAX), CutEpoch(2));
         assert!(kept.on(CHAIN).is_empty());
     }
 
@@ -544,7 +562,7 @@ mod tests {
         let (mut kept, room) = (Kept::default(), room());
         kept.push(entry(2, 1 << 20, b"late", BOTH), &room);
         kept.push(entry(1, 0, b"early", BOTH), &room);
-        kept.committed(kept.newest(), CutEpoch(2));
+        kept.committed((kept.newest(), u64::MAX), CutEpoch(2));
         assert_eq!(kept.uncommitted_end(), 0);
     }
 
@@ -616,6 +634,8 @@ mod tests {
     fn every_fate() {
         let ours = |between| Touched {
             newest: version(5),
+            oldest: Epoch(1),
+            lost: false,
             between,
         };
         for found in [ChunkVersion::NONE, version(1), version(5), version(6)] {
@@ -636,6 +656,16 @@ mod tests {
             counter: 1,
         };
         assert_eq!(fate(later, ours(None), false, false), Fate::Mixed);
+        let lost = Touched {
+            lost: true,
+            ..ours(None)
+        };
+        assert_eq!(
+            fate(version(6), lost, false, false),
+            Fate::Mixed,
+            "it had been lost before"
+        );
+        assert_eq!(fate(version(5), lost, false, false), Fate::Lost);
     }
 
     #[test]

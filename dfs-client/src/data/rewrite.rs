@@ -247,8 +247,11 @@ impl Mount {
             let chunk = ChunkId::new(file.inode, run.chunk);
             let range = (run.first, run.blocks());
             let found = self.read_blocks(file, chain, chunk, range, deadline).await?;
-            let is_in =
-                |(at, (_, base)): (u32, &(ChunkVersion, Vec<u8>))| run.is_in(BlockIndex(run.first.0 + at), base);
+            // Zeros that were written are no hole.
+            let is_in = |(at, (_, base)): (u32, &(ChunkVersion, Vec<u8>))| {
+                let block = BlockIndex(run.first.0 + at);
+                run.is_in(block, base) && run.reaches(block, base)
+            };
             if !(0..).zip(&found).all(is_in) {
                 return Ok(false);
             }

@@ -646,7 +646,7 @@ mod tests {
     fn committed(inner: &mut Inner) -> WriteCommit {
         let (commit, number) = inner.commit(false).expect("something is owed");
         let newest = inner.kept.newest();
-        inner.kept.committed(newest, inner.cut());
+        inner.kept.committed((newest, u64::MAX), inner.cut());
         inner.paid(number);
         commit
     }
@@ -673,7 +673,7 @@ mod tests {
         assert_eq!(commit.extend_to_bytes, Some(150));
         let newest = inner.kept.newest();
         arrive(&mut inner, 180);
-        inner.kept.committed(newest, CutEpoch::NONE);
+        inner.kept.committed((newest, u64::MAX), CutEpoch::NONE);
         inner.paid(number);
         assert_eq!(committed(&mut inner).extend_to_bytes, Some(180));
         assert!(inner.commit(false).is_none());
@@ -779,7 +779,7 @@ mod tests {
             let (commit, number) = inner.commit(next.is_some()).unwrap();
             assert_eq!(commit.growing, next.is_some());
             let newest = inner.kept.newest();
-            inner.kept.committed(newest, CutEpoch::NONE);
+            inner.kept.committed((newest, u64::MAX), CutEpoch::NONE);
             inner.paid(number);
             inner.growth = next;
         }

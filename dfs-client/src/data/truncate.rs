@@ -66,10 +66,13 @@ impl Mount {
         })
         .await?;
         self.commit_lengths(file, deadline).await?;
+        let mut attempt = 0;
         loop {
             match self.set_length_once(file, caller, length, deadline).await {
                 // It is not what this mount took it for.
                 Err(error) if error.code == ErrorCode::StaleCut && Instant::now() < deadline => {
+                    attempt += 1;
+                    tokio::time::sleep(crate::retry::pause(attempt) / 8).await;
                     self.refresh(file, deadline).await?;
                 }
                 outcome => return outcome,
@@ -266,7 +269,7 @@ impl Mount {
                 end = end.max(file.layout.chunk_start(chunk) + u64::from(bytes));
             }
         }
-        Ok(end)
+        Ok(end.min(file.layout.max_length_bytes()))
     }
 
     /// Removes what lies beyond the end, or ends a cut that somebody began and does not end.
@@ -336,13 +339,18 @@ impl Mount {
             cut
         };
         self.cut_chunks(file, length, before, cut, deadline).await?;
-        let end = self
+        let attributes = self
             .set_cut_length(file, caller, (length, mtime), cut, deadline)
             .await?;
-        if how == Cut::Garbage {
-            file.inner.lock().unclean_end = false;
+        let mut inner = file.inner.lock();
+        let ended = inner.cut();
+        match how {
+            // What is here was acknowledged before the cut and has outlived it.
+            Cut::Shorten(_) => inner.kept.cut_to(length, (cut, ended)),
+            // This mount's own writes may have been among it: the next commit looks for them.
+            Cut::Garbage => inner.unclean_end = false,
         }
-        Ok(end)
+        Ok(attributes)
     }
 
     async fn set_cut_length(
@@ -362,12 +370,7 @@ impl Mount {
         let NamespaceChange::Entry { attributes, .. } = self.session.change(caller, op, deadline).await? else {
             return Err(unexpected_change(file.inode));
         };
-        let attributes = Self::length_set(file, &attributes);
-        let mut inner = file.inner.lock();
-        let ended = inner.cut();
-        // What is here was acknowledged before the cut and has outlived it.
-        inner.kept.cut_to(length, (cut, ended));
-        Ok(attributes)
+        Ok(Self::length_set(file, &attributes))
     }
 
     /// Removes what the chunks have from `length` on: up to `before`, or wherever it ends. Durably: the file may grow over it.

@@ -314,7 +314,7 @@ impl Mount {
         let mut guess = true;
         let mut attempt = 0;
         loop {
-            let conditions = self.merge_bases(file, chain, &mut run, guess, deadline).await?;
+            let (conditions, bases) = self.merge_bases(file, chain, &mut run, guess, deadline).await?;
             let cut = file.inner.lock().cut();
             if !sync {
                 self.note_start(file, chain);
@@ -334,6 +334,12 @@ impl Mount {
                         self.note_acknowledged(file, chain, written.epoch)
                     };
                     note_tail(file, &run, written.version);
+                    // Only now: the chunk has seen no cut that this mount does not know of.
+                    let mut inner = file.inner.lock();
+                    for (condition, base) in conditions.iter().zip(&bases) {
+                        inner.found(&file.layout, (run.chunk, condition.block), condition.version, base);
+                    }
+                    drop(inner);
                     return Ok(Written {
                         run: WrittenRun {
                             chunk: run.chunk,
@@ -360,7 +366,7 @@ impl Mount {
         }
     }
 
-    /// Fills in what the writer did not give of half-written blocks; the condition under which that is right.
+    /// Fills in what the writer did not give of half-written blocks; the conditions under which that is right, and what was filled in.
     async fn merge_bases(
         &self,
         file: &FileState,
@@ -368,21 +374,20 @@ impl Mount {
         run: &mut PlannedRun,
         guess: bool,
         deadline: Instant,
-    ) -> Result<Vec<BlockCondition>> {
+    ) -> Result<(Vec<BlockCondition>, Vec<Vec<u8>>)> {
         let chunk = ChunkId::new(file.inode, run.chunk);
         let mut conditions = Vec::with_capacity(run.partial.len());
+        let mut bases = Vec::with_capacity(run.partial.len());
         let partial: Vec<BlockIndex> = run.partial.keys().copied().collect();
         for block in partial {
             let (version, base) = self.base_of(file, chain, chunk, block, guess, deadline).await?;
             self.check_within(file, (run.chunk, block), base.len(), deadline)
                 .await?;
-            file.inner
-                .lock()
-                .found(&file.layout, (run.chunk, block), version, &base);
             run.merge(block, &base);
             conditions.push(BlockCondition { block, version });
+            bases.push(base);
         }
-        Ok(conditions)
+        Ok((conditions, bases))
     }
 
     /// Whether the file reaches as far as a block that was found; else it has what somebody left beyond the end.
