@@ -611,7 +611,7 @@ impl Client {
             Ok(handle) => handle,
             Err(error) => return Some(Err(error)),
         };
-        self.mount().note_failure(&handle.file);
+        self.mount().forget_foreseen();
         let settled = handle.file.inner.lock().is_quiet();
         settled.then(|| late_error(self.mount(), &handle))
     }

@@ -26,13 +26,9 @@ impl Mount {
         }
         self.drain(file, deadline).await?;
         self.commit(file, Word::Last, None, deadline).await?;
-        self.note_failure(file);
-        Ok(())
-    }
-
-    /// A change of the file that failed after it was shown: each handle is told of it (see `Session::refused`).
-    pub(crate) fn note_failure(&self, _file: &FileState) {
+        // A change of it may have failed after it was shown; each handle is told (`Session::refused`).
         self.forget_foreseen();
+        Ok(())
     }
 
     /// Tells metadata what is owed; with `set`, both in one command. `None`: there was nothing to tell.

@@ -80,7 +80,7 @@ impl Mount {
         };
         // The data is on every replica, so metadata may hear of it while their disks work.
         let (synced, of_others, told) = tokio::join!(self.sync_chains(file, unsynced, deadline), of_others, told);
-        self.note_failure(file);
+        self.forget_foreseen();
         synced.and(of_others).and(told)?;
         let (missed, rewrites_now) = {
             let mut inner = file.inner.lock();
