@@ -60,6 +60,17 @@ struct Answered {
     payload: Bytes,
 }
 
+/// Blocks of a chunk as one member has them.
+pub(crate) struct Found {
+    pub(crate) node: StorageId,
+    /// The chunk's; `NONE`: that member has never heard of it.
+    pub(crate) version: ChunkVersion,
+    /// In block order, holes left out.
+    pub(crate) runs: Vec<BlockRun>,
+    /// For each run its seals, then its ciphertexts.
+    pub(crate) payload: Bytes,
+}
+
 /// A mutation's place in its chain.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Written {
@@ -207,7 +218,7 @@ impl Chunks {
         (first, blocks): (BlockIndex, u32),
         (session, write_level): (SessionId, Level),
         deadline: Instant,
-    ) -> Result<(StorageId, Vec<BlockRun>, Bytes)> {
+    ) -> Result<Found> {
         let request = ReadRequest {
             chain,
             chunk,
@@ -221,7 +232,7 @@ impl Chunks {
         self.read_from(Target::Head, write_level, request, &[], deadline).await
     }
 
-    /// Blocks of a chunk as one member has them, and who that was.
+    /// Blocks of a chunk as one member has them.
     pub(crate) async fn read(
         &self,
         chain: ChainId,
@@ -230,7 +241,7 @@ impl Chunks {
         (session, level): (SessionId, Level),
         avoid: &[StorageId],
         deadline: Instant,
-    ) -> Result<(StorageId, Vec<BlockRun>, Bytes)> {
+    ) -> Result<Found> {
         let turn = (chunk.inode.0 as usize).wrapping_add(chunk.index.0 as usize);
         let mut request = ReadRequest {
             chain,
@@ -278,7 +289,7 @@ impl Chunks {
         read: ReadRequest,
         avoid: &[StorageId],
         deadline: Instant,
-    ) -> Result<(StorageId, Vec<BlockRun>, Bytes)> {
+    ) -> Result<Found> {
         let chunk = read.chunk;
         let what = || format!("read of inode {} chunk {}", chunk.inode, chunk.index);
         let ask = Ask {
@@ -294,7 +305,12 @@ impl Chunks {
         match answer.response {
             StorageResponse::Read { runs, version } => {
                 self.seen.lock().note(chunk, version);
-                Ok((answer.node, runs, answer.payload))
+                Ok(Found {
+                    node: answer.node,
+                    version,
+                    runs,
+                    payload: answer.payload,
+                })
             }
             _ => Err(unexpected("a read")),
         }

@@ -11,6 +11,8 @@ use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -120,11 +122,14 @@ fn a_mount_that_stands_still_loses_what_it_holds_and_nothing_else() {
     }
 }
 
-/// Creates files in each directory in turn until one is refused; the last of them, still open.
-fn create_until_refused(directories: [&Path; 2]) -> VecDeque<File> {
+/// Creates files in each directory in turn until one is refused, or until it has to end; the last of them, still open.
+fn create_until_refused(directories: [&Path; 2], end: &AtomicBool) -> VecDeque<File> {
     let mut last = VecDeque::new();
     for number in 0.. {
         for directory in directories {
+            if end.load(Ordering::Relaxed) {
+                return last;
+            }
             match File::create_new(directory.join(format!("file-{number:06}"))) {
                 Ok(file) => last.push_back(file),
                 Err(_) => return last,
@@ -137,12 +142,13 @@ fn create_until_refused(directories: [&Path; 2]) -> VecDeque<File> {
     last
 }
 
-/// Takes the next names of a directory away from whoever is creating files there.
+/// Takes the next names of a directory away from whoever is creating files there: more of them than a mount acknowledges
+/// before it has told, or the creator would go on behind them.
 fn take_names(directory: &Path) {
     let names = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name());
     let last = names.max().unwrap().into_string().unwrap();
     let last: u32 = last.trim_start_matches("file-").parse().unwrap();
-    for number in last..last + 100 {
+    for number in last..last + 600 {
         let _ = File::create_new(directory.join(format!("file-{number:06}")));
     }
 }
@@ -163,15 +169,19 @@ fn a_refused_creation_is_told_by_fsync_of_its_directory_to_every_handle() {
         let [other, first, again, second] = [&bystander, &one, &one, &two].map(|name| open(name));
         // In one process: what this one starts while the mount stands still could wait for the mount.
         let pause = thread::spawn(move || shell(&format!("sleep 0.3; kill -STOP {pid}; sleep 5; kill -CONT {pid}")));
+        let end = Arc::new(AtomicBool::new(false));
         let creator = thread::spawn({
-            let (one, two) = (a.join(&one), a.join(&two));
-            move || create_until_refused([&one, &two])
+            let (one, two, end) = (a.join(&one), a.join(&two), end.clone());
+            move || create_until_refused([&one, &two], &end)
         });
         thread::sleep(Duration::from_millis(600));
         for name in [&one, &two] {
             take_names(&b.join(name));
         }
         let _ = pause.join().unwrap();
+        // By now it was refused, or all was told before the mount stood still.
+        thread::sleep(Duration::from_secs(1));
+        end.store(true, Ordering::Relaxed);
         let files = creator.join().unwrap();
         assert!(other.sync_all().is_ok(), "nothing was refused in this directory");
         let refused = |name: &str| {

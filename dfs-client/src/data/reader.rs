@@ -363,9 +363,9 @@ impl Mount {
             .chunks
             .read_latest(chain, chunk, range, (file.session, file.write_level), deadline)
             .await
-            .and_then(|(_, runs, payload)| {
-                let plain = open(&file.cipher, chunk, range, &runs, &payload)?;
-                Ok((runs, plain))
+            .and_then(|found| {
+                let plain = open(&file.cipher, chunk, range, &found.runs, &found.payload)?;
+                Ok((found.runs, plain))
             });
         let (runs, plain) = match latest {
             // Damaged at the head: another's will do, since the condition of the write finds out if it is older.
@@ -396,7 +396,7 @@ impl Mount {
     ) -> Result<(Vec<BlockRun>, Vec<u8>)> {
         let mut avoid: Vec<StorageId> = Vec::new();
         loop {
-            let (node, runs, payload) = self
+            let found = self
                 .chunks
                 .read(
                     chain,
@@ -407,8 +407,9 @@ impl Mount {
                     deadline,
                 )
                 .await?;
-            match open(reading.cipher, chunk, (first, blocks), &runs, &payload) {
-                Ok(plain) => return Ok((runs, plain)),
+            let node = found.node;
+            match open(reading.cipher, chunk, (first, blocks), &found.runs, &found.payload) {
+                Ok(plain) => return Ok((found.runs, plain)),
                 Err(error) => {
                     tracing::warn!(inode = chunk.inode.0, chunk = chunk.index.0, "storage-{node}: {error}");
                     if avoid.contains(&node) {

@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use dfs_common::planted::{self, Bug};
+use dfs_common::units::BLOCK_SIZE_BYTES;
 use dfs_common::wire::storage::BlockCondition;
 use dfs_common::{BlockIndex, ChainId, ChunkId, ChunkIndex, ChunkVersion, CutEpoch, Error, ErrorCode, Result};
 use tokio::sync::SemaphorePermit;
@@ -206,11 +207,18 @@ impl Mount {
             if let Some(length) = length.filter(|&length| entry.end > length)
                 && !self.outlived((file, chain), (entry, &newer), length, deadline).await?
             {
-                if since.is_none() {
+                let why = match since {
+                    None => "the file was cut too often since to tell why",
+                    Some(_) if self.has_lost(file, chain, (entry, length), deadline).await? => {
+                        "they were lost before or after the file was truncated"
+                    }
+                    Some(_) => "",
+                };
+                if !why.is_empty() {
                     return Err(Error::new(
                         ErrorCode::UnsyncedLost,
                         format!(
-                            "inode {}: written bytes up to {} are not there any more, and the file was cut too often since to tell why",
+                            "inode {}: written bytes up to {} are not there any more, and {why}",
                             file.inode, entry.end
                         ),
                     ));
@@ -257,6 +265,35 @@ impl Mount {
             }
         }
         Ok(true)
+    }
+
+    /// Whether the chain has lost what a write has from `length` on, and no truncation removed it. A truncation leaves its mark on
+    /// every chunk that is there, newer than what was written before. So a chunk that is older than the write has seen none since:
+    /// it was not there, or lost the write and was not there again, and nobody can tell which of the two came first.
+    async fn has_lost(
+        &self,
+        file: &FileState,
+        chain: ChainId,
+        (entry, length): (&Entry, u64),
+        deadline: Instant,
+    ) -> Result<bool> {
+        for run in &entry.runs {
+            let end =
+                file.layout.chunk_start(run.chunk) + u64::from(run.first.0 + run.blocks) * BLOCK_SIZE_BYTES as u64;
+            if end <= length {
+                continue;
+            }
+            let chunk = ChunkId::new(file.inode, run.chunk);
+            let whose = (file.session, file.write_level);
+            let found = self
+                .chunks
+                .read_latest(chain, chunk, (run.first, 1), whose, deadline)
+                .await?;
+            if found.version < run.version {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// `false`: somebody else wrote one of the blocks meanwhile.
