@@ -39,6 +39,11 @@ pub(crate) fn is_allowed() -> bool {
     starts().len() < MAX_STARTS
 }
 
+/// Whether an earlier program in this process gave up within the last hour.
+pub(crate) fn is_another() -> bool {
+    !starts().is_empty()
+}
+
 /// Starts this very program anew, with one more variable. Comes back only if that fails.
 pub(crate) fn start(reason: &str, variable: Option<(&str, &str)>) -> Failure {
     tracing::warn!(reason, "starts anew");

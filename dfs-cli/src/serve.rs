@@ -1,5 +1,8 @@
 //! `dfs meta` and `dfs storage`: one server in the foreground, until SIGTERM or SIGINT.
 
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -28,8 +31,16 @@ pub(crate) fn meta(arguments: &ServeArgs) -> Outcome {
     let ended = program::block_on(async {
         lateness::watch();
         let shutdown = on_signal()?;
-        let server = MetaServer::start(options).await?;
-        Ok(server.run_until(shutdown).await)
+        let data = options.data.clone();
+        match MetaServer::start(options).await {
+            Err(error) if error.code == ErrorCode::Internal && again::is_another() => {
+                if wait_for_disk(&error, &data, &shutdown).await {
+                    return Ok(Err(dfs_common::Error::new(ErrorCode::Poisoned, error.detail)));
+                }
+                Ok(Ok(()))
+            }
+            started => Ok(started?.run_until(shutdown).await),
+        }
     })?;
     match ended {
         Ok(()) => Ok(Code::Ok),
@@ -59,11 +70,12 @@ pub(crate) fn storage(arguments: &ServeArgs) -> Outcome {
         lateness::watch();
         let shutdown = on_signal()?;
         let condemned = options.condemned.clone().filter(|_| options.ends_on_fault);
+        let data = options.data.clone();
         let server = match StorageServer::start(options, &shutdown).await {
-            // A disk that failed a moment ago may go on failing for another.
             Err(error) if error.code == ErrorCode::Internal && condemned.is_some() => {
-                tracing::warn!(%error, "can not start yet");
-                tokio::time::sleep(DISK_RESTS).await;
+                if !wait_for_disk(&error, &data, &shutdown).await {
+                    return Ok(Ended::Stopped);
+                }
                 return Ok(Ended::Faulty {
                     reason: condemned.unwrap_or_default(),
                     condemned: true,
@@ -81,8 +93,33 @@ pub(crate) fn storage(arguments: &ServeArgs) -> Outcome {
     }
 }
 
-/// Between a start that met the same failing disk and the next one.
+/// Between two looks whether a failing disk works again.
 const DISK_RESTS: Duration = Duration::from_secs(3);
+
+/// A disk that failed a moment ago may go on failing for a while, and must not cost the few starts that a server has in an hour. Returns
+/// once the disk takes what is written to it; `false`: the server is to stop.
+async fn wait_for_disk(error: &dfs_common::Error, data: &Path, shutdown: &CancellationToken) -> bool {
+    tracing::warn!(%error, data = %data.display(), "can not start yet: waits until its disk takes what is written to it");
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return false,
+            () = tokio::time::sleep(DISK_RESTS) => {}
+        }
+        let data = data.to_owned();
+        if let Ok(Ok(())) = tokio::task::spawn_blocking(move || takes_writes(&data)).await {
+            return true;
+        }
+    }
+}
+
+/// Writes a file and syncs it.
+fn takes_writes(data: &Path) -> std::io::Result<()> {
+    let path = data.join("disk-check");
+    let mut file = File::create(&path)?;
+    file.write_all(b"This file may be removed.\n")?;
+    file.sync_all()?;
+    fs::remove_file(&path)
+}
 
 /// Tells the next program in this process why its store can not be trusted: its disk may not have taken it.
 const CONDEMNED: &str = "DFS_CONDEMNED";

@@ -9,9 +9,11 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use dfs_tests::process::run;
 use dfs_tests::{DevCluster, shell};
 
 const NODES: [&str; 3] = ["storage-1", "storage-2", "storage-3"];
@@ -112,6 +114,75 @@ fn all_three_are_condemned_and_trusted() {
         refused.stderr
     );
     let _ = cluster.down().expect_ok("dev down");
+}
+
+/// The syncs of all three disks fail at the same moment, as those of a storage network do that loses its cables. What was synced before is
+/// in all three stores, and nobody else has it.
+#[test]
+fn all_three_disks_fail_to_sync_at_once_and_nothing_that_was_synced_is_lost() {
+    let cluster = DevCluster::up();
+    let (file, sum) = write_and_sum(&cluster);
+    let tracers: Vec<Child> = NODES
+        .iter()
+        .map(|node| fail_syncs(&cluster.pid(node).to_string()))
+        .collect();
+    thread::sleep(Duration::from_millis(500));
+    let during = cluster.mount.join("during");
+    // Over every chain; it fails, unless two replicas synced a chain before their disks refused.
+    let _ = run(Command::new("timeout").args(["30", "sh", "-c"]).arg(format!(
+        "head -c 40000000 /dev/urandom > {0} && sync {0}",
+        during.display()
+    )));
+    // The last one in sync acknowledges nothing alone, so nothing has to be synced there, and its disk may go unnoticed.
+    let condemned = || {
+        let is_poisoned = |node: &&str| data(&cluster, node).join("chunks/poisoned").exists();
+        NODES.into_iter().filter(is_poisoned).count()
+    };
+    let detail = || cluster.admin(&["health", "detail"]).stdout;
+    wait_for("the verdicts", || condemned() >= 2, detail);
+    // Longer than a server tries a start or three.
+    thread::sleep(Duration::from_secs(15));
+    for node in NODES {
+        assert!(aside(&cluster, node).is_empty(), "{node}: {}", detail());
+    }
+    for mut tracer in tracers {
+        let _ = run(Command::new("kill").args(["-TERM", &tracer.id().to_string()]));
+        let _ = tracer.wait();
+    }
+    // Each that health says can be taken back is.
+    let taken_back = || {
+        for node in NODES {
+            if detail().contains(&format!("dfs node trust {node} --i-know")) {
+                let _ = cluster.admin(&["node", "trust", node, "--i-know"]);
+            }
+        }
+        cluster.admin(&["health"]).ok()
+    };
+    wait_for("health", taken_back, detail);
+    well(&cluster);
+    forget_caches();
+    assert_eq!(shell(&format!("sha256sum < {}", file.display())), sum);
+    cluster.verify_replicas();
+    let again = cluster.mount.join("again");
+    shell(&format!(
+        "head -c 1000000 /dev/urandom > {0} && sync {0}",
+        again.display()
+    ));
+    let _ = cluster.down().expect_ok("dev down");
+}
+
+/// Every sync of a process fails, until it ends.
+fn fail_syncs(pid: &str) -> Child {
+    Command::new("strace")
+        .args(["-f", "-qq", "-o", "/dev/null", "-p", pid])
+        .args(["-e", "trace=fdatasync,fsync", "-e", "signal=none"])
+        // The marker of the verdict is synced too, after the failure of the log.
+        .args(["-e", "inject=fdatasync,fsync:error=EIO"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("strace is installed")
 }
 
 /// One store is condemned. The old one is there, whole, as long as one of the others is away, and goes when both are in sync.
