@@ -12,6 +12,9 @@ use crate::failure::Failure;
 /// When earlier programs in this process gave up, in seconds since 1970, comma-separated.
 const STARTS: &str = "DFS_STARTED_AGAIN";
 
+/// Set if this is not the first program in this process.
+const ANOTHER: &str = "DFS_STARTED_ANOTHER";
+
 const MAX_STARTS: usize = 3;
 
 const WITHIN_S: u64 = 3_600;
@@ -39,9 +42,15 @@ pub(crate) fn is_allowed() -> bool {
     starts().len() < MAX_STARTS
 }
 
-/// Whether an earlier program in this process gave up within the last hour.
+/// Whether an earlier program in this process gave up.
 pub(crate) fn is_another() -> bool {
-    !starts().is_empty()
+    std::env::var_os(ANOTHER).is_some()
+}
+
+/// Starts this very program anew for a reason that may come back any number of times. Comes back only if that fails.
+pub(crate) fn start_uncounted(reason: &str) -> Failure {
+    tracing::warn!(reason, "starts anew");
+    execute(reason, &starts(), None)
 }
 
 /// Starts this very program anew, with one more variable. Comes back only if that fails.
@@ -49,13 +58,21 @@ pub(crate) fn start(reason: &str, variable: Option<(&str, &str)>) -> Failure {
     tracing::warn!(reason, "starts anew");
     let mut times = starts();
     times.push(now_s());
+    execute(reason, &times, variable)
+}
+
+fn execute(reason: &str, times: &[u64], variable: Option<(&str, &str)>) -> Failure {
     let times: Vec<String> = times.iter().map(u64::to_string).collect();
     let mut arguments = std::env::args_os();
     let name = arguments.next().unwrap_or_default();
     // By its name, which is what people see of it; if that is gone, the running program's own file.
     let program = std::env::current_exe().ok().filter(|path| path.exists());
     let mut command = Command::new(program.unwrap_or_else(|| "/proc/self/exe".into()));
-    command.arg0(name).args(arguments).env(STARTS, times.join(","));
+    command
+        .arg0(name)
+        .args(arguments)
+        .env(STARTS, times.join(","))
+        .env(ANOTHER, "1");
     match variable {
         Some((name, value)) => command.env(name, value),
         None => command.env_remove("DFS_CONDEMNED"),

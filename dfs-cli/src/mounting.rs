@@ -259,6 +259,7 @@ fn serve(loaded: &Loaded, options: &MountOptions, levels: Levels) -> Outcome {
     let runtime = program::runtime()?;
     runtime.block_on(async {
         lateness::watch();
+        program::raise_descriptors();
         let shutdown = serve::on_signal()?;
         let client = Client::connect(mount_client(loaded, options, levels)?).await?;
         let mut mounted = dfs_fuse::mount(client.clone(), runtime.handle(), options)?;

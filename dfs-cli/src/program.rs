@@ -109,6 +109,33 @@ fn log_to_stderr(cli: &Cli) -> Outcome<()> {
 /// One endpoint's packets pass through one thread; beyond this more of them only pass work around.
 const MAX_WORKERS: usize = 8;
 
+/// Has the process take as many descriptors as its hard limit allows: the soft one is made for programs that ask `select`. Says what
+/// it got.
+pub(crate) fn raise_descriptors() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+
+    let mut limit = getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum {
+        limit.current = limit.maximum;
+        if let Err(error) = setrlimit(Resource::Nofile, limit) {
+            tracing::warn!(%error, "the limit of file descriptors can not be raised");
+            limit = getrlimit(Resource::Nofile);
+        }
+    }
+    let descriptors = limit.current.unwrap_or(u64::MAX);
+    if descriptors < FEW_DESCRIPTORS {
+        tracing::warn!(
+            descriptors,
+            "few file descriptors: raise the limit (ulimit -n, LimitNOFILE=)"
+        );
+    } else {
+        tracing::info!(descriptors, "file descriptors that this process may have");
+    }
+}
+
+/// A server with some dozens of peers and mounts needs these.
+const FEW_DESCRIPTORS: u64 = 512;
+
 /// Runs a verb that talks to the cluster.
 pub(crate) fn block_on<T>(work: impl Future<Output = Outcome<T>>) -> Outcome<T> {
     runtime()?.block_on(work)

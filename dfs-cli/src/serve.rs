@@ -30,16 +30,27 @@ pub(crate) fn meta(arguments: &ServeArgs) -> Outcome {
     };
     let ended = program::block_on(async {
         lateness::watch();
+        program::raise_descriptors();
         let shutdown = on_signal()?;
         let data = options.data.clone();
         match MetaServer::start(options).await {
-            Err(error) if error.code == ErrorCode::Internal && again::is_another() => {
+            Err(error) if may_pass(&error) && again::is_another() => {
                 if wait_for_disk(&error, &data, &shutdown).await {
                     return Ok(Err(dfs_common::Error::new(ErrorCode::Poisoned, error.detail)));
                 }
                 Ok(Ok(()))
             }
-            started => Ok(started?.run_until(shutdown).await),
+            started => {
+                let ended = started?.run_until(shutdown.clone()).await;
+                if let Err(error) = &ended
+                    && error.code == ErrorCode::Poisoned
+                    && takes_writes(&data).is_err()
+                    && !wait_for_disk(error, &data, &shutdown).await
+                {
+                    return Ok(Ok(()));
+                }
+                Ok(ended)
+            }
         }
     })?;
     match ended {
@@ -68,38 +79,60 @@ pub(crate) fn storage(arguments: &ServeArgs) -> Outcome {
     };
     let ended = program::block_on(async {
         lateness::watch();
+        program::raise_descriptors();
         let shutdown = on_signal()?;
         let condemned = options.condemned.clone().filter(|_| options.ends_on_fault);
         let data = options.data.clone();
         let server = match StorageServer::start(options, &shutdown).await {
-            Err(error) if error.code == ErrorCode::Internal && condemned.is_some() => {
+            Err(error) if may_pass(&error) && (condemned.is_some() || again::is_another()) => {
                 if !wait_for_disk(&error, &data, &shutdown).await {
                     return Ok(Ended::Stopped);
                 }
-                return Ok(Ended::Faulty {
-                    reason: condemned.unwrap_or_default(),
-                    condemned: true,
+                return Ok(match condemned {
+                    Some(reason) => Ended::Faulty {
+                        reason,
+                        condemned: true,
+                    },
+                    None => Ended::Short { reason: error.detail },
                 });
             }
             started => started?,
         };
-        Ok(server.run_until(shutdown).await?)
+        let ended = server.run_until(shutdown.clone()).await?;
+        if let Ended::Short { reason } = &ended {
+            let error = dfs_common::Error::new(ErrorCode::Overloaded, reason.clone());
+            if !wait_for_disk(&error, &data, &shutdown).await {
+                return Ok(Ended::Stopped);
+            }
+        }
+        Ok(ended)
     })?;
     match ended {
         Ended::Stopped => Ok(Code::Ok),
         Ended::Faulty { reason, condemned } => {
             Err(again::start(&reason, condemned.then_some((CONDEMNED, reason.as_str()))))
         }
+        Ended::Short { reason } => Err(again::start_uncounted(&reason)),
     }
 }
 
 /// Between two looks whether a failing disk works again.
 const DISK_RESTS: Duration = Duration::from_secs(3);
 
+const SPARE_DESCRIPTORS: usize = 16;
+
+/// What a start may find that passes by itself.
+const fn may_pass(error: &dfs_common::Error) -> bool {
+    matches!(
+        error.code,
+        ErrorCode::Internal | ErrorCode::Overloaded | ErrorCode::NoSpace
+    )
+}
+
 /// A disk that failed a moment ago may go on failing for a while, and must not cost the few starts that a server has in an hour. Returns
 /// once the disk takes what is written to it; `false`: the server is to stop.
 async fn wait_for_disk(error: &dfs_common::Error, data: &Path, shutdown: &CancellationToken) -> bool {
-    tracing::warn!(%error, data = %data.display(), "can not start yet: waits until its disk takes what is written to it");
+    tracing::warn!(%error, data = %data.display(), "can not start yet: waits until a file can be written to its disk");
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return false,
@@ -112,8 +145,10 @@ async fn wait_for_disk(error: &dfs_common::Error, data: &Path, shutdown: &Cancel
     }
 }
 
-/// Writes a file and syncs it.
+/// Writes a file and syncs it, and has the descriptors that a start needs before it can say what is wrong.
 fn takes_writes(data: &Path) -> std::io::Result<()> {
+    let spare: std::io::Result<Vec<File>> = (0..SPARE_DESCRIPTORS).map(|_| File::open("/dev/null")).collect();
+    spare?;
     let path = data.join("disk-check");
     let mut file = File::create(&path)?;
     file.write_all(b"This file may be removed.\n")?;

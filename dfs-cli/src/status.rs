@@ -203,6 +203,9 @@ pub(crate) fn findings(status: &ClusterStatus) -> Vec<Finding> {
     }
     for (&id, node) in &status.storage {
         let name = storage_name(id);
+        if let Some(short) = node.short.filter(|_| node.fault.is_none()) {
+            find(Health::Degraded, format!("{name} has run out of {short}"));
+        }
         if node.damage.lost > 0 {
             let lost = node.damage.lost;
             find(
@@ -536,6 +539,7 @@ pub(crate) mod tests {
             used_bytes: 1,
             fault: None,
             aside: None,
+            short: None,
             damage: DamageCount::default(),
             replaced: Vec::new(),
         };

@@ -10,6 +10,7 @@ pub mod codec;
 pub mod config;
 pub mod conflict;
 pub mod cut;
+pub mod errno;
 pub mod error;
 pub mod id;
 pub mod layout;
@@ -25,6 +26,7 @@ pub mod wire;
 pub use chain::{ChainInfo, ChainMember, ChainTable, Duty, MemberState, NodeInfo, Rest, RoutingTable};
 pub use conflict::{Conflict, ConflictId, ConflictState, Divergence, Settlement, Verdict};
 pub use cut::{CutEpoch, CutsSince, LastCuts};
+pub use errno::{DiskCall, Meaning, Scarce};
 pub use error::{Error, ErrorCode, Result, RetryClass};
 pub use id::{
     ActorId, BlockIndex, ChainId, ChainTableId, ChunkId, ChunkIndex, ClusterId, Epoch, FileHandleId, Hold, HoldEpoch,

@@ -24,8 +24,8 @@ use dfs_common::wire::storage::{
 };
 use dfs_common::{
     BlockIndex, ChainId, ChainInfo, ChainMember, ChunkId, ChunkIndex, ChunkVersion, ClusterId, Epoch, Error, ErrorCode,
-    HybridClock, Incarnation, InodeId, Level, MemberState, RequestId, Rest, RoutingVersion, SequenceNumber, SessionId,
-    StorageId, StoreId, Timestamp, ValidName,
+    HybridClock, Incarnation, InodeId, Level, MemberState, RequestId, Rest, RoutingVersion, Scarce, SequenceNumber,
+    SessionId, StorageId, StoreId, Timestamp, ValidName,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -268,6 +268,7 @@ fn messages_encode_to_their_golden_bytes() {
                 },
                 writes: Pace::default(),
                 damage: DamageCount { open: 2, lost: 1 },
+                short: Some(Scarce::Descriptors),
             },
             settled: vec![(chain, epoch)],
             rests: vec![(chain, epoch, Rest(3))],

@@ -1,7 +1,5 @@
 //! What each fault does to the world.
 
-use std::io;
-
 use dfs_storage::disk::SimDisk;
 use dfs_storage::disk::sim::{Image, Mishap, Operation};
 
@@ -235,8 +233,8 @@ impl World {
             }
             Kind::LostWrite => disk.spoil(Mishap::LostWrite, soon),
             Kind::MisdirectedWrite => disk.spoil(Mishap::Misdirected(1 + random.below(40) as usize), soon),
-            Kind::ReadEio => disk.spoil(Mishap::FailsOnce(Operation::Read, io::ErrorKind::Other), soon),
-            Kind::FsyncEio => disk.spoil(Mishap::FailsOnce(Operation::Sync, io::ErrorKind::Other), soon),
+            Kind::ReadEio => disk.spoil(Mishap::FailsOnce(Operation::Read, dfs_common::errno::EIO), soon),
+            Kind::FsyncEio => disk.spoil(Mishap::FailsOnce(Operation::Sync, dfs_common::errno::EIO), soon),
             Kind::DiskFull => {
                 let used: usize = disk.files().iter().map(|(_, size)| size).sum();
                 disk.limit(used as u64);

@@ -91,6 +91,8 @@ pub(crate) fn open_store(
         new_store: StoreId(u128::from(incarnation).to_le_bytes()),
         segment_size_bytes: SEGMENT_SIZE_BYTES,
         checkpoint_interval_bytes: CHECKPOINT_BYTES,
+        // In the machine's own time, not the simulated one.
+        patience: std::time::Duration::ZERO,
         ..StoreOptions::new(CLUSTER, id, CAPACITY_BYTES)
     };
     let (store, report) = ChunkStore::open(Arc::new(disk.clone()), options)?;

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::namespace::{Attributes, Caller, NamespaceAnswer, NamespaceChange, NamespaceOp, NamespaceRead};
 use crate::chain::{Rest, RoutingTable};
 use crate::conflict::{ConflictEntry, ConflictId, Divergence, Settlement, Verdict};
+use crate::errno::Scarce;
 use crate::error::Error;
 use crate::id::{
     ChainId, ChunkId, Epoch, Hold, HoldEpoch, Incarnation, InodeId, MetaId, RoutingVersion, SequenceNumber, SessionId,
@@ -317,6 +318,8 @@ pub struct Signs {
     pub syncs: Pace,
     pub writes: Pace,
     pub damage: DamageCount,
+    /// What its disk calls have just missed.
+    pub short: Option<Scarce>,
 }
 
 /// Something that a metadata server found damaged, and what became of it.
@@ -441,6 +444,8 @@ pub struct StorageStatus {
     pub fault: Option<String>,
     /// Why it stands aside, if it does: slow, or not heard by its neighbours. It is taken back in by itself.
     pub aside: Option<String>,
+    /// What its disk calls have just missed.
+    pub short: Option<Scarce>,
     pub damage: DamageCount,
     /// It came with another disk than the one that holds the only complete copy of these chains, and is not taken in.
     pub replaced: Vec<ChainId>,

@@ -15,6 +15,7 @@ mod joining;
 pub mod log;
 mod machine;
 mod network;
+mod patience;
 mod queues;
 mod raft;
 mod small;

@@ -12,12 +12,13 @@ use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
-use dfs_common::ClusterId;
+use dfs_common::{ClusterId, DiskCall};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::error::LogError;
 use super::log::sync_directory;
+use super::patience::patiently;
 
 const SECTOR_BYTES: usize = 512;
 const VALUE_AT: usize = 40;
@@ -157,10 +158,9 @@ impl<T: Serialize + DeserializeOwned + Clone> SmallFile<T> {
         let sector = sector(self.cluster, self.counter, &bytes);
         self.poisoned = true;
         for at in [0, SECTOR_BYTES as u64] {
-            self.file
-                .write_all_at(&sector, at)
+            patiently(DiskCall::Write, || self.file.write_all_at(&sector, at))
                 .map_err(LogError::io("writing", &self.path))?;
-            self.file.sync_data().map_err(LogError::io("syncing", &self.path))?;
+            patiently(DiskCall::Sync, || self.file.sync_data()).map_err(LogError::io("syncing", &self.path))?;
         }
         self.poisoned = false;
         Ok(())

@@ -16,12 +16,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use dfs_common::ClusterId;
+use dfs_common::{ClusterId, DiskCall};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::error::LogError;
 use super::log::sync_directory;
+use super::patience::very_patiently;
 use super::types::{Position, SnapshotMeta};
 use super::{MachineError, Seal, StateMachine};
 
@@ -90,7 +91,7 @@ struct FrameWriter<'a> {
 
 impl<'a> FrameWriter<'a> {
     fn new(path: &'a Path, head: Head, sealer: &'a dyn Seal) -> Result<Self, LogError> {
-        let file = File::create(path).map_err(LogError::io("creating", path))?;
+        let file = very_patiently(DiskCall::Name, || File::create(path)).map_err(LogError::io("creating", path))?;
         let mut this = Self {
             path,
             file: BufWriter::with_capacity(1 << 20, file),
@@ -188,7 +189,7 @@ struct FrameReader {
 
 impl FrameReader {
     fn open(path: &Path, cluster: ClusterId, sealer: Arc<dyn Seal>) -> Result<Self, LogError> {
-        let file = File::open(path).map_err(LogError::io("opening", path))?;
+        let file = very_patiently(DiskCall::Name, || File::open(path)).map_err(LogError::io("opening", path))?;
         let mut this = Self {
             path: path.to_path_buf(),
             file: BufReader::with_capacity(1 << 20, file),
@@ -421,7 +422,7 @@ impl Snapshots {
 
     /// Reads the whole file: hash, frames, meta data.
     pub(super) fn verify(&self, path: &Path) -> Result<SnapshotMeta, LogError> {
-        let file = File::open(path).map_err(LogError::io("opening", path))?;
+        let file = very_patiently(DiskCall::Name, || File::open(path)).map_err(LogError::io("opening", path))?;
         let length = file.metadata().map_err(LogError::io("examining", path))?.len();
         let rot = |detail: &str| LogError::Rot {
             path: path.to_path_buf(),

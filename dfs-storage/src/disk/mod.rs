@@ -6,11 +6,14 @@
 //! [`Disk::sync_data`] of its file returned `Ok`, until then any subset of its 512-byte sectors may; a file's name survives after
 //! [`Disk::sync_directory`]; a failed sync says nothing about what is on the medium and is never repeated.
 
+mod files;
 mod real;
 pub mod sim;
 
 use std::io;
 use std::sync::Arc;
+
+use dfs_common::{DiskCall, Meaning, Scarce};
 
 pub use real::RealDisk;
 pub(crate) use real::usable_bytes;
@@ -22,7 +25,7 @@ pub trait Disk: Send + Sync + 'static {
     /// first sync of each part also commits its extents.
     ///
     /// # Errors
-    /// `StorageFull` is the one error after which the disk is still to be trusted.
+    /// See [`meaning`]: after most the disk is still to be trusted.
     fn create(&self, name: &str, size_bytes: u64) -> io::Result<Arc<dyn DiskFile>>;
     /// Opens an existing file for reading and writing.
     fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>>;
@@ -47,4 +50,18 @@ pub trait DiskFile: Send + Sync {
     fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<()>;
     fn size_bytes(&self) -> io::Result<u64>;
     fn sync_data(&self) -> io::Result<()>;
+    /// Whether it stays open until this is called again: what is written to it then needs nothing that may have run out.
+    fn keep_open(&self, _keep: bool) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What an error of a call of this kind says about the disk.
+pub(crate) fn meaning(call: DiskCall, error: &io::Error) -> Meaning {
+    match error.raw_os_error() {
+        Some(errno) => dfs_common::errno::meaning(call, errno),
+        // Of this crate's own making.
+        None if error.kind() == io::ErrorKind::StorageFull && call != DiskCall::Sync => Meaning::NotNow(Scarce::Space),
+        None => Meaning::Broken,
+    }
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use rustix::fs::FallocateFlags;
 
+use super::files::{OpenFiles, Segment};
 use super::{Disk, DiskFile};
 
 /// Buffers in one vectored write; the log uses three or four, the kernel takes 1024.
@@ -16,6 +17,9 @@ const MAX_PARTS: usize = 16;
 #[derive(Debug)]
 pub struct RealDisk {
     directory: PathBuf,
+    /// The directory itself, open: its sync needs no descriptor when there is none.
+    handle: File,
+    files: Arc<OpenFiles>,
 }
 
 impl RealDisk {
@@ -26,7 +30,12 @@ impl RealDisk {
         if let Some(parent) = directory.parent().filter(|parent| !parent.as_os_str().is_empty()) {
             sync_directory(parent)?;
         }
-        Ok(Self { directory })
+        let handle = File::open(&directory)?;
+        Ok(Self {
+            directory,
+            handle,
+            files: Arc::default(),
+        })
     }
 
     /// Has the kernel forget what it holds of these files, as far as that is on the medium.
@@ -34,7 +43,7 @@ impl RealDisk {
         for entry in std::fs::read_dir(&self.directory)? {
             let entry = entry?;
             if entry.file_type()?.is_file() {
-                let file = File::open(entry.path())?;
+                let file = self.files.with_room(|| File::open(entry.path()))?;
                 rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)?;
             }
         }
@@ -79,29 +88,31 @@ impl Disk for RealDisk {
             return Err(io::ErrorKind::StorageFull.into());
         }
         let path = self.path(name);
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .open(&path)?;
+        let file = self.files.with_room(|| {
+            let mut options = OpenOptions::new();
+            options.read(true).write(true).create(true).truncate(true).open(&path)
+        })?;
         let reserved = reserve(&file, size_bytes);
         if let Err(error) = reserved {
             // The first error is the one to report; a file left behind is found and reused by the next start.
             let _ = std::fs::remove_file(&path);
             return Err(error);
         }
-        sync_directory(&self.directory)?;
-        Ok(Arc::new(RealFile(file)))
+        self.handle.sync_all()?;
+        Ok(Arc::new(RealFile(self.files.segment(path, Some(file)))))
     }
 
     fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
-        let file = OpenOptions::new().read(true).write(true).open(self.path(name))?;
-        Ok(Arc::new(RealFile(file)))
+        let path = self.path(name);
+        let file = self
+            .files
+            .with_room(|| OpenOptions::new().read(true).write(true).open(&path))?;
+        Ok(Arc::new(RealFile(self.files.segment(path, Some(file)))))
     }
 
     fn list(&self) -> io::Result<Vec<String>> {
-        std::fs::read_dir(&self.directory)?
+        self.files
+            .with_room(|| std::fs::read_dir(&self.directory))?
             .map(|entry| entry.map(|entry| entry.file_name().to_string_lossy().into_owned()))
             .collect()
     }
@@ -112,30 +123,30 @@ impl Disk for RealDisk {
 
     fn replace(&self, name: &str, parts: &[&[u8]]) -> io::Result<()> {
         let temporary = self.path(&format!("{name}.tmp"));
-        let mut file = File::create(&temporary)?;
+        let mut file = self.files.with_room(|| File::create(&temporary))?;
         for part in parts {
             file.write_all(part)?;
         }
         file.sync_all()?;
         std::fs::rename(&temporary, self.path(name))?;
-        sync_directory(&self.directory)
+        self.handle.sync_all()
     }
 
     fn leave(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
-        let mut file = File::create(self.path(name))?;
+        let mut file = self.files.with_room(|| File::create(self.path(name)))?;
         file.write_all(bytes)?;
         // Whether they succeed does not matter: who reads it next reads the same memory.
         let _ = file.sync_all();
-        let _ = sync_directory(&self.directory);
+        let _ = self.handle.sync_all();
         Ok(())
     }
 
     fn read_file(&self, name: &str) -> io::Result<Vec<u8>> {
-        std::fs::read(self.path(name))
+        self.files.with_room(|| std::fs::read(self.path(name)))
     }
 
     fn sync_directory(&self) -> io::Result<()> {
-        sync_directory(&self.directory)
+        self.handle.sync_all()
     }
 }
 
@@ -146,41 +157,48 @@ fn reserve(file: &File, size_bytes: u64) -> io::Result<()> {
 }
 
 #[derive(Debug)]
-struct RealFile(File);
+struct RealFile(Arc<Segment>);
 
 impl DiskFile for RealFile {
     fn write_at(&self, offset: u64, parts: &[&[u8]]) -> io::Result<()> {
-        let mut offset = offset;
-        for parts in parts.chunks(MAX_PARTS) {
-            let mut slices = [IoSlice::new(&[]); MAX_PARTS];
-            for (slice, part) in slices.iter_mut().zip(parts) {
-                *slice = IoSlice::new(part);
-            }
-            let mut left = &mut slices[..parts.len()];
-            // A write may be cut short by a signal or a full disk; the next one then says which.
-            while left.iter().any(|slice| !slice.is_empty()) {
-                let written = match rustix::io::pwritev(&self.0, left, offset) {
-                    Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                    Ok(written) => written,
-                    Err(rustix::io::Errno::INTR) => continue,
-                    Err(error) => return Err(error.into()),
-                };
-                offset += written as u64;
-                IoSlice::advance_slices(&mut left, written);
-            }
-        }
-        Ok(())
+        self.0.write(|file| write_all_at(file, offset, parts))
     }
 
     fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
-        self.0.read_exact_at(into, offset)
+        self.0.read(|file| file.read_exact_at(into, offset))
     }
 
     fn size_bytes(&self) -> io::Result<u64> {
-        Ok(self.0.metadata()?.len())
+        self.0.read(|file| Ok(file.metadata()?.len()))
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.0.sync_data()
+        self.0.sync()
     }
+
+    fn keep_open(&self, keep: bool) -> io::Result<()> {
+        self.0.keep_open(keep)
+    }
+}
+
+fn write_all_at(file: &File, mut offset: u64, parts: &[&[u8]]) -> io::Result<()> {
+    for parts in parts.chunks(MAX_PARTS) {
+        let mut slices = [IoSlice::new(&[]); MAX_PARTS];
+        for (slice, part) in slices.iter_mut().zip(parts) {
+            *slice = IoSlice::new(part);
+        }
+        let mut left = &mut slices[..parts.len()];
+        // A write may be cut short by a signal or a full disk; the next one then says which.
+        while left.iter().any(|slice| !slice.is_empty()) {
+            let written = match rustix::io::pwritev(file, left, offset) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => written,
+                Err(rustix::io::Errno::INTR) => continue,
+                Err(error) => return Err(error.into()),
+            };
+            offset += written as u64;
+            IoSlice::advance_slices(&mut left, written);
+        }
+    }
+    Ok(())
 }

@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::{Disk, DiskFile};
+use dfs_common::{DiskCall, Meaning};
+
+use super::{Disk, DiskFile, meaning};
 
 /// Smallest unit that a medium writes whole.
 const SECTOR_BYTES: usize = 512;
@@ -39,8 +41,9 @@ pub enum Mishap {
     LostWrite,
     /// A write goes to another place of its file, this many sectors on.
     Misdirected(usize),
-    /// The operation fails once. After a failed sync the kernel believes its pages to be clean, as Linux does.
-    FailsOnce(Operation, io::ErrorKind),
+    /// The operation fails once, with this number of Linux. After a sync that the medium failed the kernel believes its pages to be
+    /// clean, as Linux does.
+    FailsOnce(Operation, i32),
 }
 
 #[derive(Clone, Default)]
@@ -56,7 +59,7 @@ struct Inner {
     /// Operations that change something, so far.
     steps: u64,
     crash_at: Option<u64>,
-    fault: Option<(Operation, u64, io::ErrorKind)>,
+    fault: Option<(Operation, u64, i32)>,
     capacity_bytes: Option<u64>,
     /// What goes wrong, after so many more operations of its kind.
     mishap: Option<(Mishap, u64)>,
@@ -68,11 +71,11 @@ struct Inner {
 
 impl Inner {
     fn step(&mut self, operation: Operation) -> io::Result<()> {
-        if let Some((which, left, kind)) = &mut self.fault
+        if let Some((which, left, errno)) = &mut self.fault
             && *which == operation
         {
             if *left == 0 {
-                return Err((*kind).into());
+                return Err(io::Error::from_raw_os_error(*errno));
             }
             *left -= 1;
         }
@@ -139,9 +142,9 @@ impl SimDisk {
         self.inner.lock().crash_at = Some(steps);
     }
 
-    /// `operation` fails from its `after`-th next use on, until [`Self::heal`].
-    pub fn fail(&self, operation: Operation, after: u64, kind: io::ErrorKind) {
-        self.inner.lock().fault = Some((operation, after, kind));
+    /// `operation` fails with this number of Linux from its `after`-th next use on, until [`Self::heal`].
+    pub fn fail(&self, operation: Operation, after: u64, errno: i32) {
+        self.inner.lock().fault = Some((operation, after, errno));
     }
 
     pub fn heal(&self) {
@@ -321,7 +324,7 @@ impl DiskFile for SimFile {
         let mut offset = offset;
         match inner.mishap(Operation::Write) {
             Some(Mishap::LostWrite) => return Ok(()),
-            Some(Mishap::FailsOnce(_, kind)) => return Err(kind.into()),
+            Some(Mishap::FailsOnce(_, errno)) => return Err(io::Error::from_raw_os_error(errno)),
             Some(Mishap::Misdirected(sectors)) => {
                 let size = inner.contents(&self.name)?.live.len();
                 offset = ((offset as usize + sectors * SECTOR_BYTES) % size.max(1)) as u64;
@@ -355,8 +358,8 @@ impl DiskFile for SimFile {
 
     fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
         let mut inner = self.disk.inner.lock();
-        if let Some(Mishap::FailsOnce(_, kind)) = inner.mishap(Operation::Read) {
-            return Err(kind.into());
+        if let Some(Mishap::FailsOnce(_, errno)) = inner.mishap(Operation::Read) {
+            return Err(io::Error::from_raw_os_error(errno));
         }
         inner.step(Operation::Read)?;
         let contents = inner.contents(&self.name)?;
@@ -375,9 +378,12 @@ impl DiskFile for SimFile {
 
     fn sync_data(&self) -> io::Result<()> {
         let mut inner = self.disk.inner.lock();
-        if let Some(Mishap::FailsOnce(_, kind)) = inner.mishap(Operation::Sync) {
-            inner.contents(&self.name)?.dirty.clear();
-            return Err(kind.into());
+        if let Some(Mishap::FailsOnce(_, errno)) = inner.mishap(Operation::Sync) {
+            let error = io::Error::from_raw_os_error(errno);
+            if meaning(DiskCall::Sync, &error) == Meaning::Broken {
+                inner.contents(&self.name)?.dirty.clear();
+            }
+            return Err(error);
         }
         inner.step(Operation::Sync)?;
         let contents = inner.contents(&self.name)?;

@@ -323,9 +323,9 @@ impl ReplicaCore {
                 self.pump(chunk);
                 self.commit(now, chunk, store);
             }
-            // The store is as it was. The mutation stands in the chain, so it is tried until there is room; who waits
-            // is told why, and subsequent retries too.
-            Err(error) if error.code == ErrorCode::NoSpace => {
+            // The store is as it was. The mutation stands in the chain, so it is tried until there is room, or whatever else has run
+            // out; who waits is told why, and subsequent retries too.
+            Err(error) if matches!(error.code, ErrorCode::NoSpace | ErrorCode::Overloaded) => {
                 self.block(chunk, version, &error);
                 self.apply(chunk, version, NO_SPACE_RETRY_MS);
             }

@@ -92,6 +92,7 @@ async fn beat(node: &Arc<Node>, answered: &AtomicU64) {
             open: damage.open + node.aside.count(),
             lost: damage.lost,
         },
+        short: node.store.shortage(),
     };
     let request = MetaRequest::Heartbeat(Heartbeat {
         sessions: node.sessions.mark(),

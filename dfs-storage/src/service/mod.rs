@@ -100,6 +100,9 @@ pub enum Ended {
     Stopped,
     /// It acknowledges nothing any more. `condemned`: its store can not be trusted and is to be rebuilt; otherwise another start is enough.
     Faulty { reason: String, condemned: bool },
+    /// Descriptors, memory or the like ran out and did not come back. Its store is as good as before: another start is enough, and
+    /// any number of them does no harm.
+    Short { reason: String },
 }
 
 /// Store and directory of a node, before it has a network.
@@ -150,7 +153,7 @@ fn open_store(options: &StorageOptions, cluster: ClusterId, name: NodeName, id: 
         return Ok(Opening::Condemned(held, reason.clone()));
     }
     let disk = open_disk(&held.directory.chunks())?;
-    if let Some(reason) = ChunkStore::poisoned(&disk) {
+    if let Some(reason) = ChunkStore::poisoned(&disk)? {
         return Ok(Opening::Condemned(held, reason));
     }
     open_held(options, held, cluster, id).map(|opened| Opening::Done(Box::new(opened)))
@@ -528,7 +531,13 @@ impl StorageServer {
     }
 
     fn faulty(&self) -> Ended {
-        let condemned = self.running.node.store.fault();
+        let store = &self.running.node.store;
+        let condemned = store.condemned();
+        if condemned.is_none()
+            && let Some(reason) = store.fault()
+        {
+            return Ended::Short { reason };
+        }
         let reason = condemned.clone().or_else(|| self.running.node.current_fault());
         Ended::Faulty {
             reason: reason.unwrap_or_default(),
@@ -541,15 +550,22 @@ impl StorageServer {
     /// # Errors
     /// When the store can not be closed cleanly.
     pub async fn run_until(self, shutdown: CancellationToken) -> Result<Ended> {
+        let node = &self.running.node;
+        let failed = async {
+            node.failed.cancelled().await;
+            if !self.ends_on_fault && !matches!(self.faulty(), Ended::Short { .. }) {
+                std::future::pending::<()>().await;
+            }
+        };
         tokio::select! {
             () = shutdown.cancelled() => {}
-            () = self.running.node.failed.cancelled(), if self.ends_on_fault => {
+            () = failed => {
                 // The metadata group hears of it first, so that the chains go on at once.
                 tokio::time::sleep(FAULT_TOLD).await;
                 return Ok(self.faulty());
             }
             // However often it has started anew: the next start is told to open the store.
-            () = self.running.node.trusted.cancelled() => return Ok(self.faulty()),
+            () = node.trusted.cancelled() => return Ok(self.faulty()),
         }
         self.running.node.stopping.cancel();
         let stopped = self.running.stop().await;

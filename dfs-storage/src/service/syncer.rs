@@ -182,7 +182,7 @@ mod tests {
         for counter in 101..=COPIES_UNSYNCED_BYTES / WRITE_BYTES + 102 {
             write(&store, counter);
         }
-        disk.fail(Operation::Write, 0, std::io::ErrorKind::Other);
+        disk.fail(Operation::Write, 0, dfs_common::errno::EIO);
         assert!(try_write(&store, 1_000).is_err());
         assert!(store.unsynced_bytes() > COPIES_UNSYNCED_BYTES);
         assert!(waits().await < deadline / 2, "a store that fails says so at once");

@@ -2,7 +2,9 @@
 
 use std::io;
 
-use dfs_common::{BlockIndex, ChainId, ChunkId, Error, ErrorCode};
+use dfs_common::{BlockIndex, ChainId, ChunkId, DiskCall, Error, ErrorCode, Meaning, Scarce};
+
+use crate::disk::meaning;
 
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -24,7 +26,11 @@ pub enum StoreError {
     )]
     Poisoned { reason: String },
 
-    /// A read failed; the store still takes writes.
+    /// Something had run out for too long. What is on the disk is whole.
+    #[error("the store takes nothing more until this server starts anew ({reason})")]
+    Stopped { reason: String },
+
+    /// A call failed; the store still takes writes.
     #[error("{doing}: {source}")]
     Io { doing: String, source: io::Error },
 
@@ -55,8 +61,12 @@ impl From<StoreError> for Error {
             StoreError::NoSpace { .. } => ErrorCode::NoSpace,
             StoreError::Invalid { .. } | StoreError::WrongChain { .. } => ErrorCode::InvalidArgument,
             StoreError::Corrupt { .. } => ErrorCode::Corrupt,
-            StoreError::Poisoned { .. } => ErrorCode::Poisoned,
-            StoreError::Io { .. } => ErrorCode::Internal,
+            StoreError::Poisoned { .. } | StoreError::Stopped { .. } => ErrorCode::Poisoned,
+            StoreError::Io { source, .. } => match meaning(DiskCall::Read, source) {
+                Meaning::NotNow(Scarce::Space) => ErrorCode::NoSpace,
+                Meaning::NotNow(_) => ErrorCode::Overloaded,
+                Meaning::Broken => ErrorCode::Internal,
+            },
             StoreError::Incompatible(_) => ErrorCode::Incompatible,
         };
         Self::new(code, error.to_string())

@@ -3,15 +3,19 @@
 //! A place (segment, offset, LSN) is reserved under a short lock; bytes are written outside it, several at a time. Records are
 //! *published* to the index strictly in LSN order, and [`Log::append`] returns only when its own is: so all that was
 //! answered is a prefix of the log without holes, and a crash can only ever cut off its end. What was synced is a
-//! prefix of that. Any failed write or sync poisons the log for good: after one, nobody knows what is on the medium.
+//! prefix of that. Any write or sync that the medium failed poisons the log for good: after one, nobody knows what is on it. What
+//! has only run out is waited for (see `trouble`).
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use dfs_common::planted::{self, Bug};
 use dfs_common::wire::storage::Origin;
-use dfs_common::{BlockIndex, ChainId, ChunkId, ChunkVersion, ClusterId, StorageId, StoreId};
+use dfs_common::{
+    BlockIndex, ChainId, ChunkId, ChunkVersion, ClusterId, DiskCall, Meaning, Scarce, StorageId, StoreId,
+};
 use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 
 use super::error::StoreError;
@@ -19,7 +23,8 @@ use super::format::{
     DATA_START, Kind, Lsn, RECORD_ALIGN_BYTES, RecordHeader, SegmentHeader, SegmentState, Sequence, record_length_bytes,
 };
 use super::index::{Effect, Extent, Index, Publication, Sealed, Segment, SegmentFile};
-use crate::disk::{Disk, DiskFile};
+use super::trouble::{Fault, Shortage};
+use crate::disk::{Disk, DiskFile, meaning};
 
 /// Segments that only removing, truncating and compaction may begin, so that a full store can always be emptied.
 pub(super) const RESERVE_SEGMENTS: u32 = 2;
@@ -96,7 +101,7 @@ pub(super) struct State {
     pub(super) slots: u32,
     pub(super) next_slot: u32,
     next_sequence: Sequence,
-    fault: Option<String>,
+    pub(super) fault: Option<Fault>,
     /// The disk itself was full when a segment was to be made.
     pub(super) disk_full: bool,
     pub(super) since_checkpoint_bytes: u64,
@@ -134,7 +139,10 @@ pub(super) struct Log {
     disk: Arc<dyn Disk>,
     pub(super) geometry: Geometry,
     state: Mutex<State>,
-    changed: Condvar,
+    pub(super) changed: Condvar,
+    pub(super) shortage: Mutex<Shortage>,
+    /// For what has run out to come back.
+    pub(super) patience: Duration,
     pub(super) index: RwLock<Index>,
     /// Held (shared) from a staged block's append until it is counted, and (alone) while a segment is given up.
     pub(super) staging: RwLock<()>,
@@ -167,6 +175,7 @@ impl Log {
         mut index: Index,
         start: Start,
         checkpoint_interval_bytes: u64,
+        patience: Duration,
     ) -> Result<Self, StoreError> {
         let mut free = start.free;
         let (mut slots, mut next_slot) = (start.slots, start.next_slot);
@@ -178,7 +187,10 @@ impl Log {
             let file = match made {
                 Ok(file) => file,
                 // A node that has data serves it, with whatever reserve the disk has left.
-                Err(error) if is_full(&error) && (start.active.is_some() || !free.is_empty()) => {
+                Err(error)
+                    if matches!(meaning(DiskCall::Name, &error), Meaning::NotNow(_))
+                        && (start.active.is_some() || !free.is_empty()) =>
+                {
                     disk_full = true;
                     break;
                 }
@@ -221,6 +233,10 @@ impl Log {
             index.segments.insert(file.sequence, Segment::new(Arc::clone(&file)));
             (file, DATA_START)
         };
+        active
+            .file
+            .keep_open(true)
+            .map_err(|error| StoreError::io("opening the log's last segment", error))?;
         Ok(Self {
             disk,
             geometry,
@@ -253,6 +269,8 @@ impl Log {
                 staged: HashMap::new(),
             }),
             changed: Condvar::new(),
+            shortage: Mutex::default(),
+            patience,
             index: RwLock::new(index),
             staging: RwLock::new(()),
             maintenance: Mutex::new(()),
@@ -268,37 +286,11 @@ impl Log {
         self.state.lock()
     }
 
-    pub(super) fn fault(&self) -> Option<String> {
+    pub(super) fn fault(&self) -> Option<Fault> {
         if planted::is(Bug::PoisonIgnored) {
             return None;
         }
         self.lock().fault.clone()
-    }
-
-    /// Takes nothing more from here on. The first reason is the one that counts.
-    pub(super) fn poison(&self, doing: &str, error: &io::Error) -> StoreError {
-        let reason = self.poison_locked(&mut self.lock(), doing, error);
-        self.mark_poisoned(&reason);
-        StoreError::Poisoned { reason }
-    }
-
-    fn poison_locked(&self, state: &mut State, doing: &str, error: &io::Error) -> String {
-        let reason = state.fault.get_or_insert_with(|| format!("{doing}: {error}")).clone();
-        self.changed.notify_all();
-        reason
-    }
-
-    /// The next start must know too: pages that never reached the medium may look fine from memory.
-    fn mark_poisoned(&self, reason: &str) {
-        let marked = self
-            .disk
-            .replace(POISON_FILE, &[reason.as_bytes()])
-            // A disk whose syncs fail is what this is for. Not durable is good enough: pages that lie live as long as the memory that
-            // holds this file, and after a power cut there is only what the medium has.
-            .or_else(|_| self.disk.leave(POISON_FILE, reason.as_bytes()));
-        if let Err(error) = marked {
-            tracing::error!(%error, "the store's fault can not be recorded on its own disk");
-        }
     }
 
     pub(super) fn largest_record_bytes(&self) -> usize {
@@ -435,10 +427,19 @@ impl Log {
             previous,
             durable: state.durable,
         };
-        if let Err(error) = segment.file.write_at(0, &[&header.encode()]) {
-            let reason = self.poison_locked(state, "beginning a log segment", &error);
-            self.mark_poisoned(&reason);
-            return Err(StoreError::Poisoned { reason });
+        let doing = "beginning a log segment";
+        let began = segment
+            .file
+            .keep_open(true)
+            .and_then(|()| segment.file.write_at(0, &[&header.encode()]));
+        if let Err(error) = began {
+            let _ = segment.file.keep_open(false);
+            // It is free as before, whatever of the header is there.
+            state.free.push_front(FreeSegment {
+                slot: segment.slot,
+                file: segment.file,
+            });
+            return Err(self.refused(state, DiskCall::Write, doing, error));
         }
         let file = Arc::new(SegmentFile {
             slot: segment.slot,
@@ -463,6 +464,7 @@ impl Log {
             file: Arc::clone(&file),
             last: None,
         });
+        let _ = state.active.file.keep_open(false);
         state.active = file;
         state.offset = DATA_START;
         Ok(())
@@ -484,14 +486,25 @@ impl Log {
                 state.disk_full = false;
                 Ok(FreeSegment { slot, file })
             }
-            Err(error) if is_full(&error) => {
+            Err(error) if meaning(DiskCall::Name, &error) == Meaning::NotNow(Scarce::Space) => {
                 state.disk_full = true;
                 Err(self.no_space(state))
             }
-            Err(error) => {
-                let reason = self.poison_locked(state, "making a log segment", &error);
-                self.mark_poisoned(&reason);
-                Err(StoreError::Poisoned { reason })
+            Err(error) => Err(self.refused(state, DiskCall::Name, "making a log segment", error)),
+        }
+    }
+
+    /// A call failed that need not succeed: nothing was promised yet.
+    fn refused(&self, state: &mut State, call: DiskCall, doing: &str, error: io::Error) -> StoreError {
+        match meaning(call, &error) {
+            Meaning::NotNow(scarce) => {
+                self.note_shortage(scarce, doing, &error);
+                StoreError::io(format!("{doing}: this node has run out of {scarce}"), error)
+            }
+            Meaning::Broken => {
+                let fault = self.poison_locked(state, doing, &error);
+                self.mark_poisoned(&fault);
+                fault.error()
             }
         }
     }
@@ -526,10 +539,10 @@ impl Log {
         let padding = [0; RECORD_ALIGN_BYTES];
         let used = head.len() + meta.len() + payload.len();
         let parts = [&head[..], meta, payload, &padding[..header.length_bytes() - used]];
-        let written = place.file.file.write_at(u64::from(place.offset), &parts);
-        if let Err(error) = written {
-            return Err(self.poison("writing to the log", &error));
-        }
+        // Its place is given out, and what comes behind it is published after it.
+        self.persist(DiskCall::Write, "writing to the log", || {
+            place.file.file.write_at(u64::from(place.offset), &parts)
+        })?;
         let publication = Publication {
             chain: draft.chain,
             chunk: draft.chunk,
@@ -593,17 +606,14 @@ impl Log {
         let files: Vec<_> = state.dirty.iter().map(|dirty| Arc::clone(&dirty.file)).collect();
         drop(state);
         // Oldest first, so that what a crash in between leaves is a prefix as far as the disk allows.
-        let result = if planted::is(Bug::SkipFsync) {
-            Ok(())
-        } else {
-            files.iter().try_for_each(|file| file.file.sync_data())
-        };
-        let result = result.or_else(|error| {
-            if planted::is(Bug::FsyncRetried) {
-                Ok(())
-            } else {
-                Err(error)
+        let result = files.iter().try_for_each(|file| {
+            if planted::is(Bug::SkipFsync) {
+                return Ok(());
             }
+            self.persist(DiskCall::Sync, "syncing the log", || {
+                let synced = file.file.sync_data();
+                if planted::is(Bug::FsyncRetried) { Ok(()) } else { synced }
+            })
         });
         let mut state = self.lock();
         state.syncing = false;
@@ -615,10 +625,8 @@ impl Log {
                 Ok(upto)
             }
             Err(error) => {
-                let reason = self.poison_locked(&mut state, "syncing the log", &error);
-                drop(state);
-                self.mark_poisoned(&reason);
-                Err(StoreError::Poisoned { reason })
+                self.changed.notify_all();
+                Err(error)
             }
         }
     }
@@ -641,7 +649,7 @@ impl State {
         match &self.fault {
             None => Ok(()),
             Some(_) if planted::is(Bug::PoisonIgnored) => Ok(()),
-            Some(reason) => Err(StoreError::Poisoned { reason: reason.clone() }),
+            Some(fault) => Err(fault.error()),
         }
     }
 
@@ -668,11 +676,4 @@ impl State {
     pub(super) fn active_sequence(&self) -> Sequence {
         self.active.sequence
     }
-}
-
-pub(super) fn is_full(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge
-    )
 }

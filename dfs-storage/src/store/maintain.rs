@@ -10,18 +10,18 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use dfs_common::wire::storage::BlockRun;
-use dfs_common::{ChainId, ChunkId, ChunkVersion};
+use dfs_common::{ChainId, ChunkId, ChunkVersion, DiskCall, Meaning, Scarce};
 
 use super::checkpoint::{self, CHECKPOINT_FILE, Chunks, SegmentEntry};
 use super::error::StoreError;
 use super::format::{DATA_START, Kind, SEGMENT_HEADER_BYTES, SegmentHeader, SegmentHeaderRead, Sequence};
 use super::index::{Effect, Extent, Sealed, SegmentFile};
-use super::log::{Draft, FreeSegment, Log, RESERVE_SEGMENTS, State, Urgency, is_full, segment_name};
+use super::log::{Draft, FreeSegment, Log, RESERVE_SEGMENTS, State, Urgency, segment_name};
 use super::read::read_extent;
 use super::recovery::free_header;
 use super::scan::scan;
 use super::types::MaintainReport;
-use crate::disk::DiskFile;
+use crate::disk::{DiskFile, meaning};
 
 /// A segment is worth emptying when less of it than this lives.
 const COMPACT_BELOW_PERCENT: u64 = 50;
@@ -123,23 +123,24 @@ impl Log {
         let size = u64::from(self.geometry.segment_size_bytes);
         match self.disk().create(&segment_name(slot), size) {
             Ok(file) => {
-                if quiet && let Err(error) = self.zero(&*file, pace) {
-                    if !is_full(&error) {
-                        return Err(self.poison("zeroing a log segment", &error));
-                    }
-                    // Its space was promised all the same.
-                    self.lock().disk_full = true;
+                if quiet {
+                    self.zero(&*file, pace)?;
                 }
                 self.lock().free.push_front(FreeSegment { slot, file });
                 Ok(())
             }
-            Err(error) if is_full(&error) => {
-                let mut state = self.lock();
-                state.slots -= 1;
-                state.disk_full = true;
-                Ok(())
-            }
-            Err(error) => Err(self.poison("making a log segment", &error)),
+            Err(error) => match meaning(DiskCall::Name, &error) {
+                Meaning::NotNow(scarce) => {
+                    if scarce != Scarce::Space {
+                        self.note_shortage(scarce, "making a log segment", &error);
+                    }
+                    let mut state = self.lock();
+                    state.slots -= 1;
+                    state.disk_full |= scarce == Scarce::Space;
+                    Ok(())
+                }
+                Meaning::Broken => Err(self.poison("making a log segment", &error)),
+            },
         }
     }
 
@@ -149,13 +150,21 @@ impl Log {
 
     /// Writes zeros over a new segment, piece by piece with a sync each: all at once, everybody's next sync waits for all of it. It
     /// ends when writers come to need the segment, or the disk. What is left then is as good, only slower once.
-    fn zero(&self, file: &dyn DiskFile, pace: Pace<'_>) -> std::io::Result<()> {
+    fn zero(&self, file: &dyn DiskFile, pace: Pace<'_>) -> Result<(), StoreError> {
         let zeros = vec![0; ZERO_PIECE_BYTES];
         let size = self.geometry.segment_size_bytes as usize;
         for offset in (0..size).step_by(ZERO_PIECE_BYTES) {
             let start = Instant::now();
-            file.write_at(offset as u64, &[&zeros[..ZERO_PIECE_BYTES.min(size - offset)]])?;
-            file.sync_data()?;
+            let piece = &zeros[..ZERO_PIECE_BYTES.min(size - offset)];
+            if let Err(error) = file.write_at(offset as u64, &[piece]) {
+                if meaning(DiskCall::Write, &error) == Meaning::Broken {
+                    return Err(self.poison("zeroing a log segment", &error));
+                }
+                // Its space was promised all the same.
+                self.lock().disk_full |= meaning(DiskCall::Write, &error) == Meaning::NotNow(Scarce::Space);
+                break;
+            }
+            self.persist(DiskCall::Sync, "zeroing a log segment", || file.sync_data())?;
             let goes_on = self.pause(start.elapsed(), pace) && !self.is_short();
             let state = self.lock();
             if !goes_on || !self.is_quiet(&state) || state.check().is_err() {
@@ -360,19 +369,27 @@ impl Log {
             state.retiring = held;
             (ready, state.durable)
         };
-        for file in &ready {
+        let mut given_back = 0;
+        for file in ready {
             let header = free_header(&self.geometry, file.slot, file.sequence, durable).encode();
-            file.file
-                .write_at(0, &[&header])
-                .and_then(|()| file.file.sync_data())
-                .map_err(|error| self.poison("giving back a log segment", &error))?;
+            let doing = "giving back a log segment";
+            if let Err(error) = file.file.write_at(0, &[&header]) {
+                let Meaning::NotNow(scarce) = meaning(DiskCall::Write, &error) else {
+                    return Err(self.poison(doing, &error));
+                };
+                self.note_shortage(scarce, doing, &error);
+                self.lock().retiring.push(file);
+                continue;
+            }
+            self.persist(DiskCall::Sync, doing, || file.file.sync_data())?;
             let segment = FreeSegment {
                 slot: file.slot,
                 file: Arc::clone(&file.file),
             };
             self.lock().free.push_front(segment);
+            given_back += u64::from(self.geometry.segment_size_bytes);
         }
-        Ok(ready.len() as u64 * u64::from(self.geometry.segment_size_bytes))
+        Ok(given_back)
     }
 
     /// Whether the checkpoint on disk could be used. None yet is as good.
@@ -433,8 +450,8 @@ impl Log {
                 Ok(())
             }
             // A cache that does not fit: the log alone is enough.
-            Err(error) if is_full(&error) => {
-                tracing::warn!(%error, "no room for a checkpoint: the next start reads more of the log");
+            Err(error) if meaning(DiskCall::Name, &error) != Meaning::Broken => {
+                tracing::warn!(%error, "no checkpoint could be made: the next start reads more of the log");
                 self.lock().since_checkpoint_bytes = 0;
                 Ok(())
             }

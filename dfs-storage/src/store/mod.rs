@@ -19,6 +19,7 @@ mod recovery;
 mod scan;
 #[cfg(test)]
 mod tests;
+mod trouble;
 mod types;
 
 use std::io;
@@ -31,7 +32,7 @@ use dfs_common::units::BLOCK_SIZE_BYTES;
 use dfs_common::wire::storage::{BlockRun, ChunkMemory, ChunkState, ChunkSummary, Mutation, Origin};
 use dfs_common::{
     BlockIndex, ChainId, ChunkId, ChunkIndex, ChunkVector, ChunkVersion, CutEpoch, HybridClock, InodeId, RequestId,
-    StoreId,
+    Scarce, StoreId,
 };
 
 use self::checkpoint::CHECKPOINT_FILE;
@@ -187,9 +188,15 @@ impl ChunkStore {
     pub(crate) const FAULT_MARK: &'static str = POISON_FILE;
 
     /// Why a store that is not open can not be trusted, if an earlier run found so.
-    pub fn poisoned(disk: &dyn Disk) -> Option<String> {
-        let reason = disk.read_file(POISON_FILE).ok()?;
-        Some(String::from_utf8_lossy(&reason).into_owned())
+    ///
+    /// # Errors
+    /// When nobody can tell: a store that may be poisoned is not to be opened.
+    pub fn poisoned(disk: &dyn Disk) -> Result<Option<String>, StoreError> {
+        match disk.read_file(POISON_FILE) {
+            Ok(reason) => Ok(Some(String::from_utf8_lossy(&reason).into_owned())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(StoreError::io("reading whether the store is poisoned", error)),
+        }
     }
 
     /// Removes everything from a store that is not open, so that the next [`Self::open`] makes a new one. The marker of its fault goes
@@ -215,7 +222,7 @@ impl ChunkStore {
     #[allow(clippy::needless_pass_by_value)] // options are the caller's to give away, as everywhere
     /// Opens (or makes) the store in `disk`'s directory and rebuilds its index.
     pub fn open(disk: Arc<dyn Disk>, options: StoreOptions) -> Result<(Self, RecoveryReport), StoreError> {
-        if let Some(reason) = Self::poisoned(&*disk) {
+        if let Some(reason) = Self::poisoned(&*disk)? {
             return Err(StoreError::Poisoned { reason });
         }
         let mut rebuilt = heal_superblock(&*disk)?;
@@ -261,6 +268,7 @@ impl ChunkStore {
             recovered.index,
             recovered.start,
             options.checkpoint_interval_bytes,
+            options.patience,
         )?;
         if recovered.checkpoint {
             log.checkpoint()?;
@@ -615,7 +623,20 @@ impl ChunkStore {
 
     /// Why the store takes nothing more, if so.
     pub fn fault(&self) -> Option<String> {
-        self.log.fault()
+        self.log.fault().map(|fault| fault.reason)
+    }
+
+    /// Why it can not be trusted any more, if so. With any other fault it is as good as before, once it is opened anew.
+    pub fn condemned(&self) -> Option<String> {
+        self.log
+            .fault()
+            .filter(|fault| fault.condemned)
+            .map(|fault| fault.reason)
+    }
+
+    /// What has just run out, and has to come back for the store to go on.
+    pub fn shortage(&self) -> Option<Scarce> {
+        self.log.shortage.lock().now()
     }
 
     /// One bounded step of checkpointing and compaction, for a background task. `pace` is told how long a part of it took and

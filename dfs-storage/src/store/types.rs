@@ -1,5 +1,7 @@
 //! What goes into the store and what comes out of it.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use dfs_common::wire::storage::BlockRun;
 use dfs_common::{ChunkId, ChunkVersion, ClusterId, StorageId, StoreId};
@@ -23,6 +25,8 @@ pub struct StoreOptions {
     pub segment_size_bytes: u32,
     /// Log bytes between two checkpoints: bounds the time of a restart.
     pub checkpoint_interval_bytes: u64,
+    /// How long something that has run out (descriptors, memory) may take to come back before the store ends.
+    pub patience: Duration,
 }
 
 impl StoreOptions {
@@ -35,6 +39,7 @@ impl StoreOptions {
             capacity_bytes,
             segment_size_bytes: SEGMENT_SIZE_BYTES,
             checkpoint_interval_bytes: 1 << 30,
+            patience: Duration::from_secs(5),
         }
     }
 }

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
-use dfs_common::ClusterId;
+use dfs_common::{ClusterId, DiskCall};
 use parking_lot::Mutex;
 
 pub(super) use openraft_store::LogStore;
@@ -33,6 +33,7 @@ use writer::{Current, Op, Spares, Writer, create_segment, zero_file};
 
 use super::Seal;
 use super::error::LogError;
+use super::patience::patiently;
 use super::small::SmallFile;
 use super::types::{Entry, LogId, Vote};
 
@@ -40,8 +41,8 @@ use super::types::{Entry, LogId, Vote};
 const MAX_WAITING_OPS: usize = 1024;
 
 pub(crate) fn sync_directory(directory: &Path) -> Result<(), LogError> {
-    File::open(directory)
-        .and_then(|file| file.sync_all())
+    patiently(DiskCall::Name, || File::open(directory))
+        .and_then(|file| patiently(DiskCall::Sync, || file.sync_all()))
         .map_err(LogError::io("syncing directory", directory))
 }
 

@@ -1,7 +1,7 @@
 //! The thread that owns the log's files for writing.
 //!
 //! It takes everything that waits, writes it with one `pwrite`, syncs once, and then answers all. After the first I/O error
-//! it answers everything with that error: a second fsync could return success over lost data.
+//! it answers everything with that error: a second fsync could return success over lost data. What has only run out is waited for.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::time::{Duration, Instant};
 
-use dfs_common::ClusterId;
+use dfs_common::{ClusterId, DiskCall};
 
 use super::record::{
     RecordHeader, RecordKind, SEGMENT_HEADER_BYTES, SEGMENT_VERSION, SegmentHeader, aad, encode_record, record_bytes,
@@ -20,6 +20,7 @@ use super::sync_directory;
 use super::table::Shared;
 use crate::consensus::Seal;
 use crate::consensus::error::LogError;
+use crate::consensus::patience::patiently;
 use crate::consensus::small::SmallFile;
 use crate::consensus::types::{Entry, LogId, Vote};
 
@@ -79,22 +80,18 @@ pub(crate) struct Spares {
 
 /// Makes a zero-filled file, synced. Writing zeros (not only reserving) is what makes a later fdatasync cheap.
 pub(crate) fn zero_file(path: &Path, length: u64) -> Result<File, LogError> {
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .open(path)
-        .map_err(LogError::io("creating", path))?;
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(true);
+    let file = patiently(DiskCall::Name, || options.open(path)).map_err(LogError::io("creating", path))?;
     let zeros = vec![0_u8; 1 << 20];
     let mut at = 0;
     while at < length {
         let some = (length - at).min(zeros.len() as u64) as usize;
-        file.write_all_at(&zeros[..some], at)
+        patiently(DiskCall::Write, || file.write_all_at(&zeros[..some], at))
             .map_err(LogError::io("zero-filling", path))?;
         at += some as u64;
     }
-    file.sync_all().map_err(LogError::io("syncing", path))?;
+    patiently(DiskCall::Sync, || file.sync_all()).map_err(LogError::io("syncing", path))?;
     Ok(file)
 }
 
@@ -109,16 +106,13 @@ pub(crate) fn create_segment(
     spare: &Path,
     length: u64,
 ) -> Result<Current, LogError> {
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(spare)
-        .map_err(LogError::io("opening", spare))?;
-    file.write_all_at(&header.encode(), 0)
-        .map_err(LogError::io("writing", spare))?;
-    file.sync_data().map_err(LogError::io("syncing", spare))?;
+    let mut options = OpenOptions::new();
+    options.read(true).write(true);
+    let file = patiently(DiskCall::Name, || options.open(spare)).map_err(LogError::io("opening", spare))?;
+    patiently(DiskCall::Write, || file.write_all_at(&header.encode(), 0)).map_err(LogError::io("writing", spare))?;
+    patiently(DiskCall::Sync, || file.sync_data()).map_err(LogError::io("syncing", spare))?;
     let path = segment_path(directory, header.sequence);
-    std::fs::rename(spare, &path).map_err(LogError::io("naming", &path))?;
+    patiently(DiskCall::Name, || std::fs::rename(spare, &path)).map_err(LogError::io("naming", &path))?;
     sync_directory(directory)?;
     Ok(Current {
         file: Arc::new(file),
@@ -291,14 +285,11 @@ impl Writer {
         }
         let current = &mut self.current;
         let begun = Instant::now();
-        current
-            .file
-            .write_all_at(&buffer.bytes, current.end)
-            .map_err(LogError::io("writing", &current.path))?;
-        current
-            .file
-            .sync_data()
-            .map_err(LogError::io("syncing", &current.path))?;
+        patiently(DiskCall::Write, || {
+            current.file.write_all_at(&buffer.bytes, current.end)
+        })
+        .map_err(LogError::io("writing", &current.path))?;
+        patiently(DiskCall::Sync, || current.file.sync_data()).map_err(LogError::io("syncing", &current.path))?;
         let took = begun.elapsed();
         if took >= SLOW {
             tracing::warn!(
@@ -363,7 +354,7 @@ impl Writer {
             self.roll(self.current.end, self.next_index, 0)?;
         }
         for path in self.shared.purge(upto, self.current.sequence) {
-            std::fs::remove_file(&path).map_err(LogError::io("removing", &path))?;
+            patiently(DiskCall::Name, || std::fs::remove_file(&path)).map_err(LogError::io("removing", &path))?;
         }
         Ok(())
     }

@@ -61,6 +61,7 @@ impl Leader {
                         used_bytes: 0,
                         fault: None,
                         aside: self.leases.aside(info.id).map(str::to_owned),
+                        short: None,
                         damage: DamageCount::default(),
                         replaced: self.leases.refused(now, routing, info.id),
                     };
@@ -76,6 +77,7 @@ impl Leader {
                 row.used_bytes = report.used_bytes;
                 row.fault.clone_from(&report.fault);
                 row.damage = report.damage;
+                row.short = report.short;
             }
             // Progress of an epoch that is over is no progress.
             let current = |resync: &&ResyncProgress| {

@@ -1,8 +1,10 @@
 //! Disks that are full or fail.
 
-use std::io::ErrorKind;
+use dfs_common::errno::{EIO, ENOMEM};
+use dfs_common::{DiskCall, Meaning, Scarce};
 
 use super::*;
+use crate::disk::meaning;
 use crate::disk::sim::{Image, Mishap, Operation};
 
 fn fill(store: &ChunkStore, model: &mut Model) -> u64 {
@@ -95,7 +97,7 @@ fn a_failed_write_or_sync_poisons_for_good() {
             last: 4096,
         };
         step(&store, &mut model, &write, 0).unwrap();
-        disk.fail(operation, 0, ErrorKind::Other);
+        disk.fail(operation, 0, EIO);
         let mut scratch = model.clone();
         let failed = step(&store, &mut scratch, &write, 1).and_then(|()| store.sync());
         assert!(matches!(failed, Err(StoreError::Poisoned { .. })), "{failed:?}");
@@ -129,8 +131,8 @@ fn a_poisoned_store_stays_so_when_its_marker_can_not_be_synced() {
     };
     step(&store, &mut model, &write, 0).unwrap();
     // The sync fails, and so does the next thing that needs the medium.
-    disk.spoil(Mishap::FailsOnce(Operation::Sync, ErrorKind::Other), 0);
-    disk.fail(Operation::Replace, 0, ErrorKind::Other);
+    disk.spoil(Mishap::FailsOnce(Operation::Sync, EIO), 0);
+    disk.fail(Operation::Replace, 0, EIO);
     assert!(matches!(store.sync(), Err(StoreError::Poisoned { .. })));
     drop(store);
     disk.heal();
@@ -157,7 +159,7 @@ fn a_failed_read_is_an_error_and_no_more() {
         last: 4096,
     };
     step(&store, &mut model, &write, 0).unwrap();
-    disk.fail(Operation::Read, 0, ErrorKind::Other);
+    disk.fail(Operation::Read, 0, EIO);
     assert!(matches!(
         store.read(chunk(0), BlockIndex(0), 2),
         Err(StoreError::Io { .. })
@@ -251,4 +253,123 @@ fn mistakes_of_a_caller_change_nothing() {
     let finish = store.install_finish(chain(0), chunk(0), version(9), &ChunkMemory::default());
     assert!(matches!(finish, Err(StoreError::Invalid { .. })));
     assert_eq!(contents(&store), model);
+}
+
+/// The kind of call that an operation of the simulated disk stands for.
+fn call(operation: Operation) -> DiskCall {
+    match operation {
+        Operation::Create | Operation::Replace => DiskCall::Name,
+        Operation::Read => DiskCall::Read,
+        Operation::Write => DiskCall::Write,
+        Operation::Sync => DiskCall::Sync,
+    }
+}
+
+/// Every error number of Linux at every kind of call: only what the medium says condemns a store, and whatever was synced before is
+/// there afterwards.
+#[test]
+fn only_the_medium_condemns_a_store() {
+    let write = |chunk: u8, first: u32| Op::Write {
+        chunk,
+        first,
+        blocks: 4,
+        last: 4096,
+    };
+    let operations = [
+        Operation::Create,
+        Operation::Replace,
+        Operation::Read,
+        Operation::Write,
+        Operation::Sync,
+    ];
+    for errno in 1..=133 {
+        for operation in operations {
+            let what = format!("{operation:?} {errno}");
+            let disk = SimDisk::new();
+            let (store, _) = open(&disk, 24);
+            let mut synced = Model::new();
+            step(&store, &mut synced, &write(0, 0), 0).unwrap();
+            store.sync().unwrap();
+            disk.fail(operation, 0, errno);
+            let mut scratch = synced.clone();
+            // Enough for more segments than there are, a checkpoint and a compaction.
+            for n in 1..20 {
+                let done = step(&store, &mut scratch, &write(1 + (n % 3) as u8, n as u32 * 4), n);
+                if done.and_then(|()| store.sync()).is_err() {
+                    break;
+                }
+            }
+            let _ = store.maintain(&|_| Some(std::time::Duration::ZERO));
+            let _ = store.close();
+            let _ = store.read(chunk(0), BlockIndex(0), 4);
+            let is_broken = meaning(call(operation), &std::io::Error::from_raw_os_error(errno)) == Meaning::Broken;
+            let counts = operation != Operation::Read;
+            assert_eq!(
+                store.condemned().is_some(),
+                is_broken && counts,
+                "{what}: {:?}",
+                store.fault()
+            );
+            disk.heal();
+            if is_broken && counts {
+                continue;
+            }
+            assert_eq!(
+                store.shortage().is_some(),
+                !is_broken && errno_is_told(operation, errno),
+                "{what}"
+            );
+            let ended = store.fault().is_some();
+            drop(store);
+            let image = disk.image(Image::Power);
+            let (store, report) = open(if ended { &disk } else { &image }, 24);
+            assert!(report.rot.is_empty(), "{what}: {:?}", report.rot);
+            let read = store.read(chunk(0), BlockIndex(0), 4).unwrap();
+            assert_eq!(read.runs.iter().map(|run| run.blocks).sum::<u32>(), 4, "{what}");
+            step(&store, &mut synced, &write(5, 0), 50).unwrap();
+            store.sync().unwrap();
+        }
+    }
+}
+
+/// A full disk is told by its usage, and a read that did not succeed by its error.
+fn errno_is_told(operation: Operation, errno: i32) -> bool {
+    let space = [28, 122, 27].contains(&errno);
+    match operation {
+        Operation::Create => !space,
+        Operation::Write | Operation::Sync => true,
+        Operation::Read | Operation::Replace => false,
+    }
+}
+
+/// What had run out comes back in time, and nobody is told anything.
+#[test]
+fn a_shortage_that_passes_is_waited_for() {
+    for operation in [Operation::Write, Operation::Sync] {
+        let disk = SimDisk::new();
+        let patient = StoreOptions {
+            patience: std::time::Duration::from_mins(1),
+            ..options(24)
+        };
+        let (store, _) = ChunkStore::open(Arc::new(disk.clone()), patient).unwrap();
+        disk.fail(operation, 0, ENOMEM);
+        std::thread::scope(|scope| {
+            let writer = scope.spawn(|| {
+                let mut model = Model::new();
+                let write = Op::Write {
+                    chunk: 0,
+                    first: 0,
+                    blocks: 2,
+                    last: 4096,
+                };
+                step(&store, &mut model, &write, 0).and_then(|()| store.sync())
+            });
+            while store.shortage() != Some(Scarce::Memory) {
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+            disk.heal();
+            writer.join().unwrap().unwrap();
+        });
+        assert!(store.fault().is_none());
+    }
 }

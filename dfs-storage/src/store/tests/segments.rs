@@ -3,6 +3,8 @@
 use std::cell::Cell;
 use std::time::Duration;
 
+use dfs_common::errno::{EIO, ENOSPC};
+
 use super::*;
 use crate::disk::sim::Operation;
 
@@ -96,13 +98,13 @@ fn a_segment_that_can_not_be_zeroed_is_used_as_it_is() {
     let mut model = Model::new();
     write(&store, &mut model, 0, 1);
     let before = disk.files().len();
-    disk.fail(Operation::Write, 0, std::io::ErrorKind::StorageFull);
+    disk.fail(Operation::Write, 0, ENOSPC);
     store.maintain(&|_| Some(Duration::ZERO)).unwrap();
     disk.heal();
     assert!(store.fault().is_none());
     assert_eq!(disk.files().len(), before + 1);
     assert_eq!(made_by_writers(&disk, &store, &mut model), 0);
-    disk.fail(Operation::Sync, 0, std::io::ErrorKind::Other);
+    disk.fail(Operation::Sync, 0, EIO);
     assert!(store.maintain(&|_| Some(Duration::ZERO)).is_err());
     assert!(store.fault().is_some(), "nobody knows what such a disk has");
 }

@@ -24,7 +24,8 @@ use std::net::SocketAddr;
 use dfs_common::units::is_full;
 use dfs_common::wire::meta::{DamageCount, HEARD_WITHIN_MS, Heartbeat, NODE_LEASE_MS, ResyncProgress};
 use dfs_common::{
-    ChainId, ChainInfo, ChainMember, Epoch, Incarnation, MemberState, RoutingTable, RoutingVersion, StorageId, StoreId,
+    ChainId, ChainInfo, ChainMember, Epoch, Incarnation, MemberState, RoutingTable, RoutingVersion, Scarce, StorageId,
+    StoreId,
 };
 
 use super::super::clock::Moment;
@@ -46,6 +47,7 @@ pub struct NodeReport {
     pub fault: Option<String>,
     pub resyncs: Vec<ResyncProgress>,
     pub damage: DamageCount,
+    pub short: Option<Scarce>,
 }
 
 #[derive(Debug)]
@@ -171,6 +173,7 @@ impl Leases {
             fault: heartbeat.fault.clone(),
             resyncs: heartbeat.resyncs.clone(),
             damage: heartbeat.signs.damage,
+            short: heartbeat.signs.short,
         };
         let unanswered_ms = u64::from(heartbeat.signs.unanswered_ms);
         // Before this leader led it was for another to answer.
