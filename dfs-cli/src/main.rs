@@ -13,6 +13,7 @@ mod failure;
 mod files;
 mod init;
 mod lateness;
+mod log_bound;
 mod mounting;
 mod node;
 mod output;

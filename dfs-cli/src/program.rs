@@ -11,6 +11,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::args::{Cli, Verb};
 use crate::failure::{Code, Failure, Outcome};
+use crate::log_bound::Bounded;
 use crate::{
     chain, conflicts, dev, init, mounting, node, output, place, policy, resync, scrub, serve, status, sync, verify,
 };
@@ -99,9 +100,11 @@ fn log_to_stderr(cli: &Cli) -> Outcome<()> {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal());
     let set = if cli.log_json {
-        builder.json().try_init()
+        let format = tracing_subscriber::fmt::format().json();
+        builder.json().event_format(Bounded::new(format, true)).try_init()
     } else {
-        builder.try_init()
+        let format = tracing_subscriber::fmt::format();
+        builder.event_format(Bounded::new(format, false)).try_init()
     };
     set.map_err(|error| Failure::new(format!("logging can not be set up: {error}")))
 }

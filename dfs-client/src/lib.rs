@@ -4,8 +4,8 @@
 //! [`Client::fsync`] it is durable on every in-sync replica; `read` on this mount always sees this mount's own writes;
 //! two mounts that write different bytes of one block both succeed; every call ends by the deadline.
 //!
-//! Limits: two mounts that append to one file at the same time may choose the same place (an append takes it from the
-//! length that this mount knows, which is fresh at open, after every close and fsync, and after every stat).
+//! Limits: two mounts that append to one file at the same time may choose the same place (an append goes behind all that the
+//! metadata group knew when it began).
 //!
 //! The code: `meta` (leader, session), `routing` and `chunks` (who stores what, requests to chains), `data` (pure buffers
 //! and plans; reader, writer, truncate), `mount` (what files share), `client` (the calls), `conflicts` (two versions of one file),

@@ -150,3 +150,52 @@ fn what_another_mount_closed_is_read_through_every_handle_after_an_open() {
         );
     }
 }
+
+/// A descriptor that one mount keeps open for appending goes behind what another mount has appended, and to the beginning of what another
+/// mount has truncated (`copytruncate` of logrotate).
+#[test]
+fn an_append_goes_where_the_file_ends_now() {
+    let mut cluster = DevCluster::up();
+    let (a, b) = (cluster.mount.clone(), cluster.mount_again());
+    fs::write(a.join("log"), b"").unwrap();
+    let open = |at: &std::path::Path| OpenOptions::new().append(true).read(true).open(at.join("log")).unwrap();
+    let (mut first, mut second) = (open(&a), open(&b));
+    let mut expected = Vec::new();
+    for round in 0..20_u8 {
+        for (one, letter) in [(&mut first, b'a'), (&mut second, b'b')] {
+            let line = vec![letter + round % 2; 700 + usize::from(round)];
+            one.write_all(&line).unwrap();
+            one.sync_all().unwrap();
+            expected.extend(line);
+        }
+        if round % 5 == 4 {
+            assert_eq!(fs::read(a.join("log")).unwrap(), expected, "round {round}");
+            assert_eq!(fs::read(b.join("log")).unwrap(), expected, "round {round}");
+            let other = if round % 2 == 0 { &a } else { &b };
+            OpenOptions::new()
+                .write(true)
+                .open(other.join("log"))
+                .unwrap()
+                .set_len(0)
+                .unwrap();
+            expected.clear();
+        }
+    }
+    // Not synced: what is flushed counts as well.
+    first.write_all(b"one ").unwrap();
+    std::thread::sleep(Duration::from_secs(3));
+    second.write_all(b"two ").unwrap();
+    drop((first, second));
+    assert_eq!(fs::read(a.join("log")).unwrap(), b"one two ");
+    // Through the appending descriptor itself, whatever its kernel had kept of the file.
+    let mut reading = open(&b);
+    let mut seen = Vec::new();
+    reading.read_to_end(&mut seen).unwrap();
+    let mut other = open(&a);
+    other.write_all(b"three ").unwrap();
+    drop(other);
+    reading.write_all(b"four").unwrap();
+    let mut bytes = [0; 18];
+    reading.read_exact_at(&mut bytes, 0).unwrap();
+    assert_eq!(&bytes, b"one two three four");
+}

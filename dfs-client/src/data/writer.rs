@@ -92,6 +92,10 @@ impl Mount {
                 format!("write to inode {}: a truncate of it does not end", file.inode)
             })
             .await?;
+            // Others may have appended, or truncated the file, since this mount last heard of it.
+            if handle.mode.append && !self.knows_end(file) {
+                self.refresh(file, deadline).await?;
+            }
             if let Some(grown) = self.put(file, handle.mode.append, offset, data)? {
                 // What the buffer grew by is given back when it has arrived.
                 room.keep(grown);
