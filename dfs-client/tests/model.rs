@@ -114,7 +114,7 @@ fn the_same_seed_does_the_same() {
 fn planted_bugs_are_found() {
     use dfs_common::planted::{Bug, plant};
 
-    let most = from_environment("MODEL_PROGRAMS", 3_000);
+    let most = from_environment("MODEL_PROGRAMS", 40_000);
     let only = std::env::var("MODEL_PLANTED").unwrap_or_default();
     println!("| planted bug | programs until it was found | by |\n|---|---|---|");
     let mut missed = Vec::new();
