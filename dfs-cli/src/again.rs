@@ -48,9 +48,9 @@ pub(crate) fn is_another() -> bool {
 }
 
 /// Starts this very program anew for a reason that may come back any number of times. Comes back only if that fails.
-pub(crate) fn start_uncounted(reason: &str) -> Failure {
+pub(crate) fn start_uncounted(reason: &str, variable: Option<(&str, &str)>) -> Failure {
     tracing::warn!(reason, "starts anew");
-    execute(reason, &starts(), None)
+    execute(reason, &starts(), variable)
 }
 
 /// Starts this very program anew, with one more variable. Comes back only if that fails.

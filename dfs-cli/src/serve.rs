@@ -33,25 +33,23 @@ pub(crate) fn meta(arguments: &ServeArgs) -> Outcome {
         program::raise_descriptors();
         let shutdown = on_signal()?;
         let data = options.data.clone();
-        match MetaServer::start(options).await {
-            Err(error) if may_pass(&error) && again::is_another() => {
-                if wait_for_disk(&error, &data, &shutdown).await {
-                    return Ok(Err(dfs_common::Error::new(ErrorCode::Poisoned, error.detail)));
-                }
-                Ok(Ok(()))
+        let (ended, rest) = match MetaServer::start(options).await {
+            Ok(server) => (server.run_until(shutdown.clone()).await, Duration::ZERO),
+            Err(error) if error.code == ErrorCode::Internal && again::is_another() => {
+                let error = dfs_common::Error::new(ErrorCode::Poisoned, error.detail);
+                (Err(error), DISK_RESTS)
             }
-            started => {
-                let ended = started?.run_until(shutdown.clone()).await;
-                if let Err(error) = &ended
-                    && error.code == ErrorCode::Poisoned
-                    && takes_writes(&data).is_err()
-                    && !wait_for_disk(error, &data, &shutdown).await
-                {
-                    return Ok(Ok(()));
-                }
-                Ok(ended)
-            }
+            Err(error) => return Err(error.into()),
+        };
+        // A disk that fails or lacks something may do so for a while, and must not cost the few starts that there are.
+        if let Err(error) = &ended
+            && error.code == ErrorCode::Poisoned
+            && again::is_allowed()
+            && !wait_for_disk(error, &data, rest, &shutdown).await
+        {
+            return Ok(Ok(()));
         }
+        Ok(ended)
     })?;
     match ended {
         Ok(()) => Ok(Code::Ok),
@@ -81,27 +79,41 @@ pub(crate) fn storage(arguments: &ServeArgs) -> Outcome {
         lateness::watch();
         program::raise_descriptors();
         let shutdown = on_signal()?;
-        let condemned = options.condemned.clone().filter(|_| options.ends_on_fault);
+        let (condemned, may_start_again) = (options.condemned.clone(), options.ends_on_fault);
         let data = options.data.clone();
         let server = match StorageServer::start(options, &shutdown).await {
-            Err(error) if may_pass(&error) && (condemned.is_some() || again::is_another()) => {
-                if !wait_for_disk(&error, &data, &shutdown).await {
-                    return Ok(Ended::Stopped);
-                }
-                return Ok(match condemned {
-                    Some(reason) => Ended::Faulty {
-                        reason,
-                        condemned: true,
-                    },
-                    None => Ended::Short { reason: error.detail },
+            Ok(server) => server,
+            // Opening its store condemned it.
+            Err(error) if error.code == ErrorCode::Poisoned && may_start_again && !shutdown.is_cancelled() => {
+                return Ok(Ended::Faulty {
+                    reason: error.detail,
+                    condemned: true,
                 });
             }
-            started => started?,
+            Err(error) if is_short(&error) && (condemned.is_some() || again::is_another()) => {
+                if !wait_for_disk(&error, &data, DISK_RESTS, &shutdown).await {
+                    return Ok(Ended::Stopped);
+                }
+                return Ok(Ended::Short { reason: error.detail });
+            }
+            // A disk that failed a moment ago may go on failing for a while, and must not cost the few starts that there are.
+            Err(error) if error.code == ErrorCode::Internal && condemned.is_some() && may_start_again => {
+                return Ok(
+                    match (wait_for_disk(&error, &data, DISK_RESTS, &shutdown).await, &condemned) {
+                        (true, Some(reason)) => Ended::Faulty {
+                            reason: reason.clone(),
+                            condemned: true,
+                        },
+                        _ => Ended::Stopped,
+                    },
+                );
+            }
+            Err(error) => return Err(error.into()),
         };
         let ended = server.run_until(shutdown.clone()).await?;
         if let Ended::Short { reason } = &ended {
             let error = dfs_common::Error::new(ErrorCode::Overloaded, reason.clone());
-            if !wait_for_disk(&error, &data, &shutdown).await {
+            if !wait_for_disk(&error, &data, Duration::ZERO, &shutdown).await {
                 return Ok(Ended::Stopped);
             }
         }
@@ -112,7 +124,11 @@ pub(crate) fn storage(arguments: &ServeArgs) -> Outcome {
         Ended::Faulty { reason, condemned } => {
             Err(again::start(&reason, condemned.then_some((CONDEMNED, reason.as_str()))))
         }
-        Ended::Short { reason } => Err(again::start_uncounted(&reason)),
+        Ended::Short { reason } => {
+            let condemned = std::env::var(CONDEMNED).ok();
+            let condemned = condemned.as_deref().map(|reason| (CONDEMNED, reason));
+            Err(again::start_uncounted(&reason, condemned))
+        }
     }
 }
 
@@ -121,27 +137,33 @@ const DISK_RESTS: Duration = Duration::from_secs(3);
 
 const SPARE_DESCRIPTORS: usize = 16;
 
-/// What a start may find that passes by itself.
-const fn may_pass(error: &dfs_common::Error) -> bool {
-    matches!(
-        error.code,
-        ErrorCode::Internal | ErrorCode::Overloaded | ErrorCode::NoSpace
-    )
+/// Whether a start found that something had run out, which comes back by itself.
+const fn is_short(error: &dfs_common::Error) -> bool {
+    matches!(error.code, ErrorCode::Overloaded | ErrorCode::NoSpace)
 }
 
-/// A disk that failed a moment ago may go on failing for a while, and must not cost the few starts that a server has in an hour. Returns
-/// once the disk takes what is written to it; `false`: the server is to stop.
-async fn wait_for_disk(error: &dfs_common::Error, data: &Path, shutdown: &CancellationToken) -> bool {
-    tracing::warn!(%error, data = %data.display(), "can not start yet: waits until a file can be written to its disk");
+/// Looks after `rest`, and then again and again, whether a file can be written to the disk of `data`. `false`: the server is to stop.
+async fn wait_for_disk(
+    error: &dfs_common::Error,
+    data: &Path,
+    mut rest: Duration,
+    shutdown: &CancellationToken,
+) -> bool {
+    tracing::warn!(%error, data = %data.display(), "waits until a file can be written to its disk, and then starts anew");
     loop {
+        let data = data.to_owned();
+        let look = async {
+            tokio::time::sleep(rest).await;
+            tokio::task::spawn_blocking(move || takes_writes(&data)).await
+        };
+        // A disk that hangs holds up the look, and not the end of this server.
         tokio::select! {
             () = shutdown.cancelled() => return false,
-            () = tokio::time::sleep(DISK_RESTS) => {}
+            looked = look => if let Ok(Ok(())) = looked {
+                return true;
+            }
         }
-        let data = data.to_owned();
-        if let Ok(Ok(())) = tokio::task::spawn_blocking(move || takes_writes(&data)).await {
-            return true;
-        }
+        rest = DISK_RESTS;
     }
 }
 

@@ -676,24 +676,27 @@ fn what_was_lost_before_the_last_own_write_is_missed_under_anothers_too() {
 #[test]
 fn a_lost_write_to_a_new_chunk_is_not_taken_for_a_truncated_one() {
     for at in [8 * MIB, 600 * MIB] {
-        let steps = vec![
-            create(0),
-            write(0, 0, 4096),
-            fsync(0),
-            open(1),
-            write(1, at, 4096),
-            wait(450),
-            cut_to(0, 0),
-            write(1, at, 4096),
-            // Long enough to be sent, and not to be told.
-            wait(700),
-            power(),
-            fsync(1),
-        ];
-        let report = run(&Program { seed: 1, steps }, Servers::NEW, true);
-        report.verdict.unwrap();
-        let fsyncs: Vec<&String> = report.log.iter().filter(|line| line.contains(" fsync: ")).collect();
-        assert!(fsyncs[0].ends_with("fsync: 0"), "{fsyncs:?}");
-        assert!(fsyncs[1].ends_with("(UnsyncedLost)"), "{fsyncs:?}");
+        // The last: what is written to the chunk after the loss hides its age.
+        for after in [&[][..], &[write(1, at + 5 * BLOCK, 4096), wait(2_000)]] {
+            let before = [
+                create(0),
+                write(0, 0, 4096),
+                fsync(0),
+                open(1),
+                write(1, at, 4096),
+                wait(450),
+                cut_to(0, 0),
+                write(1, at, 4096),
+                // Long enough to be sent, and not to be told.
+                wait(700),
+                power(),
+            ];
+            let steps = [&before[..], after, &[fsync(1)]].concat();
+            let report = run(&Program { seed: 1, steps }, Servers::NEW, true);
+            report.verdict.unwrap();
+            let fsyncs: Vec<&String> = report.log.iter().filter(|line| line.contains(" fsync: ")).collect();
+            assert!(fsyncs[0].ends_with("fsync: 0"), "{fsyncs:?}");
+            assert!(fsyncs[1].ends_with("(UnsyncedLost)"), "{fsyncs:?}");
+        }
     }
 }

@@ -116,7 +116,7 @@ impl Mount {
                         self.refresh(file, deadline).await?;
                     }
                     Err(error) if error.code == ErrorCode::UnsyncedLost => {
-                        tracing::warn!(inode = file.inode.0, "{error}");
+                        tracing::error!(inode = file.inode.0, "{error}");
                         let mut inner = file.inner.lock();
                         inner.kept.lost(&numbers);
                         inner.tail = None;
@@ -267,9 +267,10 @@ impl Mount {
         Ok(true)
     }
 
-    /// Whether the chain has lost what a write has from `length` on, and no truncation removed it. A truncation leaves its mark on
+    /// Whether the chain may have lost what a write has from `length` on, so that no truncation removed it. A truncation leaves its mark on
     /// every chunk that is there, newer than what was written before. So a chunk that is older than the write has seen none since:
-    /// it was not there, or lost the write and was not there again, and nobody can tell which of the two came first.
+    /// it was not there, or lost the write and was not there again, and nobody can tell which of the two came first. Nor can anybody if
+    /// the chain came back without what it had in memory, and the chunk was written or cut after that.
     async fn has_lost(
         &self,
         file: &FileState,
@@ -284,6 +285,10 @@ impl Mount {
                 continue;
             }
             let chunk = ChunkId::new(file.inode, run.chunk);
+            let revived = self.chunks.routing().current().chain(chain).map(|info| info.revived);
+            if revived.is_none_or(|revived| revived > run.version.epoch) {
+                return Ok(true);
+            }
             let whose = (file.session, file.write_level);
             let found = self
                 .chunks

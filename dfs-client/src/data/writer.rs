@@ -241,7 +241,7 @@ impl Mount {
                             "inode {}: {} written bytes from offset {offset} are lost",
                             file.inode, slab.size_bytes
                         ));
-                        tracing::warn!(inode = file.inode.0, offset, "{error}");
+                        tracing::error!(inode = file.inode.0, offset, "{error}");
                         inner.tail = None;
                         // It may have arrived all the same.
                         inner.unclean_end = true;

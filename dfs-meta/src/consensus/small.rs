@@ -160,7 +160,7 @@ impl<T: Serialize + DeserializeOwned + Clone> SmallFile<T> {
         for at in [0, SECTOR_BYTES as u64] {
             patiently(DiskCall::Write, || self.file.write_all_at(&sector, at))
                 .map_err(LogError::io("writing", &self.path))?;
-            patiently(DiskCall::Sync, || self.file.sync_data()).map_err(LogError::io("syncing", &self.path))?;
+            self.file.sync_data().map_err(LogError::io("syncing", &self.path))?;
         }
         self.poisoned = false;
         Ok(())

@@ -92,13 +92,12 @@ impl Disk for RealDisk {
             let mut options = OpenOptions::new();
             options.read(true).write(true).create(true).truncate(true).open(&path)
         })?;
-        let reserved = reserve(&file, size_bytes);
+        let reserved = reserve(&file, size_bytes).and_then(|()| self.handle.sync_all());
         if let Err(error) = reserved {
             // The first error is the one to report; a file left behind is found and reused by the next start.
             let _ = std::fs::remove_file(&path);
             return Err(error);
         }
-        self.handle.sync_all()?;
         Ok(Arc::new(RealFile(self.files.segment(path, Some(file)))))
     }
 

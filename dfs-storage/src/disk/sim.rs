@@ -6,9 +6,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use dfs_common::{DiskCall, Meaning};
-
-use super::{Disk, DiskFile, meaning};
+use super::{Disk, DiskFile};
 
 /// Smallest unit that a medium writes whole.
 const SECTOR_BYTES: usize = 512;
@@ -41,8 +39,8 @@ pub enum Mishap {
     LostWrite,
     /// A write goes to another place of its file, this many sectors on.
     Misdirected(usize),
-    /// The operation fails once, with this number of Linux. After a sync that the medium failed the kernel believes its pages to be
-    /// clean, as Linux does.
+    /// The operation fails once, with this number of Linux. After a failed sync the kernel believes its pages to be clean,
+    /// as Linux does.
     FailsOnce(Operation, i32),
 }
 
@@ -379,11 +377,8 @@ impl DiskFile for SimFile {
     fn sync_data(&self) -> io::Result<()> {
         let mut inner = self.disk.inner.lock();
         if let Some(Mishap::FailsOnce(_, errno)) = inner.mishap(Operation::Sync) {
-            let error = io::Error::from_raw_os_error(errno);
-            if meaning(DiskCall::Sync, &error) == Meaning::Broken {
-                inner.contents(&self.name)?.dirty.clear();
-            }
-            return Err(error);
+            inner.contents(&self.name)?.dirty.clear();
+            return Err(io::Error::from_raw_os_error(errno));
         }
         inner.step(Operation::Sync)?;
         let contents = inner.contents(&self.name)?;

@@ -562,7 +562,14 @@ impl StorageServer {
             () = failed => {
                 // The metadata group hears of it first, so that the chains go on at once.
                 tokio::time::sleep(FAULT_TOLD).await;
-                return Ok(self.faulty());
+                let ended = self.faulty();
+                if matches!(ended, Ended::Short { .. }) {
+                    // It may be a while before there is more. What this process has of it goes back.
+                    self.running.node.stopping.cancel();
+                    self.closing.cancel();
+                    let _ = tokio::time::timeout(CLOSE_WAIT, self.endpoint.close()).await;
+                }
+                return Ok(ended);
             }
             // However often it has started anew: the next start is told to open the store.
             () = node.trusted.cancelled() => return Ok(self.faulty()),
@@ -575,6 +582,9 @@ impl StorageServer {
         stopped.map(|()| Ended::Stopped)
     }
 }
+
+/// For connections to end when the server does, though something has run out.
+const CLOSE_WAIT: Duration = Duration::from_secs(2);
 
 /// The number in a storage node's name.
 fn storage_id(name: NodeName) -> Result<StorageId> {

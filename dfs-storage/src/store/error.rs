@@ -30,7 +30,23 @@ pub enum StoreError {
     #[error("the store takes nothing more until this server starts anew ({reason})")]
     Stopped { reason: String },
 
-    /// A call failed; the store still takes writes.
+    /// Something has run out; everything is as it was.
+    #[error("{doing}: {source}: this node has run out of {scarce}")]
+    NotNow {
+        doing: String,
+        scarce: Scarce,
+        source: io::Error,
+    },
+
+    /// A write or a sync failed while the store was being opened.
+    #[error("{doing}: {source}")]
+    Unwritten {
+        doing: String,
+        call: DiskCall,
+        source: io::Error,
+    },
+
+    /// A read or the like failed; the store still takes writes.
     #[error("{doing}: {source}")]
     Io { doing: String, source: io::Error },
 
@@ -47,11 +63,23 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    pub(crate) fn unwritten(doing: impl Into<String>, call: DiskCall) -> impl FnOnce(io::Error) -> Self {
+        let doing = doing.into();
+        move |source| Self::Unwritten { doing, call, source }
+    }
+
     pub(crate) fn io(doing: impl Into<String>, source: io::Error) -> Self {
         Self::Io {
             doing: doing.into(),
             source,
         }
+    }
+}
+
+const fn code_of(scarce: Scarce) -> ErrorCode {
+    match scarce {
+        Scarce::Space => ErrorCode::NoSpace,
+        Scarce::Descriptors | Scarce::Memory | Scarce::Turn | Scarce::Permission => ErrorCode::Overloaded,
     }
 }
 
@@ -62,11 +90,12 @@ impl From<StoreError> for Error {
             StoreError::Invalid { .. } | StoreError::WrongChain { .. } => ErrorCode::InvalidArgument,
             StoreError::Corrupt { .. } => ErrorCode::Corrupt,
             StoreError::Poisoned { .. } | StoreError::Stopped { .. } => ErrorCode::Poisoned,
+            StoreError::NotNow { scarce, .. } => code_of(*scarce),
             StoreError::Io { source, .. } => match meaning(DiskCall::Read, source) {
-                Meaning::NotNow(Scarce::Space) => ErrorCode::NoSpace,
-                Meaning::NotNow(_) => ErrorCode::Overloaded,
+                Meaning::NotNow(scarce) => code_of(scarce),
                 Meaning::Broken => ErrorCode::Internal,
             },
+            StoreError::Unwritten { .. } => ErrorCode::Internal,
             StoreError::Incompatible(_) => ErrorCode::Incompatible,
         };
         Self::new(code, error.to_string())

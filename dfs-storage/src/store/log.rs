@@ -23,6 +23,7 @@ use super::format::{
     DATA_START, Kind, Lsn, RECORD_ALIGN_BYTES, RecordHeader, SegmentHeader, SegmentState, Sequence, record_length_bytes,
 };
 use super::index::{Effect, Extent, Index, Publication, Sealed, Segment, SegmentFile};
+use super::recovery::write_synced;
 use super::trouble::{Fault, Shortage};
 use crate::disk::{Disk, DiskFile, meaning};
 
@@ -219,11 +220,7 @@ impl Log {
                 durable: start.last,
             };
             // Synced: from here on it says where the log before it ends.
-            segment
-                .file
-                .write_at(0, &[&header.encode()])
-                .and_then(|()| segment.file.sync_data())
-                .map_err(|error| StoreError::io("beginning a log segment", error))?;
+            write_synced(&*segment.file, &header.encode(), "beginning a log segment")?;
             let file = Arc::new(SegmentFile {
                 slot: segment.slot,
                 sequence: next_sequence,
@@ -428,18 +425,19 @@ impl Log {
             durable: state.durable,
         };
         let doing = "beginning a log segment";
-        let began = segment
-            .file
-            .keep_open(true)
-            .and_then(|()| segment.file.write_at(0, &[&header.encode()]));
-        if let Err(error) = began {
+        let opened = segment.file.keep_open(true).map_err(|error| (DiskCall::Name, error));
+        let began = opened.and_then(|()| {
+            let written = segment.file.write_at(0, &[&header.encode()]);
+            written.map_err(|error| (DiskCall::Write, error))
+        });
+        if let Err((call, error)) = began {
             let _ = segment.file.keep_open(false);
             // It is free as before, whatever of the header is there.
             state.free.push_front(FreeSegment {
                 slot: segment.slot,
                 file: segment.file,
             });
-            return Err(self.refused(state, DiskCall::Write, doing, error));
+            return Err(self.refused(state, call, doing, error));
         }
         let file = Arc::new(SegmentFile {
             slot: segment.slot,
@@ -499,7 +497,11 @@ impl Log {
         match meaning(call, &error) {
             Meaning::NotNow(scarce) => {
                 self.note_shortage(scarce, doing, &error);
-                StoreError::io(format!("{doing}: this node has run out of {scarce}"), error)
+                StoreError::NotNow {
+                    doing: doing.to_owned(),
+                    scarce,
+                    source: error,
+                }
             }
             Meaning::Broken => {
                 let fault = self.poison_locked(state, doing, &error);
@@ -540,7 +542,7 @@ impl Log {
         let used = head.len() + meta.len() + payload.len();
         let parts = [&head[..], meta, payload, &padding[..header.length_bytes() - used]];
         // Its place is given out, and what comes behind it is published after it.
-        self.persist(DiskCall::Write, "writing to the log", || {
+        self.persist("writing to the log", || {
             place.file.file.write_at(u64::from(place.offset), &parts)
         })?;
         let publication = Publication {
@@ -610,10 +612,10 @@ impl Log {
             if planted::is(Bug::SkipFsync) {
                 return Ok(());
             }
-            self.persist(DiskCall::Sync, "syncing the log", || {
-                let synced = file.file.sync_data();
-                if planted::is(Bug::FsyncRetried) { Ok(()) } else { synced }
-            })
+            match file.file.sync_data() {
+                Err(error) if !planted::is(Bug::FsyncRetried) => Err(self.poison("syncing the log", &error)),
+                _ => Ok(()),
+            }
         });
         let mut state = self.lock();
         state.syncing = false;

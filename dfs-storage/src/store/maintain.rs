@@ -164,7 +164,8 @@ impl Log {
                 self.lock().disk_full |= meaning(DiskCall::Write, &error) == Meaning::NotNow(Scarce::Space);
                 break;
             }
-            self.persist(DiskCall::Sync, "zeroing a log segment", || file.sync_data())?;
+            file.sync_data()
+                .map_err(|error| self.poison("zeroing a log segment", &error))?;
             let goes_on = self.pause(start.elapsed(), pace) && !self.is_short();
             let state = self.lock();
             if !goes_on || !self.is_quiet(&state) || state.check().is_err() {
@@ -373,15 +374,22 @@ impl Log {
         for file in ready {
             let header = free_header(&self.geometry, file.slot, file.sequence, durable).encode();
             let doing = "giving back a log segment";
-            if let Err(error) = file.file.write_at(0, &[&header]) {
-                let Meaning::NotNow(scarce) = meaning(DiskCall::Write, &error) else {
+            let opened = file.file.keep_open(true).map_err(|error| (DiskCall::Name, error));
+            let written = opened.and_then(|()| {
+                let written = file.file.write_at(0, &[&header]);
+                written.map_err(|error| (DiskCall::Write, error))
+            });
+            let _ = file.file.keep_open(false);
+            if let Err((call, error)) = written {
+                let Meaning::NotNow(scarce) = meaning(call, &error) else {
                     return Err(self.poison(doing, &error));
                 };
                 self.note_shortage(scarce, doing, &error);
                 self.lock().retiring.push(file);
                 continue;
             }
-            self.persist(DiskCall::Sync, doing, || file.file.sync_data())?;
+            // What was written keeps it open.
+            file.file.sync_data().map_err(|error| self.poison(doing, &error))?;
             let segment = FreeSegment {
                 slot: file.slot,
                 file: Arc::clone(&file.file),

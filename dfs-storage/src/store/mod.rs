@@ -222,11 +222,16 @@ impl ChunkStore {
     #[allow(clippy::needless_pass_by_value)] // options are the caller's to give away, as everywhere
     /// Opens (or makes) the store in `disk`'s directory and rebuilds its index.
     pub fn open(disk: Arc<dyn Disk>, options: StoreOptions) -> Result<(Self, RecoveryReport), StoreError> {
+        Self::recover(&disk, &options).map_err(|error| trouble::opening_failed(&*disk, error))
+    }
+
+    fn recover(disk: &Arc<dyn Disk>, options: &StoreOptions) -> Result<(Self, RecoveryReport), StoreError> {
+        let disk = Arc::clone(disk);
         if let Some(reason) = Self::poisoned(&*disk)? {
             return Err(StoreError::Poisoned { reason });
         }
         let mut rebuilt = heal_superblock(&*disk)?;
-        let superblock = superblock(&*disk, &options)?;
+        let superblock = superblock(&*disk, options)?;
         rebuilt.extend(heal_superblock(&*disk)?);
         let mut geometry = Geometry {
             cluster: superblock.cluster,

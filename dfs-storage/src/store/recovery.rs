@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use dfs_common::planted::{self, Bug};
 use dfs_common::wire::storage::Origin;
-use dfs_common::{ChunkId, CutEpoch};
+use dfs_common::{ChunkId, CutEpoch, DiskCall};
 
 use super::checkpoint::{self, CHECKPOINT_FILE, SegmentTable};
 use super::error::StoreError;
@@ -145,9 +145,11 @@ fn heal_headers(inventory: &mut Inventory, geometry: &Geometry, report: &mut Rec
         let first = &bytes[super::format::DATA_START as usize..][..super::format::RECORD_HEADER_BYTES];
         if first.iter().all(|&byte| byte == 0) {
             // Nothing was ever written here: a used segment begins with a record.
-            file.write_at(0, &[&[0; SEGMENT_HEADER_BYTES]])
-                .and_then(|()| file.sync_data())
-                .map_err(|error| StoreError::io(format!("writing the header of {name}"), error))?;
+            write_synced(
+                &*file,
+                &[0; SEGMENT_HEADER_BYTES],
+                &format!("writing the header of {name}"),
+            )?;
             report
                 .rebuilt
                 .push(format!("the header of {name}, which is empty, was damaged: cleared"));
@@ -163,9 +165,7 @@ fn heal_headers(inventory: &mut Inventory, geometry: &Geometry, report: &mut Rec
             left.push((slot, file));
             continue;
         };
-        file.write_at(0, &[&header.encode()])
-            .and_then(|()| file.sync_data())
-            .map_err(|error| StoreError::io(format!("writing the header of {name}"), error))?;
+        write_synced(&*file, &header.encode(), &format!("writing the header of {name}"))?;
         report.rebuilt.push(format!(
             "the header of {name} was unreadable: made anew from its first record"
         ));
@@ -272,14 +272,12 @@ pub(super) fn recover(
         for (slot, file) in std::mem::take(&mut inventory.damaged) {
             let header = free_header(geometry, slot, inventory.next_sequence, replay.last.min(replay.durable));
             inventory.next_sequence.0 += 1;
-            file.write_at(0, &[&header.encode()])
-                .and_then(|()| file.sync_data())
-                .map_err(|error| StoreError::io(format!("writing the header of {}", segment_name(slot)), error))?;
+            let doing = format!("writing the header of {}", segment_name(slot));
+            write_synced(&*file, &header.encode(), &doing)?;
             inventory.free.push_back(FreeSegment { slot, file });
         }
     }
-    erase(geometry, &replay, tail.as_ref(), &dropped)
-        .map_err(|error| StoreError::io("cutting off the log's torn end", error))?;
+    erase(geometry, &replay, tail.as_ref(), &dropped)?;
     for file in dropped {
         inventory.free.push_front(FreeSegment {
             slot: file.slot,
@@ -304,7 +302,7 @@ pub(super) fn recover(
             .file
             .file
             .sync_data()
-            .map_err(|error| StoreError::io("syncing the recovered log", error))?;
+            .map_err(StoreError::unwritten("syncing the recovered log", DiskCall::Sync))?;
     }
     index.recount();
     report.segments = index.segments.len() as u64;
@@ -372,11 +370,11 @@ fn erase(
     replay: &Replay,
     tail: Option<&(Arc<SegmentFile>, u32)>,
     dropped: &[Arc<SegmentFile>],
-) -> std::io::Result<()> {
+) -> Result<(), StoreError> {
+    let doing = "cutting off the log's torn end";
     for file in dropped.iter().rev() {
         let header = free_header(geometry, file.slot, file.sequence, replay.last.min(replay.durable));
-        file.file.write_at(0, &[&header.encode()])?;
-        file.file.sync_data()?;
+        write_synced(&*file.file, &header.encode(), doing)?;
     }
     if let Some((file, end)) = tail.filter(|_| replay.cut) {
         let zeros = vec![0; 1 << 20];
@@ -384,12 +382,21 @@ fn erase(
         let size = geometry.segment_size_bytes as usize;
         while at < size {
             let length = (size - at).min(zeros.len());
-            file.file.write_at(at as u64, &[&zeros[..length]])?;
+            let piece = file.file.write_at(at as u64, &[&zeros[..length]]);
+            piece.map_err(StoreError::unwritten(doing, DiskCall::Write))?;
             at += length;
         }
-        file.file.sync_data()?;
+        let synced = file.file.sync_data();
+        synced.map_err(StoreError::unwritten(doing, DiskCall::Sync))?;
     }
     Ok(())
+}
+
+/// Writes to a file's beginning, durably, while the store is being opened.
+pub(super) fn write_synced(file: &dyn DiskFile, bytes: &[u8], doing: &str) -> Result<(), StoreError> {
+    file.write_at(0, &[bytes])
+        .map_err(StoreError::unwritten(doing, DiskCall::Write))?;
+    file.sync_data().map_err(StoreError::unwritten(doing, DiskCall::Sync))
 }
 
 /// Carries records into the index, in order.

@@ -7,7 +7,7 @@ use dfs_common::{DiskCall, Meaning, Scarce};
 
 use super::error::StoreError;
 use super::log::{Log, POISON_FILE, State};
-use crate::disk::meaning;
+use crate::disk::{Disk, meaning};
 
 /// Before a call is made again for which something had run out; it doubles up to the second.
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
@@ -47,6 +47,46 @@ impl Shortage {
     }
 }
 
+/// The next start must know too: pages that never reached the medium may look fine from memory.
+fn mark(disk: &dyn Disk, reason: &str) {
+    let reason = reason.as_bytes();
+    let marked = disk
+        .replace(POISON_FILE, &[reason])
+        // A disk whose syncs fail is what this is for. Not durable is good enough: pages that lie live as long as the memory that holds
+        // this file, and after a power cut there is only what the medium has.
+        .or_else(|_| disk.leave(POISON_FILE, reason));
+    if let Err(error) = marked {
+        tracing::error!(%error, "the store's fault can not be recorded on its own disk");
+    }
+}
+
+/// What an error means that a store met while it was being opened: a write or sync that the medium failed condemns it. Opened once more,
+/// the kernel would say nothing of what it lost.
+pub(super) fn opening_failed(disk: &dyn Disk, error: StoreError) -> StoreError {
+    let StoreError::Unwritten { doing, call, source } = error else {
+        return error;
+    };
+    match meaning(call, &source) {
+        Meaning::NotNow(scarce) => StoreError::NotNow { doing, scarce, source },
+        Meaning::Broken => {
+            let reason = format!("{doing}: {source}");
+            mark(disk, &reason);
+            StoreError::Poisoned { reason }
+        }
+    }
+}
+
+/// On a worker of a runtime the others' work goes on elsewhere.
+fn sleep(pause: Duration) {
+    let is_worker = tokio::runtime::Handle::try_current()
+        .is_ok_and(|handle| handle.runtime_flavor() == tokio::runtime::RuntimeFlavor::MultiThread);
+    if is_worker {
+        tokio::task::block_in_place(|| std::thread::sleep(pause));
+    } else {
+        std::thread::sleep(pause);
+    }
+}
+
 impl Log {
     /// Takes nothing more from here on. The first reason is the one that counts.
     pub(super) fn poison(&self, doing: &str, error: &io::Error) -> StoreError {
@@ -74,20 +114,9 @@ impl Log {
         fault
     }
 
-    /// The next start must know too: pages that never reached the medium may look fine from memory.
     pub(super) fn mark_poisoned(&self, fault: &Fault) {
-        if !fault.condemned {
-            return;
-        }
-        let reason = fault.reason.as_bytes();
-        let marked = self
-            .disk()
-            .replace(POISON_FILE, &[reason])
-            // A disk whose syncs fail is what this is for. Not durable is good enough: pages that lie live as long as the memory that
-            // holds this file, and after a power cut there is only what the medium has.
-            .or_else(|_| self.disk().leave(POISON_FILE, reason));
-        if let Err(error) = marked {
-            tracing::error!(%error, "the store's fault can not be recorded on its own disk");
+        if fault.condemned {
+            mark(self.disk(), &fault.reason);
         }
     }
 
@@ -100,21 +129,16 @@ impl Log {
         shortage.0 = Some((scarce, Instant::now()));
     }
 
-    /// Makes a call that has to succeed. What has run out is waited for, with everybody who comes after this; if it does not come
-    /// back, the log ends, and what is on the disk is whole. A call that says that the medium is broken condemns the store.
-    pub(super) fn persist(
-        &self,
-        call: DiskCall,
-        doing: &str,
-        mut attempt: impl FnMut() -> io::Result<()>,
-    ) -> Result<(), StoreError> {
+    /// Makes a write that has to succeed. What has run out is waited for, with everybody who comes after this; if it does not come
+    /// back, the log ends, and what is on the disk is whole. An error that says that the medium is broken condemns the store.
+    pub(super) fn persist(&self, doing: &str, mut attempt: impl FnMut() -> io::Result<()>) -> Result<(), StoreError> {
         let start = Instant::now();
         let mut pause = FIRST_PAUSE;
         loop {
             let Err(error) = attempt() else {
                 return Ok(());
             };
-            let Meaning::NotNow(scarce) = meaning(call, &error) else {
+            let Meaning::NotNow(scarce) = meaning(DiskCall::Write, &error) else {
                 return Err(self.poison(doing, &error));
             };
             self.note_shortage(scarce, doing, &error);
@@ -126,7 +150,7 @@ impl Log {
                 };
                 return Err(self.end(&mut self.lock(), fault).error());
             }
-            std::thread::sleep(pause);
+            sleep(pause);
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }

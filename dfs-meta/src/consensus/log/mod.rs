@@ -42,7 +42,7 @@ const MAX_WAITING_OPS: usize = 1024;
 
 pub(crate) fn sync_directory(directory: &Path) -> Result<(), LogError> {
     patiently(DiskCall::Name, || File::open(directory))
-        .and_then(|file| patiently(DiskCall::Sync, || file.sync_all()))
+        .and_then(|file| file.sync_all())
         .map_err(LogError::io("syncing directory", directory))
 }
 

@@ -91,7 +91,7 @@ pub(crate) fn zero_file(path: &Path, length: u64) -> Result<File, LogError> {
             .map_err(LogError::io("zero-filling", path))?;
         at += some as u64;
     }
-    patiently(DiskCall::Sync, || file.sync_all()).map_err(LogError::io("syncing", path))?;
+    file.sync_all().map_err(LogError::io("syncing", path))?;
     Ok(file)
 }
 
@@ -110,7 +110,7 @@ pub(crate) fn create_segment(
     options.read(true).write(true);
     let file = patiently(DiskCall::Name, || options.open(spare)).map_err(LogError::io("opening", spare))?;
     patiently(DiskCall::Write, || file.write_all_at(&header.encode(), 0)).map_err(LogError::io("writing", spare))?;
-    patiently(DiskCall::Sync, || file.sync_data()).map_err(LogError::io("syncing", spare))?;
+    file.sync_data().map_err(LogError::io("syncing", spare))?;
     let path = segment_path(directory, header.sequence);
     patiently(DiskCall::Name, || std::fs::rename(spare, &path)).map_err(LogError::io("naming", &path))?;
     sync_directory(directory)?;
@@ -289,7 +289,10 @@ impl Writer {
             current.file.write_all_at(&buffer.bytes, current.end)
         })
         .map_err(LogError::io("writing", &current.path))?;
-        patiently(DiskCall::Sync, || current.file.sync_data()).map_err(LogError::io("syncing", &current.path))?;
+        current
+            .file
+            .sync_data()
+            .map_err(LogError::io("syncing", &current.path))?;
         let took = begun.elapsed();
         if took >= SLOW {
             tracing::warn!(

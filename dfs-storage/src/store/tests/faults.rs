@@ -337,39 +337,60 @@ fn errno_is_told(operation: Operation, errno: i32) -> bool {
     let space = [28, 122, 27].contains(&errno);
     match operation {
         Operation::Create => !space,
-        Operation::Write | Operation::Sync => true,
-        Operation::Read | Operation::Replace => false,
+        Operation::Write => true,
+        Operation::Read | Operation::Replace | Operation::Sync => false,
     }
 }
 
 /// What had run out comes back in time, and nobody is told anything.
 #[test]
 fn a_shortage_that_passes_is_waited_for() {
-    for operation in [Operation::Write, Operation::Sync] {
-        let disk = SimDisk::new();
-        let patient = StoreOptions {
-            patience: std::time::Duration::from_mins(1),
-            ..options(24)
-        };
-        let (store, _) = ChunkStore::open(Arc::new(disk.clone()), patient).unwrap();
-        disk.fail(operation, 0, ENOMEM);
-        std::thread::scope(|scope| {
-            let writer = scope.spawn(|| {
-                let mut model = Model::new();
-                let write = Op::Write {
-                    chunk: 0,
-                    first: 0,
-                    blocks: 2,
-                    last: 4096,
-                };
-                step(&store, &mut model, &write, 0).and_then(|()| store.sync())
-            });
-            while store.shortage() != Some(Scarce::Memory) {
-                std::thread::sleep(std::time::Duration::from_millis(1));
-            }
-            disk.heal();
-            writer.join().unwrap().unwrap();
+    let disk = SimDisk::new();
+    let patient = StoreOptions {
+        patience: std::time::Duration::from_mins(1),
+        ..options(24)
+    };
+    let (store, _) = ChunkStore::open(Arc::new(disk.clone()), patient).unwrap();
+    disk.fail(Operation::Write, 0, ENOMEM);
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            let mut model = Model::new();
+            let write = Op::Write {
+                chunk: 0,
+                first: 0,
+                blocks: 2,
+                last: 4096,
+            };
+            step(&store, &mut model, &write, 0).and_then(|()| store.sync())
         });
-        assert!(store.fault().is_none());
+        while store.shortage() != Some(Scarce::Memory) {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        disk.heal();
+        writer.join().unwrap().unwrap();
+    });
+    assert!(store.fault().is_none());
+}
+
+/// The kernel tells once of what it could not write back, so a store that met it while it was opened is not opened again.
+#[test]
+fn a_sync_that_fails_while_a_store_is_opened_condemns_it() {
+    for errno in [EIO, ENOMEM] {
+        let disk = SimDisk::new();
+        let (store, _) = open(&disk, 24);
+        let mut model = Model::new();
+        let write = Op::Write {
+            chunk: 0,
+            first: 0,
+            blocks: 2,
+            last: 4096,
+        };
+        step(&store, &mut model, &write, 0).unwrap();
+        drop(store);
+        disk.spoil(Mishap::FailsOnce(Operation::Sync, errno), 0);
+        for _ in 0..2 {
+            let opened = ChunkStore::open(Arc::new(disk.clone()), options(24));
+            assert!(matches!(opened, Err(StoreError::Poisoned { .. })), "{errno}");
+        }
     }
 }
