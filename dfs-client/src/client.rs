@@ -345,6 +345,8 @@ impl Client {
         if created {
             let mut inner = file.inner.lock();
             inner.foreign_durable = inner.unvouched;
+        } else {
+            settle_length(mount, &file, mount.deadline()).await;
         }
         opening.armed = false;
         let view = file.inner.lock().view(&attributes);
@@ -549,18 +551,7 @@ impl Client {
         let Some(file) = opening.file.clone() else {
             return Err(mismatch());
         };
-        if file.inner.lock().may_be_cut() {
-            // Whether what this mount has not told yet outlived that, its length depends on.
-            let (mount, file) = (Arc::clone(mount), Arc::clone(&file));
-            let deadline = deadline.min(Instant::now() + SETTLE_PATIENCE);
-            let told = detached(async move { mount.commit(&file, Word::Passing, None, deadline).await });
-            if let Err(error) = told.await {
-                tracing::debug!(
-                    inode = inode.0,
-                    "its length is not settled before it is opened: {error}"
-                );
-            }
-        }
+        settle_length(mount, &file, deadline).await;
         attributes = file.inner.lock().view(&attributes);
         // Others may have sent what they have not committed yet.
         if mode.truncate && (attributes.length_bytes > 0 || !mount.knows_end(&file)) {
@@ -697,6 +688,24 @@ impl Shared {
 }
 
 /// Registers, fetches attributes, and attaches, in this order.
+/// If somebody has cut a file since this mount wrote to it, its length depends on whether what this mount has not told yet outlived
+/// that. To be called before the length is shown.
+async fn settle_length(mount: &Arc<Mount>, file: &Arc<FileState>, deadline: Instant) {
+    if !file.inner.lock().may_be_cut() {
+        return;
+    }
+    let (mount, file) = (Arc::clone(mount), Arc::clone(file));
+    let inode = file.inode;
+    let deadline = deadline.min(Instant::now() + SETTLE_PATIENCE);
+    let told = detached(async move { mount.commit(&file, Word::Passing, None, deadline).await });
+    if let Err(error) = told.await {
+        tracing::debug!(
+            inode = inode.0,
+            "its length is not settled before it is opened: {error}"
+        );
+    }
+}
+
 async fn start_opening(mount: &Arc<Mount>, inode: InodeId, deadline: Instant) -> Result<(Opening, Attributes, bool)> {
     mount.session.hold(inode, deadline).await?;
     let mut opening = Opening {

@@ -21,7 +21,7 @@ use crate::data::errseq::Seen;
 use crate::data::kept::MAX_KEPT_BYTES_OF_MOUNT;
 use crate::data::reader::Ahead;
 use crate::data::state::{FileState, Inner};
-use crate::data::unsynced::Unsynced;
+use crate::data::unsynced::{Owing, Unsynced};
 use crate::keys::Keys;
 use crate::meta::Session;
 use crate::meta::refusals::Told;
@@ -112,10 +112,10 @@ impl Drop for User {
 }
 
 impl Files {
-    /// How many files that nobody has open have unsynced writes on a chain.
-    pub(crate) fn closed_on(&self, chain: ChainId) -> usize {
+    /// What files that nobody has open have on a chain, unsynced.
+    pub(crate) fn closed_on(&self, chain: ChainId) -> Vec<Owing> {
         let closed = self.closed.iter();
-        closed.filter(|(_, closed)| closed.unsynced.contains(chain)).count()
+        closed.filter_map(|(_, closed)| closed.unsynced.on(chain)).collect()
     }
 }
 

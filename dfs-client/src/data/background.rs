@@ -26,6 +26,8 @@ pub(crate) struct Background {
     unsynced: BTreeMap<Level, Unsynced>,
     since_ms: BTreeMap<(Level, ChainId), u64>,
     durable: BTreeMap<(Level, ChainId), u64>,
+    /// What files that nobody had open lost, as far as no sync of the mount has told of it.
+    lost: Option<Error>,
     busy: bool,
 }
 
@@ -177,8 +179,9 @@ impl Mount {
             (open, files.closed_on(chain))
         };
         tracing::warn!(
-            "{lost}; {} open and {closed} closed files have written there",
-            files.len()
+            "{lost}; {} open and {} closed files have written there",
+            files.len(),
+            closed.len()
         );
         // Nobody keeps the bytes of a file that is closed: who opens and syncs it is told, too.
         let mut outcome = Ok(());
@@ -193,7 +196,15 @@ impl Mount {
                 outcome = outcome.and(Err(lost.clone()));
             }
         }
-        outcome.and(if closed == 0 { Ok(()) } else { Err(lost.clone()) })
+        for owing in closed {
+            // It may have written after the loss.
+            let whose = (self.session.id(), dfs_common::InodeId(0));
+            match self.chunks.sync(chain, level, owing.since(), whose, deadline).await {
+                Err(error) if error.code == ErrorCode::UnsyncedLost => self.background.lock().lost = Some(error),
+                synced => outcome = outcome.and(synced),
+            }
+        }
+        outcome
     }
 
     /// Everything that was written through this mount before is durable afterwards, and so is every change of names and attributes.
@@ -212,6 +223,7 @@ impl Mount {
         outcome = outcome.and(self.sync_due(due, deadline).await);
         let files: Vec<_> = self.files.lock().open.values().cloned().collect();
         let untold = files.iter().find_map(|file| file.inner.lock().errors.untold());
-        outcome.and(untold.map_or(Ok(()), Err))
+        let lost = self.background.lock().lost.take();
+        outcome.and(untold.or(lost).map_or(Ok(()), Err))
     }
 }

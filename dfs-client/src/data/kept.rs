@@ -289,6 +289,12 @@ impl Kept {
         self.entries.iter().map(|held| held.entry.number).max().unwrap_or(0)
     }
 
+    /// Where a write ends now; `None`: it is not here any more.
+    pub(crate) fn end_of(&self, number: u64) -> Option<u64> {
+        let mut entries = self.entries();
+        entries.find(|entry| entry.number == number).map(|entry| entry.end)
+    }
+
     /// All writes on a chain, oldest first.
     pub(crate) fn on(&self, chain: ChainId) -> Vec<Entry> {
         self.select(|entry| entry.chain == chain)

@@ -207,7 +207,15 @@ impl Mount {
             if let Some(length) = length.filter(|&length| entry.end > length)
                 && !self.outlived((file, chain), (entry, &newer), length, deadline).await?
             {
+                // This mount itself may have truncated the file since the list was made.
+                let is_known = file
+                    .inner
+                    .lock()
+                    .kept
+                    .end_of(entry.number)
+                    .is_none_or(|end| end <= length);
                 let why = match since {
+                    _ if is_known => "",
                     None => "the file was cut too often since to tell why",
                     Some(_) if self.has_lost(file, chain, (entry, length), deadline).await? => {
                         "they were lost before or after the file was truncated"
@@ -285,16 +293,14 @@ impl Mount {
                 continue;
             }
             let chunk = ChunkId::new(file.inode, run.chunk);
-            let revived = self.chunks.routing().current().chain(chain).map(|info| info.revived);
-            if revived.is_none_or(|revived| revived > run.version.epoch) {
-                return Ok(true);
-            }
             let whose = (file.session, file.write_level);
             let found = self
                 .chunks
                 .read_latest(chain, chunk, (run.first, 1), whose, deadline)
                 .await?;
-            if found.version < run.version {
+            let revived = self.chunks.routing().current().chain(chain).map(|info| info.revived);
+            let is_hidden = |revived| revived > run.version.epoch && found.version.epoch >= revived;
+            if found.version < run.version || revived.is_none_or(is_hidden) {
                 return Ok(true);
             }
         }

@@ -448,11 +448,10 @@ impl Mount {
     ) -> Result<()> {
         let blocks = within.div_ceil(BLOCK_SIZE_BYTES);
         let keep = within % BLOCK_SIZE_BYTES;
-        if blocks < file.layout.blocks_per_chunk() as usize {
-            let mutation = Mutation::Truncate { blocks: blocks as u32 };
-            self.cut_mutation(file, (index, cut), &mutation, Bytes::new(), deadline)
-                .await?;
-        }
+        // Also if nothing lies behind them: who has not heard of the cut hears of it from the chunk.
+        let mutation = Mutation::Truncate { blocks: blocks as u32 };
+        self.cut_mutation(file, (index, cut), &mutation, Bytes::new(), deadline)
+            .await?;
         if keep > 0 {
             let block = BlockIndex((blocks - 1) as u32);
             self.cut_block(file, (index, cut), block, keep, deadline).await?;

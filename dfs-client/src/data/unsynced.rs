@@ -83,6 +83,10 @@ impl Unsynced {
         self.chains.contains_key(&chain)
     }
 
+    pub(crate) fn on(&self, chain: ChainId) -> Option<Owing> {
+        self.chains.get(&chain).copied()
+    }
+
     /// What there is now: who syncs all of it says so with [`Unsynced::synced`].
     pub(crate) fn all(&self) -> Vec<(ChainId, Owing)> {
         self.chains.iter().map(|(&chain, &owing)| (chain, owing)).collect()
