@@ -259,10 +259,11 @@ fn serve(loaded: &Loaded, options: &MountOptions, levels: Levels) -> Outcome {
     let runtime = program::runtime()?;
     runtime.block_on(async {
         lateness::watch();
-        program::raise_descriptors();
+        let descriptors = program::raise_descriptors();
         let shutdown = serve::on_signal()?;
         let client = Client::connect(mount_client(loaded, options, levels)?).await?;
         let mut mounted = dfs_fuse::mount(client.clone(), runtime.handle(), options)?;
+        program::tell_descriptors(descriptors);
         tracing::info!(mount_point = %options.mount_point.display(), "mounted");
         say_ready();
         tokio::select! {

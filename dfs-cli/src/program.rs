@@ -112,9 +112,9 @@ fn log_to_stderr(cli: &Cli) -> Outcome<()> {
 /// One endpoint's packets pass through one thread; beyond this more of them only pass work around.
 const MAX_WORKERS: usize = 8;
 
-/// Has the process take as many descriptors as its hard limit allows: the soft one is made for programs that ask `select`. Says what
-/// it got.
-pub(crate) fn raise_descriptors() {
+/// Has the process take as many descriptors as its hard limit allows: the soft one is made for programs that ask `select`. Returns
+/// what it got.
+pub(crate) fn raise_descriptors() -> u64 {
     use rustix::process::{Resource, getrlimit, setrlimit};
 
     let mut limit = getrlimit(Resource::Nofile);
@@ -125,7 +125,11 @@ pub(crate) fn raise_descriptors() {
             limit = getrlimit(Resource::Nofile);
         }
     }
-    let descriptors = limit.current.unwrap_or(u64::MAX);
+    limit.current.unwrap_or(u64::MAX)
+}
+
+/// Of a process that has started: one that can not says one line, why.
+pub(crate) fn tell_descriptors(descriptors: u64) {
     if descriptors < FEW_DESCRIPTORS {
         tracing::warn!(
             descriptors,

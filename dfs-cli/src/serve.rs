@@ -30,11 +30,14 @@ pub(crate) fn meta(arguments: &ServeArgs) -> Outcome {
     };
     let ended = program::block_on(async {
         lateness::watch();
-        program::raise_descriptors();
+        let descriptors = program::raise_descriptors();
         let shutdown = on_signal()?;
         let data = options.data.clone();
         let (ended, rest) = match MetaServer::start(options).await {
-            Ok(server) => (server.run_until(shutdown.clone()).await, Duration::ZERO),
+            Ok(server) => {
+                program::tell_descriptors(descriptors);
+                (server.run_until(shutdown.clone()).await, Duration::ZERO)
+            }
             Err(error) if error.code == ErrorCode::Internal && again::is_another() => {
                 let error = dfs_common::Error::new(ErrorCode::Poisoned, error.detail);
                 (Err(error), DISK_RESTS)
@@ -77,7 +80,7 @@ pub(crate) fn storage(arguments: &ServeArgs) -> Outcome {
     };
     let ended = program::block_on(async {
         lateness::watch();
-        program::raise_descriptors();
+        let descriptors = program::raise_descriptors();
         let shutdown = on_signal()?;
         let (condemned, may_start_again) = (options.condemned.clone(), options.ends_on_fault);
         let data = options.data.clone();
@@ -110,6 +113,7 @@ pub(crate) fn storage(arguments: &ServeArgs) -> Outcome {
             }
             Err(error) => return Err(error.into()),
         };
+        program::tell_descriptors(descriptors);
         let ended = server.run_until(shutdown.clone()).await?;
         if let Ended::Short { reason } = &ended {
             let error = dfs_common::Error::new(ErrorCode::Overloaded, reason.clone());

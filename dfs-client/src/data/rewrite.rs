@@ -256,6 +256,9 @@ impl Mount {
         length: u64,
         deadline: Instant,
     ) -> Result<bool> {
+        if self.is_there_beyond(file, chain, entry, length, deadline).await? {
+            return Ok(true);
+        }
         let Some(bytes) = uncovered(entry, newer, length) else {
             return self.are_all_newer(file, chain, entry, deadline).await;
         };
@@ -273,6 +276,32 @@ impl Mount {
             }
         }
         Ok(true)
+    }
+
+    /// Whether a block behind `length` is as this write left it: then no truncation has met it, whatever others wrote to its other blocks.
+    async fn is_there_beyond(
+        &self,
+        file: &FileState,
+        chain: ChainId,
+        entry: &Entry,
+        length: u64,
+        deadline: Instant,
+    ) -> Result<bool> {
+        for run in &entry.runs {
+            let chunk = ChunkId::new(file.inode, run.chunk);
+            let range = (run.first, run.blocks);
+            let start =
+                |at: u32| file.layout.chunk_start(run.chunk) + u64::from(run.first.0 + at) * BLOCK_SIZE_BYTES as u64;
+            if start(run.blocks) <= length {
+                continue;
+            }
+            let found = self.read_blocks(file, chain, chunk, range, deadline).await?;
+            let mut behind = (0..).zip(&found).filter(|&(at, _)| start(at) >= length);
+            if behind.any(|(_, (version, _))| *version == run.version) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Whether the chain may have lost what a write has from `length` on, so that no truncation removed it. A truncation leaves its mark on
