@@ -20,6 +20,9 @@ use crate::mount::Mount;
 /// Slabs that an fsync sends with the sync flag; with more, one Sync per chain is cheaper.
 const MAX_SYNCED_SLABS: usize = 4;
 
+/// Of a sync that makes durable what is there, whatever was lost.
+pub(super) const VOUCHES_FOR_NOTHING: (Epoch, Level) = (Epoch(u64::MAX), Level::All);
+
 impl Mount {
     /// Data to every replica, then the chains' disks and the metadata group at the same time. Writes that
     /// need no word to metadata carry the sync flag where that saves a round trip.
@@ -173,19 +176,25 @@ impl Mount {
             Err(error) if error.code == ErrorCode::UnsyncedLost => self.write_again(file, chain, error, deadline).await,
             synced => synced,
         };
-        let mut inner = file.inner.lock();
-        match synced {
-            Ok(()) => inner.chain_synced(chain, owing),
-            // Told once by every handle, like a write that failed late.
-            Err(error) if error.code == ErrorCode::UnsyncedLost => {
-                tracing::warn!(inode = file.inode.0, "{error}");
-                inner.chain_synced(chain, owing);
+        if let Err(error) = synced {
+            if error.code != ErrorCode::UnsyncedLost {
+                return Err(error);
+            }
+            tracing::warn!(inode = file.inode.0, "{error}");
+            {
+                // Told once by every handle, like a write that failed late.
+                let mut inner = file.inner.lock();
+                inner.unsynced.told_lost(chain);
                 inner.tail = None;
                 inner.generation += 1;
                 inner.errors.record(error);
             }
-            Err(error) => return Err(error),
+            // A refused sync makes nothing durable, and some of what is owed may have been written after the loss.
+            self.chunks
+                .sync(chain, level, VOUCHES_FOR_NOTHING, whose, deadline)
+                .await?;
         }
+        file.inner.lock().chain_synced(chain, owing);
         Ok(())
     }
 
@@ -220,9 +229,8 @@ impl Mount {
     /// Makes durable what a chain has of the file, and finds out if it has lost what this mount has read of it.
     async fn sync_seen(&self, file: &FileState, chain: ChainId, deadline: Instant) -> Result<()> {
         let (level, whose) = (file.write_level, (file.session, file.inode));
-        let vouches_for_nothing = (Epoch(u64::MAX), Level::All);
         self.chunks
-            .sync(chain, level, vouches_for_nothing, whose, deadline)
+            .sync(chain, level, VOUCHES_FOR_NOTHING, whose, deadline)
             .await?;
         let table = self.chunks.routing().current();
         for (index, version) in self.chunks.seen_of(file.inode) {

@@ -20,6 +20,7 @@ use tokio::sync::SemaphorePermit;
 use tokio::time::Instant;
 
 use super::blocks::{PlannedRun, plan};
+use super::fsync::VOUCHES_FOR_NOTHING;
 use super::kept::{Entry, Fate, Touched, WrittenRun, fate, merged, touched, uncovered};
 use super::state::FileState;
 use super::writer::timeout;
@@ -57,14 +58,23 @@ impl Mount {
             // What this pass reads and writes is answered in this epoch or a later one, so the sync after it vouches for that.
             let epoch = self.chunks.routing().current().chain(chain).map(|info| info.epoch);
             self.refresh(file, deadline).await?;
-            let (entries, gaps, cut) = {
+            let (owing, entries, cut) = {
                 let inner = file.inner.lock();
-                if !inner.unsynced.contains(chain) {
+                let Some(owing) = inner.unsynced.on(chain) else {
                     // Somebody else who waited for the same has done it.
                     return Ok(());
-                }
-                (inner.kept.on(chain), inner.unsynced.has_gaps(chain), inner.cut())
+                };
+                (owing, inner.kept.on(chain), inner.cut())
             };
+            if owing.is_told() {
+                // Somebody else who waited for the same has told of the loss.
+                let (level, whose) = (file.write_level, (file.session, file.inode));
+                return self
+                    .chunks
+                    .sync(chain, level, VOUCHES_FOR_NOTHING, whose, deadline)
+                    .await;
+            }
+            let gaps = file.inner.lock().unsynced.has_gaps(chain);
             let (Some(epoch), false) = (epoch, gaps) else {
                 return Err(refusal);
             };

@@ -30,6 +30,11 @@ impl Owing {
         self.number
     }
 
+    /// There is nothing that a sync would vouch for: what was lost is told.
+    pub(crate) const fn is_told(&self) -> bool {
+        self.acknowledged.is_none()
+    }
+
     /// What a sync vouches for.
     pub(crate) fn since(&self) -> (Epoch, Level) {
         let first = self.acknowledged.map_or(Epoch(u64::MAX), |(first, _)| first);
@@ -81,6 +86,16 @@ impl Unsynced {
 
     pub(crate) fn contains(&self, chain: ChainId) -> bool {
         self.chains.contains_key(&chain)
+    }
+
+    /// The chain has lost some of it, which is told now: a sync that begins later vouches only for what is acknowledged
+    /// from here on.
+    pub(crate) fn told_lost(&mut self, chain: ChainId) {
+        if let Some(owing) = self.chains.get_mut(&chain) {
+            owing.acknowledged = None;
+            owing.lowest = Level::All;
+            owing.gap = None;
+        }
     }
 
     pub(crate) fn on(&self, chain: ChainId) -> Option<Owing> {
