@@ -7,7 +7,7 @@ mod harness;
 use harness::cluster::Servers;
 use harness::program::{How, Nodes, Program, Step};
 use harness::run::run;
-use harness::wire::Cable;
+use harness::wire::{Cable, Loss};
 
 const ALL: Nodes = Nodes::All;
 
@@ -530,7 +530,7 @@ fn what_is_still_there_while_a_truncation_is_under_way_is_not_taken_for_what_out
             Step::Lose {
                 m: 0,
                 cable: Cable::Nodes,
-                loss: harness::wire::Loss::Late,
+                loss: Loss::Late,
                 count: 1,
             },
             opens(0, How::Truncate),
@@ -699,4 +699,154 @@ fn a_lost_write_to_a_new_chunk_is_not_taken_for_a_truncated_one() {
             assert!(fsyncs[1].ends_with("(UnsyncedLost)"), "{fsyncs:?}");
         }
     }
+}
+
+/// Seeds 1166376 and 1434905: a cut of garbage ends in a block, or in front of one, that others wrote to before.
+#[test]
+fn what_lies_before_a_cut_of_garbage_is_not_taken_for_cut() {
+    let (mib, far) = (MIB, 9 * MIB);
+    must_hold(
+        Servers::NEW,
+        &[
+            create(0),
+            open(1),
+            open(2),
+            write(0, mib + 8_197, 4_096),
+            write(2, mib, 10),
+            write(1, mib + 8_192, 6_000),
+            write(1, mib, 4_096),
+            wait(1_000),
+            write(2, mib + 4_096, 4_096),
+            fsync(1),
+        ],
+    );
+    must_hold(
+        Servers::NEW,
+        &[
+            create(1),
+            open(0),
+            write(0, far, 10),
+            append(0, 10),
+            write(1, far, 10),
+            wait(600),
+            open(2),
+            write(2, far + 4_096, 10),
+            wait(2_050),
+            open(0),
+            fsync(0),
+        ],
+    );
+}
+
+/// Seeds 1031884 and 1372277: what was sent while somebody truncated the file was lost to the truncation, and another mount wrote there.
+#[test]
+fn a_write_waits_for_a_truncation_that_is_under_way() {
+    let far = 9 * MIB;
+    must_hold(
+        Servers::NEW,
+        &[
+            create(2),
+            open(0),
+            open(1),
+            write(2, 12_288, 4_096),
+            cut_to(0, 0),
+            cut_to(1, MIB),
+            write(1, 12_288, 10),
+            cut_to(0, 15_872),
+            fsync(0),
+            Step::Lose {
+                m: 0,
+                cable: Cable::Both,
+                loss: Loss::Request,
+                count: 2,
+            },
+            cut_to(0, 12_288),
+            fsync(2),
+        ],
+    );
+    must_hold(
+        Servers::NEW,
+        &[
+            create(1),
+            open(2),
+            cut_to(1, far + 69_632),
+            opens(0, How::Truncate),
+            write(1, far + 2_502, 10),
+            cut_to(0, far + 73_728),
+            append(0, 10),
+            cut_to(2, far),
+            Step::Close { m: 0, h: 0 },
+            Step::Together(Box::new(fdatasync(1)), Box::new(cut_to(2, far + 1_407))),
+        ],
+    );
+}
+
+/// Seeds 1046080 and 1345723: the truncation rewrites the block in which it ends, as it was before the write that was lost.
+#[test]
+fn a_truncation_within_a_lost_write_does_not_hide_the_loss() {
+    must_hold(
+        Servers::NEW,
+        &[
+            create(0),
+            write(0, 0, 8_192),
+            fsync(0),
+            write(0, 0, 8_192),
+            wait(700),
+            power(),
+            cut_to(0, 4_277),
+            fsync(0),
+        ],
+    );
+}
+
+/// Seeds 1080009, 1556775, 1590295 and 1096220: the sync in the background found the loss while the truncation was under way.
+#[test]
+fn what_an_own_truncation_removes_is_no_loss() {
+    for (wait_ms, at, length) in [
+        (1_450, 4 * MIB - BLOCK, 4 * MIB - BLOCK),
+        (1_000, MIB, 0),
+        (1_480, 0, 10),
+    ] {
+        must_hold(
+            Servers::NEW,
+            &[
+                create(0),
+                open(1),
+                flush(0),
+                write(0, at, 4_096),
+                wait(600),
+                write(0, 0, 10),
+                wait(wait_ms),
+                power(),
+                cut_to(0, length),
+                fsync(0),
+            ],
+        );
+    }
+}
+
+/// Seed 1062042: what another mount wrote in between was left out, so a part of the block had the bytes of neither.
+#[test]
+fn what_others_wrote_in_between_is_written_again_with_the_rest_of_the_block() {
+    must_hold(
+        Servers::NEW,
+        &[
+            create(0),
+            opens(1, How::Truncate),
+            append(1, 8_192),
+            write(0, 0, 70_000),
+            wait(727),
+            write(0, 0, 10),
+            cut_to(1, MIB + BLOCK),
+            power(),
+            wait(500),
+            Step::SyncAll { m: 0 },
+            Step::Read {
+                m: 0,
+                h: 0,
+                at: 0,
+                len: 8_192,
+            },
+        ],
+    );
 }

@@ -72,6 +72,12 @@ impl Layout {
         index.0 as u64 * self.chunk_size_bytes as u64
     }
 
+    /// First byte of a block, in the file.
+    #[must_use]
+    pub const fn block_start(&self, index: ChunkIndex, block: BlockIndex) -> u64 {
+        self.chunk_start(index) + block.0 as u64 * BLOCK_SIZE_BYTES as u64
+    }
+
     /// Block of its chunk that holds this byte of the file.
     #[must_use]
     pub const fn block_of(&self, offset_bytes: u64) -> BlockIndex {

@@ -72,6 +72,16 @@ impl PlannedRun {
         }
     }
 
+    /// Takes the first bytes of a block for not given.
+    pub(crate) fn leave(&mut self, block: BlockIndex, bytes: usize) {
+        let whole = vec![(0, self.block(block).len())];
+        let given = self.partial.entry(block).or_insert(whole);
+        given.retain_mut(|(from, to)| {
+            *from = bytes.max(*from);
+            from < to
+        });
+    }
+
     /// Fills in what the writer did not give of a partial block. May be called again with a newer base.
     pub(crate) fn merge(&mut self, block: BlockIndex, base: &[u8]) {
         let Some(given) = self.partial.get(&block) else { return };
@@ -214,6 +224,27 @@ mod tests {
         assert!(!first.is_in(BlockIndex(0), b"0123456789abX"));
         assert!(!first.is_in(BlockIndex(0), b"0123456789ab"), "the rest are zeros");
         assert!(first.is_in(BlockIndex(1), &[7; 4096]) && !first.is_in(BlockIndex(1), &[7; 4095]));
+    }
+
+    #[test]
+    fn what_is_left_of_a_block_comes_from_its_base() {
+        let extents = BTreeMap::from([(2, b"cdef".to_vec()), (4094, vec![7; 4098])]);
+        let runs = plan(&layout(), &extents);
+        let merged = |left, base: &[u8]| {
+            let mut run = runs[0].clone();
+            run.leave(BlockIndex(0), left);
+            run.merge(BlockIndex(0), base);
+            (
+                run.block(BlockIndex(0))[..8].to_vec(),
+                run.block(BlockIndex(0))[4094..].to_vec(),
+            )
+        };
+        assert_eq!(merged(4, b"WXYZ"), (b"WXYZef\0\0".to_vec(), vec![7; 2]));
+        assert_eq!(merged(6, b"WXYZ"), (b"WXYZ\0\0\0\0".to_vec(), vec![7; 2]));
+        let mut whole = runs[0].clone();
+        whole.leave(BlockIndex(1), 4095);
+        whole.merge(BlockIndex(1), &[9; 4095]);
+        assert_eq!(whole.block(BlockIndex(1))[4094..], [9, 7]);
     }
 
     #[test]

@@ -7,7 +7,6 @@ use dfs_common::{ErrorCode, Result};
 use tokio::time::Instant;
 
 use super::state::{FileState, Word};
-use super::truncate::{LIVE_WRITER, LOOK_EVERY};
 use super::writer::{FLUSH_AGE_MS, timeout};
 use crate::meta::Untold;
 use crate::mount::Mount;
@@ -39,11 +38,21 @@ impl Mount {
         set: Option<(Caller, SetAttributes)>,
         deadline: Instant,
     ) -> Result<Option<Attributes>> {
-        let _turn = timeout(deadline, file.commit_turn.lock(), || {
-            format!("inode {}: the commit before this one does not end", file.inode)
-        })
-        .await?;
+        let _turn = self.turn(file, "commit", deadline).await?;
         self.commit_in_turn(file, word, set, deadline).await
+    }
+
+    /// To change a file's length, or to tell one.
+    pub(super) async fn turn<'a>(
+        &self,
+        file: &'a FileState,
+        what: &str,
+        deadline: Instant,
+    ) -> Result<tokio::sync::MutexGuard<'a, ()>> {
+        timeout(deadline, file.commit_turn.lock(), || {
+            format!("{what} of inode {}: a commit before it does not end", file.inode)
+        })
+        .await
     }
 
     /// The same, by who has the commit's turn.
@@ -54,7 +63,6 @@ impl Mount {
         set: Option<(Caller, SetAttributes)>,
         deadline: Instant,
     ) -> Result<Option<Attributes>> {
-        let mut cutting = None;
         loop {
             self.confirm_kept(file, deadline).await?;
             match self.commit_once(file, word, set, deadline).await {
@@ -65,19 +73,7 @@ impl Mount {
                 }
                 // Somebody cut the file since the data was written: some of it may be gone.
                 Err(error) if error.code == ErrorCode::StaleCut && Instant::now() < deadline => {
-                    self.refresh(file, deadline).await?;
-                    let cut = file.inner.lock().cut();
-                    if !cut.is_cutting() {
-                        continue;
-                    }
-                    let (epoch, since) = *cutting.get_or_insert((cut, Instant::now()));
-                    if epoch != cut {
-                        cutting = None;
-                    } else if since.elapsed() < LIVE_WRITER {
-                        tokio::time::sleep(LOOK_EVERY).await;
-                    } else {
-                        self.cut_garbage(file, deadline).await?;
-                    }
+                    self.outwait_cut(file, deadline).await?;
                 }
                 outcome => return outcome,
             }

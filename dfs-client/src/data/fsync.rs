@@ -165,7 +165,13 @@ impl Mount {
         join_all(tasks).await.map(|_| ())
     }
 
-    async fn sync_chain(&self, file: &FileState, chain: ChainId, owing: &Owing, deadline: Instant) -> Result<()> {
+    async fn sync_chain(
+        self: &Arc<Self>,
+        file: &Arc<FileState>,
+        chain: ChainId,
+        owing: &Owing,
+        deadline: Instant,
+    ) -> Result<()> {
         let (level, whose) = (file.write_level, (file.session, file.inode));
         let synced = if planted::is(Bug::SyncSkipped) {
             Ok(())

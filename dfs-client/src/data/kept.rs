@@ -247,20 +247,26 @@ impl Kept {
         let touches = |run: &WrittenRun| run.chunk == chunk && run.has(block);
         let here = self.select(|entry| entry.runs.iter().any(touches));
         let is_under = |ours: &Touched| ours.is_under(found);
-        if !touched(&here, false).get(&(chunk, block)).is_some_and(is_under) {
-            return;
+        if touched(&here, |_, _| false).get(&(chunk, block)).is_some_and(is_under) {
+            self.overlay((chunk, block, start), bytes);
         }
+    }
+
+    /// Others have written these bytes over the first ones of a block. To be sent again with the rest, so that the block becomes what it
+    /// was as a whole: half of it would be nothing that anybody ever wrote.
+    pub(crate) fn overlay(&mut self, (chunk, block, start): (ChunkIndex, BlockIndex, u64), bytes: &[u8]) {
+        let touches = |run: &WrittenRun| run.chunk == chunk && run.has(block);
         self.edit(|entry| {
             let Some(slab) = entry.slab.as_mut().filter(|_| entry.runs.iter().any(touches)) else {
                 return;
             };
             let mut ours = Vec::new();
-            slab.pieces(start, BLOCK_SIZE_BYTES as u64, &mut ours);
-            let there = |at: u64| bytes.get((at - start) as usize).copied().unwrap_or(0);
-            let ours = ours.into_iter().flat_map(|(at, ours)| (at..).zip(ours));
-            let replaced: Vec<u64> = ours.filter(|&(at, ours)| there(at) != ours).map(|(at, _)| at).collect();
-            for range in replaced.chunk_by(|one, next| one + 1 == *next) {
-                Arc::make_mut(slab).erase(range[0], range[0] + range.len() as u64);
+            slab.pieces(start, bytes.len() as u64, &mut ours);
+            for (at, ours) in ours {
+                let there = &bytes[(at - start) as usize..][..ours.len()];
+                if there != ours {
+                    Arc::make_mut(slab).write(at, there);
+                }
             }
         });
     }
@@ -342,11 +348,11 @@ impl Kept {
         }
     }
 
-    /// A part of these writes was sent again, as this run, durably.
-    pub(crate) fn rewritten(&mut self, numbers: &[u64], run: &WrittenRun) {
+    /// This mount has written blocks of what is here anew, as this run, durably.
+    pub(crate) fn rewritten(&mut self, run: &WrittenRun) {
         for held in &mut self.entries {
             let entry = &mut held.entry;
-            if numbers.contains(&entry.number) && entry.runs.iter().any(|before| before.overlaps(run)) {
+            if entry.runs.iter().any(|before| before.overlaps(run)) {
                 entry.runs.push(run.clone());
             }
         }
@@ -421,8 +427,11 @@ impl Touched {
     }
 }
 
-/// The blocks of these writes. `cut`: some of their bytes may have been cut since.
-pub(crate) fn touched(entries: &[Entry], cut: bool) -> BTreeMap<(ChunkIndex, BlockIndex), Touched> {
+/// The blocks of these writes. `was_cut`: whether some bytes of a block may have been cut since.
+pub(crate) fn touched(
+    entries: &[Entry],
+    was_cut: impl Fn(ChunkIndex, BlockIndex) -> bool,
+) -> BTreeMap<(ChunkIndex, BlockIndex), Touched> {
     // What was sent again belongs to several writes, and came after all of them.
     let mut runs: Vec<&WrittenRun> = entries.iter().flat_map(|entry| &entry.runs).collect();
     runs.sort_by_key(|run| (run.chunk, run.version));
@@ -444,7 +453,7 @@ pub(crate) fn touched(entries: &[Entry], cut: bool) -> BTreeMap<(ChunkIndex, Blo
                 }
                 Some(base) if base < touched.newest => touched.lost = true,
                 // See `Kept::found`.
-                Some(base) if base == touched.newest || (touched.is_under(base) && !cut) => {}
+                Some(base) if base == touched.newest || (touched.is_under(base) && !was_cut(run.chunk, block)) => {}
                 Some(base) => touched.between = Some(base),
             }
             touched.newest = run.version;
@@ -472,16 +481,32 @@ pub(crate) enum Fate {
     There,
     /// It is older than they are: they are to be sent again.
     Lost,
+    /// It was cut, and nobody has written there since: what they had from there on is to be sent again.
+    Cut,
     /// Somebody wrote to it after them, and may not have known of them: nobody can tell whose bytes are which.
     Mixed,
 }
 
-/// `found`: the block's version (NONE: a hole); `has_bytes`: whether it has all of the writes' bytes; `cut`: whether some of them may
-/// have been cut since. Who wrote a part of the block after them may have read the rest when they were lost.
-pub(crate) fn fate(found: ChunkVersion, ours: Touched, has_bytes: bool, cut: bool) -> Fate {
-    if has_bytes || (ours.is_under(found) && !cut) {
+/// A block as it was found.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct FoundBlock {
+    /// NONE: a hole.
+    pub(crate) version: ChunkVersion,
+    pub(crate) length_bytes: usize,
+    /// It has all of the writes' bytes.
+    pub(crate) is_whole: bool,
+    /// Its first bytes, which no cut has touched since the writes.
+    pub(crate) uncut_bytes: usize,
+}
+
+/// Who wrote a part of a block after this mount may have read the rest when it was lost.
+pub(crate) fn fate(found: FoundBlock, ours: Touched) -> Fate {
+    let is_under = ours.is_under(found.version);
+    if found.is_whole || (is_under && found.uncut_bytes >= BLOCK_SIZE_BYTES) {
         Fate::There
-    } else if found > ours.newest || ours.between.is_some_and(|between| found >= between) {
+    } else if is_under && found.length_bytes <= found.uncut_bytes {
+        Fate::Cut
+    } else if found.version > ours.newest || ours.between.is_some_and(|between| found.version >= between) {
         Fate::Mixed
     } else {
         Fate::Lost
@@ -578,7 +603,7 @@ mod tests {
         let slabs = merged(&entries, 1 << 20).unwrap();
         assert_eq!(slabs[&0].extents, BTreeMap::from([(0, b"aabbaa".to_vec())]));
         assert_eq!(
-            touched(&entries, false)[&(ChunkIndex(0), BlockIndex(0))].newest,
+            touched(&entries, |_, _| false)[&(ChunkIndex(0), BlockIndex(0))].newest,
             version(2)
         );
     }
@@ -644,34 +669,74 @@ mod tests {
             lost: false,
             between,
         };
-        for found in [ChunkVersion::NONE, version(1), version(5), version(6)] {
-            assert_eq!(fate(found, ours(Some(version(4))), true, true), Fate::There);
+        let found = |version, is_whole, uncut_bytes| FoundBlock {
+            version,
+            length_bytes: 100,
+            is_whole,
+            uncut_bytes,
+        };
+        let (uncut, cut) = (BLOCK_SIZE_BYTES, 0);
+        for version in [ChunkVersion::NONE, version(1), version(5), version(6)] {
+            assert_eq!(
+                fate(found(version, true, cut), ours(Some(self::version(4)))),
+                Fate::There
+            );
         }
-        assert_eq!(fate(ChunkVersion::NONE, ours(None), false, false), Fate::Lost);
-        assert_eq!(fate(version(4), ours(None), false, false), Fate::Lost);
+        assert_eq!(fate(found(ChunkVersion::NONE, false, uncut), ours(None)), Fate::Lost);
+        assert_eq!(fate(found(version(4), false, uncut), ours(None)), Fate::Lost);
         // Its own later write took the place of what was lost without knowing of it.
-        assert_eq!(fate(version(5), ours(None), false, false), Fate::Lost);
+        assert_eq!(fate(found(version(5), false, uncut), ours(None)), Fate::Lost);
         // Somebody else's did, or wrote over what was there.
-        assert_eq!(fate(version(5), ours(Some(version(4))), false, false), Fate::Mixed);
-        assert_eq!(fate(version(3), ours(Some(version(4))), false, false), Fate::Lost);
+        assert_eq!(
+            fate(found(version(5), false, uncut), ours(Some(version(4)))),
+            Fate::Mixed
+        );
+        assert_eq!(
+            fate(found(version(3), false, uncut), ours(Some(version(4)))),
+            Fate::Lost
+        );
         // In the same epoch nothing can have been lost in between, but it may have been cut.
-        assert_eq!(fate(version(6), ours(None), false, false), Fate::There);
-        assert_eq!(fate(version(6), ours(None), false, true), Fate::Mixed);
+        assert_eq!(fate(found(version(6), false, uncut), ours(None)), Fate::There);
+        assert_eq!(fate(found(version(6), false, cut), ours(None)), Fate::Mixed);
+        // Whoever cut it has written its rest anew, and nobody anything behind that.
+        assert_eq!(fate(found(version(6), false, 100), ours(None)), Fate::Cut);
+        assert_eq!(fate(found(version(6), false, 99), ours(None)), Fate::Mixed);
+        assert_eq!(fate(found(version(4), false, 100), ours(None)), Fate::Lost);
         let later = ChunkVersion {
             epoch: Epoch(2),
             counter: 1,
         };
-        assert_eq!(fate(later, ours(None), false, false), Fate::Mixed);
+        assert_eq!(fate(found(later, false, uncut), ours(None)), Fate::Mixed);
+        assert_eq!(fate(found(later, false, 100), ours(None)), Fate::Mixed);
         let lost = Touched {
             lost: true,
             ..ours(None)
         };
         assert_eq!(
-            fate(version(6), lost, false, false),
+            fate(found(version(6), false, uncut), lost),
             Fate::Mixed,
             "it had been lost before"
         );
-        assert_eq!(fate(version(5), lost, false, false), Fate::Lost);
+        assert_eq!(fate(found(version(5), false, uncut), lost), Fate::Lost);
+    }
+
+    #[test]
+    fn what_others_wrote_over_a_kept_write_is_kept_in_its_place() {
+        let (mut kept, room) = (Kept::default(), room());
+        kept.push(entry(1, 0, b"abcdef", SYNC), &room);
+        kept.push(entry(3, 8, b"yz", SYNC), &room);
+        let block = (ChunkIndex(0), BlockIndex(0), 0);
+        kept.found(block, version(2), b"aXXdef");
+        let content = |kept: &Kept| merged(&kept.on(CHAIN), 1 << 20).unwrap()[&0].extents.clone();
+        assert_eq!(content(&kept)[&0], b"abcdef", "the mount itself wrote after that");
+        kept.found(block, version(4), b"aXXdef");
+        assert_eq!(
+            content(&kept),
+            BTreeMap::from([(0, b"aXXdef".to_vec()), (8, b"yz".to_vec())])
+        );
+        kept.overlay(block, b"ZZ");
+        assert_eq!(content(&kept)[&0], b"ZZXdef");
+        assert_eq!(kept.bytes, 8);
     }
 
     #[test]
@@ -687,7 +752,7 @@ mod tests {
         };
         let between = |bases: &[(u64, Option<ChunkVersion>)]| {
             let entries: Vec<Entry> = bases.iter().map(|&(number, base)| entry(number, base)).collect();
-            touched(&entries, true)[&(ChunkIndex(0), BlockIndex(0))].between
+            touched(&entries, |_, _| true)[&(ChunkIndex(0), BlockIndex(0))].between
         };
         assert_eq!(
             between(&[(2, Some(version(1)))]),

@@ -150,10 +150,7 @@ impl Mount {
         if is_sure {
             return Ok(());
         }
-        let _turn = super::writer::timeout(deadline, file.commit_turn.lock(), || {
-            format!("read of inode {}: a commit before it does not end", file.inode)
-        })
-        .await?;
+        let _turn = self.turn(file, "read", deadline).await?;
         self.confirm_kept(file, deadline).await
     }
 

@@ -21,7 +21,7 @@ use tokio::time::Instant;
 
 use super::blocks::{PlannedRun, plan};
 use super::fsync::VOUCHES_FOR_NOTHING;
-use super::kept::{Entry, Fate, Touched, WrittenRun, fate, merged, touched, uncovered};
+use super::kept::{Entry, Fate, FoundBlock, Touched, WrittenRun, fate, merged, touched, uncovered};
 use super::state::FileState;
 use super::writer::timeout;
 use crate::mount::Mount;
@@ -30,10 +30,9 @@ use crate::mount::Mount;
 struct Replay<'a> {
     file: &'a FileState,
     chain: ChainId,
-    numbers: Vec<u64>,
     touched: BTreeMap<(ChunkIndex, BlockIndex), Touched>,
-    /// Some of their bytes may have been cut since they were acknowledged.
-    were_cut: bool,
+    /// The file's bytes before this have outlived all cuts since they were acknowledged.
+    uncut_to: u64,
     /// The epoch in which they are sent.
     cut: CutEpoch,
     deadline: Instant,
@@ -43,18 +42,18 @@ impl Mount {
     /// After `refusal`, of a sync: makes what this file has unsynced on the chain durable after all; or the refusal, if not all of it
     /// is still here.
     pub(super) async fn write_again(
-        &self,
-        file: &FileState,
+        self: &Arc<Self>,
+        file: &Arc<FileState>,
         chain: ChainId,
         refusal: Error,
         deadline: Instant,
     ) -> Result<()> {
-        let _alone = self.alone_with_chunks(file, deadline).await?;
         tracing::warn!(
             inode = file.inode.0,
             "{refusal}: what is missing of it is written again"
         );
         loop {
+            let alone = self.alone_with_chunks(file, deadline).await?;
             // What this pass reads and writes is answered in this epoch or a later one, so the sync after it vouches for that.
             let epoch = self.chunks.routing().current().chain(chain).map(|info| info.epoch);
             self.refresh(file, deadline).await?;
@@ -66,6 +65,13 @@ impl Mount {
                 };
                 (owing, inner.kept.on(chain), inner.cut())
             };
+            // Nobody knows what the cut will leave. It may be this mount's own.
+            if cut.is_cutting() {
+                drop(alone);
+                let _turn = self.turn(file, "fsync", deadline).await?;
+                self.outwait_cut(file, deadline).await?;
+                continue;
+            }
             if owing.is_told() {
                 // Somebody else who waited for the same has told of the loss.
                 let (level, whose) = (file.write_level, (file.session, file.inode));
@@ -163,16 +169,18 @@ impl Mount {
     ) -> Result<()> {
         let entries = self.drop_truncated(file, chain, entries, deadline).await?;
         let entries = entries.as_slice();
-        let were_cut = {
+        let uncut_to = {
             let inner = file.inner.lock();
-            entries.iter().any(|entry| !inner.outlived_cuts(entry))
+            let were_cut = entries.iter().filter(|entry| !inner.outlived_cuts(entry));
+            let left = were_cut.map(|entry| inner.cuts_since(entry.cut).map_or(0, |since| since.left_bytes));
+            left.min().unwrap_or(u64::MAX)
         };
+        let was_cut = |chunk, block| uncut_bytes(file, uncut_to, chunk, block) < BLOCK_SIZE_BYTES;
         let replay = Replay {
             file,
             chain,
-            numbers: entries.iter().map(|entry| entry.number).collect(),
-            touched: touched(entries, were_cut),
-            were_cut,
+            touched: touched(entries, was_cut),
+            uncut_to,
             cut,
             deadline,
         };
@@ -300,8 +308,7 @@ impl Mount {
         for run in &entry.runs {
             let chunk = ChunkId::new(file.inode, run.chunk);
             let range = (run.first, run.blocks);
-            let start =
-                |at: u32| file.layout.chunk_start(run.chunk) + u64::from(run.first.0 + at) * BLOCK_SIZE_BYTES as u64;
+            let start = |at: u32| file.layout.block_start(run.chunk, BlockIndex(run.first.0 + at));
             if start(run.blocks) <= length {
                 continue;
             }
@@ -326,9 +333,8 @@ impl Mount {
         deadline: Instant,
     ) -> Result<bool> {
         for run in &entry.runs {
-            let end =
-                file.layout.chunk_start(run.chunk) + u64::from(run.first.0 + run.blocks) * BLOCK_SIZE_BYTES as u64;
-            if end <= length {
+            let end = BlockIndex(run.first.0 + run.blocks);
+            if file.layout.block_start(run.chunk, end) <= length {
                 continue;
             }
             let chunk = ChunkId::new(file.inode, run.chunk);
@@ -351,9 +357,8 @@ impl Mount {
         let &Replay {
             file,
             chain,
-            ref numbers,
             ref touched,
-            were_cut,
+            uncut_to,
             cut,
             deadline,
         } = replay;
@@ -364,8 +369,21 @@ impl Mount {
         for (at, (version, base)) in (0_u32..).zip(found) {
             let block = BlockIndex(run.first.0 + at);
             let ours = touched.get(&(run.chunk, block)).copied().unwrap_or_default();
-            match fate(version, ours, run.is_in(block, &base), were_cut) {
+            let found = FoundBlock {
+                version,
+                length_bytes: base.len(),
+                is_whole: run.is_in(block, &base),
+                uncut_bytes: uncut_bytes(file, uncut_to, run.chunk, block),
+            };
+            match fate(found, ours) {
                 Fate::There => {}
+                Fate::Cut => {
+                    let start = file.layout.block_start(run.chunk, block);
+                    file.inner.lock().kept.overlay((run.chunk, block, start), &base);
+                    run.leave(block, base.len());
+                    run.merge(block, &base);
+                    missing.push(BlockCondition { block, version });
+                }
                 Fate::Lost => {
                     run.merge(block, &base);
                     missing.push(BlockCondition { block, version });
@@ -396,7 +414,7 @@ impl Mount {
                         bases: Vec::new(),
                     };
                     let mut inner = file.inner.lock();
-                    inner.kept.rewritten(numbers, &rewritten);
+                    inner.kept.rewritten(&rewritten);
                     // What was read ahead meanwhile lacks it, and so does what the kernel has; other mounts hear of it as of any
                     // write.
                     inner.generation += 1;
@@ -441,4 +459,10 @@ impl Mount {
         }
         Ok(true)
     }
+}
+
+/// How many bytes of a block lie before this offset.
+fn uncut_bytes(file: &FileState, uncut_to: u64, chunk: ChunkIndex, block: BlockIndex) -> usize {
+    let uncut = uncut_to.saturating_sub(file.layout.block_start(chunk, block));
+    uncut.min(BLOCK_SIZE_BYTES as u64) as usize
 }

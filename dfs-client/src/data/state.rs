@@ -7,7 +7,6 @@
 use std::sync::Arc;
 
 use dfs_common::planted::{self, Bug};
-use dfs_common::units::BLOCK_SIZE_BYTES;
 use dfs_common::wire::namespace::{Attributes, SetAttributes, SetTime, WriteCommit};
 use dfs_common::{
     BlockIndex, ChainId, ChunkIndex, ChunkVersion, CutEpoch, CutsSince, Error, ErrorCode, Hold, InodeId, LastCuts,
@@ -207,8 +206,8 @@ impl Inner {
         if !self.kept.touches(chunk) || !self.kept.entries().all(|entry| self.outlived_cuts(entry)) {
             return;
         }
-        let start = layout.chunk_start(chunk) + u64::from(block.0) * BLOCK_SIZE_BYTES as u64;
-        self.kept.found((chunk, block, start), version, bytes);
+        self.kept
+            .found((chunk, block, layout.block_start(chunk, block)), version, bytes);
     }
 
     /// Whether something is uncommitted that a cut may have removed.

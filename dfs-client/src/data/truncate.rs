@@ -17,11 +17,14 @@ use dfs_common::planted::{self, Bug};
 use dfs_common::units::BLOCK_SIZE_BYTES;
 use dfs_common::wire::namespace::{Attributes, Caller, NamespaceChange, NamespaceOp, WriteCommit};
 use dfs_common::wire::storage::{BlockCondition, Mutation};
-use dfs_common::{BlockIndex, ChainId, ChunkId, ChunkIndex, CutEpoch, Error, ErrorCode, Result, Timestamp};
+use dfs_common::{
+    BlockIndex, ChainId, ChunkId, ChunkIndex, ChunkVersion, CutEpoch, Error, ErrorCode, Result, Timestamp,
+};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::commit::SYSTEM;
+use super::kept::WrittenRun;
 use super::state::{FileState, Word};
 use super::writer::{FLUSH_AGE_MS, join_all, timeout, too_big, unexpected_change};
 use crate::mount::{Mount, wall_clock};
@@ -61,10 +64,7 @@ impl Mount {
         })
         .await?;
         self.drain(file, deadline).await?;
-        let _turn = timeout(deadline, file.commit_turn.lock(), || {
-            format!("truncate of inode {}: a commit before it does not end", file.inode)
-        })
-        .await?;
+        let _turn = self.turn(file, "truncate", deadline).await?;
         self.commit_lengths(file, deadline).await?;
         let mut attempt = 0;
         loop {
@@ -120,13 +120,7 @@ impl Mount {
             return Ok(());
         }
         self.drain(file, deadline).await?;
-        let _turn = timeout(deadline, file.commit_turn.lock(), || {
-            format!(
-                "write beyond the end of inode {}: a commit before it does not end",
-                file.inode
-            )
-        })
-        .await?;
+        let _turn = self.turn(file, "write beyond the end", deadline).await?;
         self.clear_end(file, deadline).await?;
         let mut inner = file.inner.lock();
         inner.cleared_gap = Some((inner.length(), to));
@@ -202,7 +196,8 @@ impl Mount {
         if planted::is(Bug::GapNotCleared) {
             return Ok(());
         }
-        let since = Instant::now();
+        let began = Instant::now();
+        let mut since = (began, file.inner.lock().attributes.length_bytes);
         loop {
             self.commit_lengths(file, deadline).await?;
             self.refresh(file, deadline).await?;
@@ -214,7 +209,11 @@ impl Mount {
             if end <= length && !cut.is_cutting() {
                 return Ok(());
             }
-            if since.elapsed() >= LIVE_WRITER {
+            // Somebody has told a length: what lies beyond that now came later. Who never stops to append must not keep others waiting.
+            if length > since.1 && began.elapsed() < 2 * LIVE_WRITER {
+                since = (Instant::now(), length);
+            }
+            if since.0.elapsed() >= LIVE_WRITER {
                 tracing::info!(
                     inode = file.inode.0,
                     length,
@@ -227,6 +226,31 @@ impl Mount {
                 return Err(Error::new(
                     ErrorCode::Timeout,
                     format!("inode {}: another mount is about to change its length", file.inode),
+                ));
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    /// Waits until no cut of the file is under way, and ends one that its mount does not end. To be called with the commit's turn.
+    pub(super) async fn outwait_cut(self: &Arc<Self>, file: &Arc<FileState>, deadline: Instant) -> Result<()> {
+        let mut seen = (file.inner.lock().cut(), Instant::now());
+        loop {
+            self.refresh(file, deadline).await?;
+            let cut = file.inner.lock().cut();
+            if !cut.is_cutting() {
+                return Ok(());
+            }
+            if cut != seen.0 {
+                seen = (cut, Instant::now());
+            }
+            if seen.1.elapsed() >= LIVE_WRITER {
+                return self.cut_garbage(file, deadline).await;
+            }
+            if Instant::now() >= deadline {
+                return Err(Error::new(
+                    ErrorCode::Timeout,
+                    format!("inode {}: another mount truncates it and does not end", file.inode),
                 ));
             }
             tokio::time::sleep(LOOK_EVERY).await;
@@ -302,30 +326,18 @@ impl Mount {
             length_bytes: at_most,
             mtime: Some(mtime),
         };
-        let begun = self.session.change(caller, begin, deadline);
-        // What was sent before and not committed yet goes as well.
-        let (begun, data_end) = match how {
-            Cut::Shorten(length) if !self.knows_end(file) => {
-                let (begun, end) = tokio::join!(begun, self.data_end(file, length, deadline));
-                (begun?, end?)
-            }
-            _ => (begun.await?, 0),
-        };
-        let NamespaceChange::CutBegun {
-            attributes,
-            before_bytes,
-        } = begun
-        else {
-            return Err(unexpected_change(file.inode));
-        };
-        let length = attributes.length_bytes;
-        let before = match how {
-            Cut::Shorten(_) => Some(before_bytes.max(data_end)),
-            Cut::Garbage => None,
-        };
-        let cut = {
+        let known = file.inner.lock().cut();
+        let begun = async {
+            let begun = self.session.change(caller, begin, deadline).await?;
+            let NamespaceChange::CutBegun {
+                attributes,
+                before_bytes,
+            } = begun
+            else {
+                return Err(unexpected_change(file.inode));
+            };
+            let length = attributes.length_bytes;
             let mut inner = file.inner.lock();
-            let known = inner.cut();
             inner.learn_own(&attributes);
             inner.tail = None;
             inner.generation += 1;
@@ -336,7 +348,20 @@ impl Mount {
             if matches!(how, Cut::Shorten(_)) {
                 inner.kept.cut_to(length, (from, cut));
             }
-            cut
+            Ok((length, before_bytes, cut))
+        };
+        // What was sent before and not committed yet goes as well.
+        let (begun, data_end) = match how {
+            Cut::Shorten(length) if !self.knows_end(file) => {
+                let (begun, end) = tokio::join!(begun, self.data_end(file, length, deadline));
+                (begun?, end?)
+            }
+            _ => (begun.await?, 0),
+        };
+        let (length, before_bytes, cut) = begun;
+        let before = match how {
+            Cut::Shorten(_) => Some(before_bytes.max(data_end)),
+            Cut::Garbage => None,
         };
         self.cut_chunks(file, length, before, cut, deadline).await?;
         let attributes = self
@@ -402,6 +427,7 @@ impl Mount {
                         mount
                             .cut_mutation(&file, chunk, &Mutation::Remove, Bytes::new(), deadline)
                             .await
+                            .map(|_| ())
                     });
                 }
             }
@@ -486,12 +512,23 @@ impl Mount {
                 last_length_bytes: keep as u32,
                 conditions: vec![BlockCondition { block, version }],
             };
-            match self
+            let cut = self
                 .cut_mutation(file, (index, cut), &mutation, Bytes::from(sealed), deadline)
-                .await
-            {
+                .await;
+            match cut {
                 Err(error) if error.code == ErrorCode::ConditionFailed && Instant::now() < deadline => {}
-                other => return other,
+                Err(error) => return Err(error),
+                Ok(after) => {
+                    // It may have lost what this mount had written before: that is found by what it was rewritten from.
+                    file.inner.lock().kept.rewritten(&WrittenRun {
+                        chunk: index,
+                        first: block,
+                        blocks: 1,
+                        version: after,
+                        bases: vec![BlockCondition { block, version }],
+                    });
+                    return Ok(());
+                }
             }
         }
     }
@@ -503,7 +540,7 @@ impl Mount {
         mutation: &Mutation,
         payload: Bytes,
         deadline: Instant,
-    ) -> Result<()> {
+    ) -> Result<ChunkVersion> {
         let table = self.chunks.routing().current();
         let chain = file.chain_of(&table, index)?;
         let chunk = ChunkId::new(file.inode, index);
@@ -511,7 +548,7 @@ impl Mount {
         self.chunks
             .mutate(chain, chunk, (file.session, cut), how, mutation, payload, deadline)
             .await
-            .map(|_| ())
+            .map(|written| written.version)
     }
 
     /// Tells the group every length that it does not know yet. To be called with the commit's turn.

@@ -258,7 +258,8 @@ impl Mount {
         }
     }
 
-    /// What others left beyond the end of the file must not become a part of it with the rest of a block.
+    /// What others left beyond the end of the file must not become a part of it with the rest of a block, and while a cut is under way
+    /// nobody knows what it will leave.
     async fn bring_past_garbage(
         self: &Arc<Self>,
         file: &Arc<FileState>,
@@ -269,11 +270,12 @@ impl Mount {
         loop {
             match self.bring(file, slab, sync, deadline).await {
                 Err(error) if error.code == ErrorCode::StaleCut && Instant::now() < deadline => {
-                    let _turn = timeout(deadline, file.commit_turn.lock(), || {
-                        format!("write to inode {}: a commit before it does not end", file.inode)
-                    })
-                    .await?;
-                    self.clear_end(file, deadline).await?;
+                    let _turn = self.turn(file, "write", deadline).await?;
+                    if file.inner.lock().cut().is_cutting() {
+                        self.outwait_cut(file, deadline).await?;
+                    } else {
+                        self.clear_end(file, deadline).await?;
+                    }
                 }
                 outcome => return outcome,
             }
@@ -320,6 +322,12 @@ impl Mount {
         loop {
             let (conditions, bases) = self.merge_bases(file, chain, &mut run, guess, deadline).await?;
             let cut = file.inner.lock().cut();
+            if cut.is_cutting() {
+                return Err(Error::new(
+                    ErrorCode::StaleCut,
+                    format!("inode {}: another mount truncates it", file.inode),
+                ));
+            }
             if !sync {
                 self.note_start(file, chain);
             }
@@ -402,7 +410,7 @@ impl Mount {
         length: usize,
         deadline: Instant,
     ) -> Result<()> {
-        let end = file.layout.chunk_start(index) + u64::from(block.0) * BLOCK_SIZE_BYTES as u64 + length as u64;
+        let end = file.layout.block_start(index, block) + length as u64;
         if length == 0 || end <= file.inner.lock().stable_length() {
             return Ok(());
         }
@@ -471,7 +479,7 @@ impl Mount {
     ) -> Result<(ChunkVersion, Vec<u8>)> {
         if guess {
             let inner = file.inner.lock();
-            let start = file.layout.chunk_start(chunk.index) + u64::from(block.0) * BLOCK_SIZE_BYTES as u64;
+            let start = file.layout.block_start(chunk.index, block);
             // Beyond the end it is of no use: the file was truncated since.
             if let Some(tail) = &inner.tail
                 && tail.chunk == chunk.index

@@ -26,6 +26,8 @@ const BLOCK: u64 = 4096;
 /// Unsynced bytes that a mount keeps of a file, to write them again.
 const KEPT_BYTES: u64 = 16 << 20;
 
+const UNTOLD: &str = "it may have lost its hold before it told what it had done";
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum What {
     Write {
@@ -230,6 +232,11 @@ impl File {
         event.landed = Some(now);
         event.published = Some(now);
         event.told = Some(now);
+        // What its mount holds it tells later, if it can.
+        if self.stalled.contains(&mount) {
+            event.shaky = true;
+            self.excuses.insert(mount, UNTOLD);
+        }
     }
 
     /// The write or cut failed, or may fail yet: some of it may have been done.
@@ -475,9 +482,16 @@ impl File {
     }
 
     /// The mount could not speak for longer than others wait for a writer: what it had not told the group they may have taken for a
-    /// dead mount's, and written over.
-    pub fn mount_stalled(&mut self, mount: MountId) {
+    /// dead mount's, and written over. Of what it has done to a file that it holds it may not have told anything since `told_to`.
+    pub fn mount_stalled(&mut self, mount: MountId, told_to: Moment) {
         self.stalled.insert(mount);
+        let untold = |at: Option<Moment>| at.is_some_and(|at| at > told_to);
+        let mine = |event: &&mut Event| event.mount == mount && !event.durable && untold(event.published);
+        for event in self.events.iter_mut().filter(mine) {
+            event.shaky = true;
+            self.excuses
+                .insert(mount, "it may have lost its hold before it told what it had done");
+        }
         self.doubt_stalled(mount);
     }
 

@@ -423,13 +423,14 @@ impl Run {
             Step::Power { nodes, back_ms } => self.nodes_die(nodes, Death::Power, back_ms).await,
             Step::Crash { nodes, back_ms } => self.nodes_die(nodes, Death::Process, back_ms).await,
             Step::Lose { m, cable, loss, count } => {
+                let told_to = self.moment_before(UNTOLD_MS);
                 let mut world = self.world.borrow_mut();
                 let world = &mut *world;
                 if let Some(mounted) = world.mounts.get(&m) {
                     mounted.wire.lose(cable, loss, u32::from(count));
                     // Who waits for an answer that does not come waits for seconds.
                     for known in &mut world.files {
-                        known.model.mount_stalled(mounted.id);
+                        known.model.mount_stalled(mounted.id, told_to);
                     }
                 }
             }
@@ -463,6 +464,7 @@ impl Run {
     }
 
     fn cut(&self, m: u8, cable: Cable, ms: u32) {
+        let told_to = self.moment_before(UNTOLD_MS);
         let mut world = self.world.borrow_mut();
         let world = &mut *world;
         let Some(mounted) = world.mounts.get_mut(&m) else {
@@ -477,7 +479,7 @@ impl Run {
         }
         if ms >= STALL_MS {
             for known in &mut world.files {
-                known.model.mount_stalled(mounted.id);
+                known.model.mount_stalled(mounted.id, told_to);
             }
         }
         if ms >= DEADLINE_MS {
