@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use dfs_client::{Client, OpenMode};
 use dfs_common::wire::namespace::{Caller, SetAttributes, SetTime};
-use dfs_common::{Error, ErrorCode, FileHandleId, InodeId, Timestamp, ValidName};
+use dfs_common::{Error, ErrorCode, FileHandleId, InodeId, StorageId, Timestamp, ValidName};
 use fake::{CHUNK_SIZE, Cluster};
 
 const ROOT: Caller = Caller { uid: 0, gid: 0 };
@@ -548,4 +548,38 @@ async fn the_kernel_keeps_nothing_because_of_an_open_that_it_may_not_have_seen()
     let (_, last, keep) = b.open(inode, READ).await.unwrap();
     assert!(!keep, "a truncation opened it, not the kernel");
     b.release(last).unwrap();
+}
+
+/// A process that is killed while its write waits for room in the buffer: the last handle is gone before the write is done.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_that_outlives_its_handle_is_told_and_takes_no_room_with_it() {
+    const ROOM: usize = 128 << 10;
+    let mut setup = setup().await;
+    let mut options = setup.cluster.options(&setup.root);
+    (options.file_dirty_bytes, options.dirty_bytes) = (ROOM, ROOM);
+    options.deadline = Duration::from_secs(20);
+    let client = Arc::new(Client::connect(options).await.unwrap());
+    for round in 0..2_u64 {
+        let (inode, handle) = create(&client, &format!("file-{round}")).await;
+        setup.cluster.world.lock().dead.extend((1..=3).map(StorageId));
+        client.write(handle, 0, vec![1; ROOM].into()).await.unwrap();
+        let writer = Arc::clone(&client);
+        let waits = tokio::spawn(async move { writer.write(handle, ROOM as u64, vec![2; 40_000].into()).await });
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert!(!waits.is_finished());
+        client.release(handle).unwrap();
+        tokio::time::sleep(Duration::from_millis(60 * round)).await;
+        setup.cluster.world.lock().dead.clear();
+        assert_eq!(waits.await.unwrap().unwrap(), 40_000);
+        let other = setup.client().await;
+        let expected = [vec![1; ROOM], vec![2; 40_000]].concat();
+        let start = Instant::now();
+        while whole(&other, inode).await != expected {
+            assert!(
+                start.elapsed() < Duration::from_secs(5),
+                "round {round}: the write is lost or its length untold"
+            );
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
 }

@@ -11,6 +11,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{Seek, SeekFrom, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -186,4 +187,52 @@ fn a_writer_that_stands_still_does_not_undo_what_others_did() {
     drop((cut, removed, longer));
     assert_eq!(fs::metadata(b.join("longer")).unwrap().len(), 40_000);
     assert_eq!(fs::read(b.join("cut")).unwrap(), b"anew");
+}
+
+/// What fsync promised just before or after its mount stood still (as a stunned virtual machine does) is there, though others took the
+/// hold that the promise was made under.
+#[test]
+fn what_was_synced_around_a_standstill_stays() {
+    const LOGS: usize = 6;
+    let mut cluster = DevCluster::up();
+    let (a, b) = (cluster.mount.clone(), cluster.mount_again());
+    let pid = mount_of(&cluster);
+    let (stop, synced) = (AtomicBool::new(false), [const { AtomicUsize::new(0) }; LOGS]);
+    let path = |of: &Path, log: usize| of.join(format!("log-{log}"));
+    thread::scope(|scope| {
+        for (log, synced) in synced.iter().enumerate() {
+            let mut file = File::create(path(&a, log)).unwrap();
+            let stop = &stop;
+            scope.spawn(move || {
+                for number in 0.. {
+                    if stop.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    append(&mut file, number..number + 1, 1_000);
+                    synced.store(number + 1, Ordering::SeqCst);
+                }
+            });
+        }
+        for round in 0..4 {
+            thread::sleep(Duration::from_millis(900 + 13 * round));
+            kill_process(pid, Signal::STOP).unwrap();
+            let before: Vec<usize> = synced.iter().map(|synced| synced.load(Ordering::SeqCst)).collect();
+            let from = Instant::now();
+            for (log, &synced) in before.iter().enumerate() {
+                check(&path(&b, log), synced, 1_000);
+            }
+            thread::sleep(Duration::from_secs(2).saturating_sub(from.elapsed()));
+            kill_process(pid, Signal::CONT).unwrap();
+            thread::sleep(Duration::from_millis(5 * round));
+            for (log, synced) in synced.iter().enumerate() {
+                check(&path(&b, log), synced.load(Ordering::SeqCst), 1_000);
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    for (log, synced) in synced.iter().enumerate() {
+        let synced = synced.load(Ordering::SeqCst);
+        assert!(synced > 20, "log {log}: only {synced} records");
+        check(&path(&b, log), synced, 1_000);
+    }
 }
