@@ -14,6 +14,7 @@ mod files;
 mod init;
 mod lateness;
 mod log_bound;
+mod log_file;
 mod mounting;
 mod node;
 mod output;

@@ -29,7 +29,7 @@ const READY: &str = "ready";
 /// for its last write, and a little.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(35);
 
-pub(crate) fn mount(arguments: &MountArgs) -> Outcome {
+pub(crate) fn mount(arguments: &MountArgs, log_file: Option<&Path>) -> Outcome {
     let loaded = config::find(&arguments.cluster)?;
     let (options, levels) = mount_options(arguments, &loaded)?;
     mount_client(&loaded, &options, levels)?;
@@ -44,8 +44,7 @@ pub(crate) fn mount(arguments: &MountArgs) -> Outcome {
         command.arg("-o").arg(arguments.options.join(","));
     }
     let default = default_log_file(&options.mount_point);
-    let path = arguments.log_file.clone().unwrap_or(default);
-    let log = Log::open(&path)?;
+    let log = Log::open(log_file.unwrap_or(&default))?;
     let mut child = log
         .attach(&mut command)?
         .spawn()
@@ -80,15 +79,16 @@ impl Log {
         };
         let (file, from) = open().with_context(|| format!("log file {}", path.display()))?;
         Ok(Self {
-            path: path.to_path_buf(),
+            // The process that writes it works in another directory.
+            path: std::path::absolute(path)?,
             file,
             from,
         })
     }
 
-    /// Sends the command's stderr here.
+    /// Has the command, which is this program, log here; what it says when it can not start or panics comes here as well.
     pub(crate) fn attach<'a>(&self, command: &'a mut Command) -> anyhow::Result<&'a mut Command> {
-        Ok(command.stderr(self.file.try_clone()?))
+        Ok(command.arg("--log-file").arg(&self.path).stderr(self.file.try_clone()?))
     }
 
     pub(crate) fn path(&self) -> &Path {

@@ -5,13 +5,16 @@ use std::io::IsTerminal;
 use std::path::Path;
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::Parser;
 use clap::error::ErrorKind;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::writer::BoxMakeWriter;
 
 use crate::args::{Cli, Verb};
 use crate::failure::{Code, Failure, Outcome};
 use crate::log_bound::Bounded;
+use crate::log_file::LogFile;
 use crate::{
     chain, conflicts, dev, init, mounting, node, output, place, policy, resync, scrub, serve, status, sync, verify,
 };
@@ -48,10 +51,10 @@ pub(crate) fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
 }
 
 fn start(cli: &Cli) -> Outcome {
-    log_to_stderr(cli)?;
+    start_log(cli)?;
     match &cli.verb {
         Verb::Dev(verb) => dev::run(verb),
-        Verb::Mount(arguments) => mounting::mount(arguments),
+        Verb::Mount(arguments) => mounting::mount(arguments, cli.log_file.as_deref()),
         Verb::Umount(arguments) => mounting::umount(arguments),
         Verb::Init(arguments) => init::run(arguments),
         Verb::Meta(arguments) => serve::meta(arguments),
@@ -81,7 +84,7 @@ fn start(cli: &Cli) -> Outcome {
 /// The consensus library tells every step of every election; what matters of it, the servers say themselves.
 const SERVER_LOG: &str = "info,openraft=error";
 
-fn log_to_stderr(cli: &Cli) -> Outcome<()> {
+fn start_log(cli: &Cli) -> Outcome<()> {
     // A verb's failure is one line that it prints itself; what lies under it is for who asks.
     let default = match cli.verb {
         Verb::Meta(_) | Verb::Storage(_) => SERVER_LOG,
@@ -95,10 +98,17 @@ fn log_to_stderr(cli: &Cli) -> Outcome<()> {
     let filter = filter.unwrap_or_else(|| default.to_owned());
     let filter = EnvFilter::try_new(&filter)
         .map_err(|error| Failure::usage(format!("log filter {filter:?} is not valid: {error}")))?;
+    let (writer, is_terminal) = match &cli.log_file {
+        Some(path) => {
+            let log = LogFile::open(path).with_context(|| format!("log file {}", path.display()))?;
+            (BoxMakeWriter::new(log), false)
+        }
+        None => (BoxMakeWriter::new(std::io::stderr), std::io::stderr().is_terminal()),
+    };
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal());
+        .with_writer(writer)
+        .with_ansi(is_terminal);
     let set = if cli.log_json {
         let format = tracing_subscriber::fmt::format().json();
         builder.json().event_format(Bounded::new(format, true)).try_init()

@@ -684,11 +684,11 @@ fn a_lost_write_to_a_new_chunk_is_not_taken_for_a_truncated_one() {
                 fsync(0),
                 open(1),
                 write(1, at, 4096),
-                wait(450),
+                wait(250),
                 cut_to(0, 0),
                 write(1, at, 4096),
                 // Long enough to be sent, and not to be told.
-                wait(700),
+                wait(170),
                 power(),
             ];
             let steps = [&before[..], after, &[fsync(1)]].concat();

@@ -10,7 +10,7 @@
 use std::fs::{self, File, FileTimes, OpenOptions, Permissions};
 use std::io::{Read, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use dfs_tests::DevCluster;
 
@@ -198,4 +198,39 @@ fn an_append_goes_where_the_file_ends_now() {
     let mut bytes = [0; 18];
     reading.read_exact_at(&mut bytes, 0).unwrap();
     assert_eq!(&bytes, b"one two three four");
+}
+
+#[test]
+fn others_see_an_open_files_writes_within_half_a_second_and_its_mounts_death_keeps_them() {
+    let mut cluster = DevCluster::up();
+    let (a, b) = (cluster.mount.clone(), cluster.mount_again());
+    let mut file = File::create(a.join("log")).unwrap();
+    file.write_all(b"first").unwrap();
+    let mut length = 5;
+    let mut waits = Vec::new();
+    for round in 0..15_u64 {
+        // Every phase of the mount's clock.
+        std::thread::sleep(Duration::from_millis(37 * (round % 5)));
+        file.write_all(&[round as u8; 1_000]).unwrap();
+        length += 1_000;
+        let start = Instant::now();
+        while fs::read(b.join("log")).unwrap().len() != length {
+            assert!(start.elapsed() < Duration::from_secs(10), "round {round}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        waits.push(start.elapsed());
+    }
+    waits.sort_unstable();
+    let (median, longest) = (waits[waits.len() / 2], waits[waits.len() - 1]);
+    println!("seen by the other mount after {median:?} (median), {longest:?} at most");
+    assert!(median < Duration::from_millis(500) && longest < Duration::from_millis(1_500));
+    let mut alone = File::create(a.join("alone")).unwrap();
+    for (of, name) in [(&mut file, "log"), (&mut alone, "alone")] {
+        of.write_all(&[7; 3_000]).unwrap();
+        assert!(a.join(name).exists());
+    }
+    std::thread::sleep(Duration::from_millis(700));
+    cluster.kill("mount");
+    assert_eq!(fs::read(b.join("log")).unwrap().len(), length + 3_000);
+    assert_eq!(fs::read(b.join("alone")).unwrap(), [7; 3_000]);
 }

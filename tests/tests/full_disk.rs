@@ -13,6 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use dfs_tests::{DevCluster, LoopDisk, run_in, shell};
+use rustix::fs::statvfs;
 
 /// Errors come at once, not at some deadline.
 const TOLD_WITHIN: Duration = Duration::from_secs(25);
@@ -43,7 +44,8 @@ fn fill_and_recover(cluster: &DevCluster, over_mib: u32) {
 
     shell("echo 3 > /proc/sys/vm/drop_caches");
     assert_eq!(sum("kept"), kept);
-    assert!(cluster.admin(&["health"]).ok(), "a full disk is no fault");
+    let health = cluster.admin(&["health", "detail"]);
+    assert!(health.ok(), "a full disk is no fault: {}", health.stdout);
     shell(&format!(
         "mkdir {0} && mv {0} {0}.moved && rmdir {0}.moved",
         at.join("names").display()
@@ -75,6 +77,33 @@ fn one_small_storage_node() {
     let _ = cluster.down().expect_ok("dev down");
 }
 
+/// What others write to the disk below is not free for dfs, and comes back.
+fn df_follows_the_disk(cluster: &DevCluster) {
+    let free_mib = || {
+        let of = statvfs(&cluster.mount).unwrap();
+        of.f_bavail * of.f_frsize >> 20
+    };
+    let others = cluster.data.join("others");
+    // Each node measured the disk when the next ones had not made their first segments yet; now all have measured once more.
+    thread::sleep(Duration::from_secs(8));
+    let before = free_mib();
+    let wait_for = |what: &str, holds: &dyn Fn(u64) -> bool| {
+        let start = Instant::now();
+        while !holds(free_mib()) {
+            assert!(
+                start.elapsed() < Duration::from_secs(30),
+                "{what}: {} MiB of {before}",
+                free_mib()
+            );
+            thread::sleep(Duration::from_millis(200));
+        }
+    };
+    shell(&format!("fallocate -l 1000M {}", others.display()));
+    wait_for("taken by others", &|free| free + 900 < before);
+    fs::remove_file(others).unwrap();
+    wait_for("given back", &|free| free + 100 > before);
+}
+
 /// The metadata servers live on the same small disk, and go on.
 #[test]
 fn everything_on_one_small_disk() {
@@ -88,6 +117,7 @@ fn everything_on_one_small_disk() {
         fs::create_dir(data).unwrap();
         disk = Some(LoopDisk::create(&image.path().join("disk.img"), data, "ext4", 2_500));
     });
+    df_follows_the_disk(&cluster);
     fill_and_recover(&cluster, 2_000);
     let _ = cluster.down().expect_ok("dev down");
     let _ = cluster.start_all().expect_ok("dev up");

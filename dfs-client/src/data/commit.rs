@@ -11,9 +11,6 @@ use super::writer::{FLUSH_AGE_MS, timeout};
 use crate::meta::Untold;
 use crate::mount::Mount;
 
-/// Data on the chains is committed after this long even if nobody asks, so that others see a log grow.
-pub(super) const COMMIT_AGE_MS: u64 = 1_000;
-
 /// Who commits: the mount itself; permission was checked when the file was opened.
 pub(super) const SYSTEM: Caller = Caller { uid: 0, gid: 0 };
 
@@ -216,11 +213,12 @@ impl Mount {
             self.kick(&file, FLUSH_AGE_MS);
             let (due, closed, expired) = {
                 let inner = file.inner.lock();
-                let due = inner
-                    .owed
-                    .is_some_and(|owed| now_ms.saturating_sub(owed.since_ms) >= COMMIT_AGE_MS);
                 let closed = inner.opens == 0;
-                let due = if closed { inner.growth.is_some() } else { due };
+                let due = if closed {
+                    inner.growth.is_some()
+                } else {
+                    inner.is_commit_due(now_ms)
+                };
                 (due, closed, self.check_session(&file).is_err())
             };
             if due && (closed || !expired) && file.commit_turn.try_lock().is_ok() {

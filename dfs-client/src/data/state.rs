@@ -21,7 +21,10 @@ use super::errseq::LateErrors;
 use super::kept::{Entry, Kept, Lacks};
 use super::reader::Reading;
 use super::unsynced::{Owing, Unsynced};
-use super::writer::Written;
+use super::writer::{FLUSH_AGE_MS, Written};
+
+/// A file of which the group knows that it grows is told of after this long.
+const GROWTH_AGE_MS: u64 = 1_000;
 
 /// The short block at a file's end as this mount last wrote it: the base of the next append, without a read.
 #[derive(Clone, Debug)]
@@ -234,7 +237,7 @@ impl Inner {
     }
 
     /// A slab has arrived: these runs, with the sync flag or without.
-    pub(crate) fn arrived(&mut self, arrival: Arrival, room: &Arc<Semaphore>, now_ms: u64) {
+    pub(crate) fn arrived(&mut self, arrival: Arrival, room: &Arc<Semaphore>) {
         let Arrival {
             chain,
             slab,
@@ -257,6 +260,7 @@ impl Inner {
             commit: end > self.attributes.length_bytes || cut != self.cut() || (uncertain && !alone),
         };
 
+        let written_ms = slab.since_ms;
         if lacks.sync || lacks.commit || written.iter().any(|written| self.kept.touches(written.run.chunk)) {
             let entry = Entry {
                 chain,
@@ -272,7 +276,7 @@ impl Inner {
                 self.unsynced.gap(chain, number);
             }
         }
-        self.owe(now_ms);
+        self.owe(written_ms);
     }
 
     /// A sync that began when `owing` was all on the chain has ended, or has found it lost.
@@ -501,15 +505,27 @@ impl Inner {
         }
     }
 
-    pub(crate) fn owe(&mut self, now_ms: u64) {
+    /// The group is to be told of something done then.
+    pub(crate) fn owe(&mut self, since_ms: u64) {
         self.debts += 1;
         let before = self.owed;
         self.owed = Some(Owed {
             mtime: self.last_write,
             number: self.debts,
-            since_ms: before.map_or(now_ms, |owed| owed.since_ms),
+            since_ms: before.map_or(since_ms, |owed| owed.since_ms),
             times: before.is_some_and(|owed| owed.times),
         });
+    }
+
+    /// Whether the group is to be told now though nobody asks, so that others see a log grow.
+    pub(crate) fn is_commit_due(&self, now_ms: u64) -> bool {
+        let age_ms = match self.growth {
+            // Who looks at the file gets its present length anyway.
+            Some(_) => GROWTH_AGE_MS,
+            None => FLUSH_AGE_MS,
+        };
+        self.owed
+            .is_some_and(|owed| now_ms.saturating_sub(owed.since_ms) >= age_ms)
     }
 
     /// The command's part that pays the debt.
@@ -606,7 +622,7 @@ mod tests {
     /// A write that ends there arrives.
     fn arrive(inner: &mut Inner, end: u64) {
         let arrival = arrival(inner, end);
-        inner.arrived(arrival, &Arc::new(Semaphore::new(1 << 20)), 0);
+        inner.arrived(arrival, &Arc::new(Semaphore::new(1 << 20)));
     }
 
     fn arrival(inner: &mut Inner, end: u64) -> Arrival {
@@ -692,12 +708,12 @@ mod tests {
         committed(&mut inner);
         let mut arrival = arrival(&mut inner, 200);
         arrival.written[0].run.version.counter = 1;
-        inner.arrived(arrival, &Arc::new(Semaphore::new(1 << 20)), 0);
+        inner.arrived(arrival, &Arc::new(Semaphore::new(1 << 20)));
         assert_eq!(inner.commit(false).unwrap().0.extend_to_bytes, Some(200));
         let mut held = self::arrival(&mut inner, 300);
         held.written[0].run.version.counter = 1;
         held.alone = true;
-        inner.arrived(held, &Arc::new(Semaphore::new(1 << 20)), 0);
+        inner.arrived(held, &Arc::new(Semaphore::new(1 << 20)));
         assert_eq!(
             inner.commit(false).unwrap().0.extend_to_bytes,
             Some(200),

@@ -26,14 +26,14 @@ use tokio::time::Instant;
 use super::commit::SYSTEM;
 use super::kept::WrittenRun;
 use super::state::{FileState, Word};
-use super::writer::{FLUSH_AGE_MS, join_all, timeout, too_big, unexpected_change};
+use super::writer::{join_all, timeout, too_big, unexpected_change};
 use crate::mount::{Mount, wall_clock};
 
 /// Chunks removed by requests of their own.
 const MAX_REMOVALS: u32 = 64;
 
-/// Data that a living mount has sent is committed within this, or it is taken for a dead one's.
-pub(super) const LIVE_WRITER: Duration = Duration::from_millis(FLUSH_AGE_MS + super::commit::COMMIT_AGE_MS + 500);
+/// Data that a living mount has sent is committed within this, or it is taken for a dead one's. Some four times what that takes.
+pub(super) const LIVE_WRITER: Duration = Duration::from_secs(2);
 
 /// Between two looks at a file that another mount is about to commit or to cut.
 pub(super) const LOOK_EVERY: Duration = Duration::from_millis(50);

@@ -23,8 +23,9 @@ use super::state::{Arrival, FileState, Tail};
 use crate::chunks::Written as Placed;
 use crate::mount::{Handle, Mount, wall_clock};
 
-/// A slab that nobody adds to waits this long for more before it goes out.
-pub(crate) const FLUSH_AGE_MS: u64 = 500;
+/// A slab waits this long for more to be written to it before it goes out. With the round of the clock after that, others see a write
+/// within half a second.
+pub(crate) const FLUSH_AGE_MS: u64 = 300;
 
 /// So much that others may take for garbage, should this mount stand still, is committed before its age.
 const COMMIT_BYTES: usize = MAX_KEPT_BYTES / 2;
@@ -229,9 +230,10 @@ impl Mount {
                             alone,
                             sent_ms,
                         };
-                        inner.arrived(arrival, &self.kept_room, now_ms);
+                        inner.arrived(arrival, &self.kept_room);
                         let much = waiting < COMMIT_BYTES && inner.kept.uncommitted_bytes() >= COMMIT_BYTES;
-                        if much && !alone {
+                        let due = inner.is_commit_due(now_ms) && file.commit_turn.try_lock().is_ok();
+                        if due || (much && !alone) {
                             self.commit_soon(file);
                         }
                     }

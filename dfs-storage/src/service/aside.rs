@@ -84,7 +84,7 @@ fn with_prefix(data: &Path, prefix: &str) -> io::Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-fn size_bytes(directory: &Path) -> u64 {
+pub(super) fn size_bytes(directory: &Path) -> u64 {
     std::fs::read_dir(directory).map_or(0, |entries| {
         entries
             .flatten()
@@ -94,10 +94,10 @@ fn size_bytes(directory: &Path) -> u64 {
     })
 }
 
-/// Bytes of everything in `data` that holds chunks, now or until it is deleted.
-pub(super) fn bytes_of_stores(data: &Path, chunks: &Path) -> u64 {
+/// Bytes of everything in `data` that is set aside.
+pub(super) fn bytes_set_aside(data: &Path) -> u64 {
     let set_aside = with_prefix(data, PREFIX).unwrap_or_default();
-    set_aside.iter().map(|path| size_bytes(path)).sum::<u64>() + size_bytes(chunks)
+    set_aside.iter().map(|path| size_bytes(path)).sum()
 }
 
 /// Deletes what was being deleted when an earlier process ended.
@@ -258,7 +258,7 @@ mod tests {
         assert_eq!(aside.path, data.join(format!("aside-{}", StoreId([7; 16]))));
         assert_eq!(aside.size_bytes, 6);
         assert!(aside.path.join("poisoned").exists() && !chunks.exists());
-        assert_eq!(bytes_of_stores(data, &chunks), 6);
+        assert_eq!(bytes_set_aside(data) + size_bytes(&chunks), 6);
         // Interrupted in the middle.
         let half = data.join(format!("removed-{}", StoreId([7; 16])));
         std::fs::rename(&aside.path, &half).unwrap();

@@ -60,10 +60,16 @@ impl DataDirectory {
 
     /// Bytes that may be taken from its file system, or are ours already. What is set aside goes before long.
     pub(crate) fn capacity_bytes(&self) -> Result<u64> {
-        let usable = usable_bytes(&self.path).map_err(|e| trouble(&self.path, "can not be measured", &e))?;
-        let ours = aside::bytes_of_stores(&self.path, &self.chunks());
-        Ok(usable.saturating_add(ours))
+        capacity_bytes(&self.path, aside::size_bytes(&self.chunks()))
     }
+}
+
+/// What a store in this data directory may take of its file system, if it has taken `store_bytes` already.
+pub(super) fn capacity_bytes(data: &Path, store_bytes: u64) -> Result<u64> {
+    let usable = usable_bytes(data).map_err(|e| trouble(data, "can not be measured", &e))?;
+    Ok(usable
+        .saturating_add(store_bytes)
+        .saturating_add(aside::bytes_set_aside(data)))
 }
 
 pub(super) fn trouble(path: &Path, what: &str, source: &std::io::Error) -> Error {

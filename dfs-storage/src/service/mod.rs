@@ -5,6 +5,7 @@
 
 mod aside;
 mod budget;
+mod capacity;
 pub(crate) mod chain;
 mod damage;
 mod directory;
@@ -498,13 +499,17 @@ impl StorageServer {
             damaged = opened.report.rot.len(),
             "store opened"
         );
-        let running = Running::start(
+        let data = opened.directory.path().to_path_buf();
+        let mut running = Running::start(
             opened,
             id,
             advertised,
             transport,
             (&options.config, options.scrub_bytes_per_s),
         )?;
+        if options.capacity_bytes.is_none() {
+            running.tasks.spawn(capacity::run(Arc::clone(&running.node), data));
+        }
         let service = Arc::new(StorageService {
             node: Arc::clone(&running.node),
         });

@@ -100,6 +100,8 @@ pub(super) struct State {
     pub(super) retiring: Vec<Arc<SegmentFile>>,
     /// Segment files that exist.
     pub(super) slots: u32,
+    /// As many as the capacity allows.
+    pub(super) max_slots: u32,
     pub(super) next_slot: u32,
     next_sequence: Sequence,
     pub(super) fault: Option<Fault>,
@@ -133,7 +135,6 @@ pub(super) struct Geometry {
     pub(super) node: StorageId,
     pub(super) store: StoreId,
     pub(super) segment_size_bytes: u32,
-    pub(super) max_slots: u32,
 }
 
 pub(super) struct Log {
@@ -173,6 +174,7 @@ impl Log {
     pub(super) fn new(
         disk: Arc<dyn Disk>,
         geometry: Geometry,
+        max_slots: u32,
         mut index: Index,
         start: Start,
         checkpoint_interval_bytes: u64,
@@ -183,7 +185,7 @@ impl Log {
         let mut disk_full = false;
         // The reserve is real: made now, so that a disk that others fill can not take it away.
         let wanted = RESERVE_SEGMENTS as usize + usize::from(start.active.is_none());
-        while free.len() < wanted && slots < geometry.max_slots {
+        while free.len() < wanted && slots < max_slots {
             let made = disk.create(&segment_name(next_slot), u64::from(geometry.segment_size_bytes));
             let file = match made {
                 Ok(file) => file,
@@ -207,7 +209,7 @@ impl Log {
         } else {
             let segment = free.pop_front().ok_or(StoreError::NoSpace {
                 used_bytes: index.live_bytes(),
-                total_bytes: u64::from(geometry.max_slots) * u64::from(geometry.segment_size_bytes),
+                total_bytes: u64::from(max_slots) * u64::from(geometry.segment_size_bytes),
             })?;
             let header = SegmentHeader {
                 cluster: geometry.cluster,
@@ -255,6 +257,7 @@ impl Log {
                 free,
                 retiring: Vec::new(),
                 slots,
+                max_slots,
                 next_slot,
                 next_sequence,
                 fault: None,
@@ -401,7 +404,7 @@ impl Log {
 
     fn next_segment(&self, state: &mut State, urgency: Urgency) -> Result<(), StoreError> {
         let keep = if urgency == Urgency::Data { RESERVE_SEGMENTS } else { 0 };
-        if state.available(&self.geometry) <= keep {
+        if state.available() <= keep {
             return Err(self.no_space(state));
         }
         // A new one is made while the reserve is all that is left on the free list.
@@ -470,7 +473,7 @@ impl Log {
 
     /// Makes one more segment file.
     pub(super) fn make_segment(&self, state: &mut State) -> Result<FreeSegment, StoreError> {
-        if state.slots >= self.geometry.max_slots {
+        if state.slots >= state.max_slots {
             return Err(self.no_space(state));
         }
         let slot = state.next_slot;
@@ -656,17 +659,17 @@ impl State {
     }
 
     /// Segments that can still be begun.
-    pub(super) fn available(&self, geometry: &Geometry) -> u32 {
+    pub(super) fn available(&self) -> u32 {
         let unmade = if self.disk_full {
             0
         } else {
-            geometry.max_slots.saturating_sub(self.slots)
+            self.max_slots.saturating_sub(self.slots)
         };
         self.free.len() as u32 + unmade
     }
 
     pub(super) fn total_bytes(&self, geometry: &Geometry) -> u64 {
-        let slots = if self.disk_full { self.slots } else { geometry.max_slots };
+        let slots = if self.disk_full { self.slots } else { self.max_slots };
         u64::from(slots.saturating_sub(RESERVE_SEGMENTS)) * u64::from(geometry.segment_size_bytes - DATA_START)
     }
 

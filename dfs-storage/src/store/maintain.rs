@@ -112,7 +112,7 @@ impl Log {
         let mut state = self.lock();
         let quiet = self.is_quiet(&state);
         let written = std::mem::take(&mut state.since_maintain_bytes);
-        let wanted = state.free.len() as u32 <= RESERVE_SEGMENTS && state.slots < self.geometry.max_slots;
+        let wanted = state.free.len() as u32 <= RESERVE_SEGMENTS && state.slots < state.max_slots;
         if written == 0 || !wanted {
             return Ok(());
         }
@@ -193,7 +193,7 @@ impl Log {
     }
 
     fn is_short(&self) -> bool {
-        self.lock().available(&self.geometry) <= RESERVE_SEGMENTS + SHORT_SEGMENTS
+        self.lock().available() <= RESERVE_SEGMENTS + SHORT_SEGMENTS
     }
 
     /// The segment with least alive in it, if it is worth the work.

@@ -71,6 +71,9 @@ const SUPERBLOCK_COPY_FILE: &str = "superblock.copy";
 /// Smallest segment that a real capacity leads to: it holds the largest message.
 const MIN_SEGMENT_SIZE_BYTES: u64 = 8 << 20;
 
+/// Segments without which a store can not work.
+const MIN_SLOTS: u32 = RESERVE_SEGMENTS + 2;
+
 /// A capacity is cut into at least this many segments, so that compaction has room to work in.
 const MIN_SEGMENTS: u64 = 16;
 
@@ -238,13 +241,13 @@ impl ChunkStore {
             node: superblock.node,
             store: superblock.store,
             segment_size_bytes: superblock.segment_size_bytes,
-            max_slots: (options.capacity_bytes / u64::from(superblock.segment_size_bytes)) as u32,
         };
-        if geometry.max_slots < RESERVE_SEGMENTS + 2 {
+        let max_slots = slots(options.capacity_bytes, &geometry);
+        if max_slots < MIN_SLOTS {
             return Err(StoreError::Incompatible(format!(
                 "a capacity of {} bytes is too small: a store needs at least {}",
                 options.capacity_bytes,
-                u64::from(RESERVE_SEGMENTS + 2) * u64::from(superblock.segment_size_bytes)
+                u64::from(MIN_SLOTS) * u64::from(superblock.segment_size_bytes)
             )));
         }
         // A store that lost something is not the one that the metadata group knows: were it to bring a chain back alone, what it lost
@@ -270,6 +273,7 @@ impl ChunkStore {
         let log = Log::new(
             disk,
             geometry,
+            max_slots,
             recovered.index,
             recovered.start,
             options.checkpoint_interval_bytes,
@@ -626,6 +630,16 @@ impl ChunkStore {
         }
     }
 
+    /// Bytes of the files of its log.
+    pub fn file_bytes(&self) -> u64 {
+        u64::from(self.log.lock().slots) * u64::from(self.log.geometry.segment_size_bytes)
+    }
+
+    /// It may take so much of its disk from now on. What it has already stays, also if that is more.
+    pub fn set_capacity(&self, bytes: u64) {
+        self.log.lock().max_slots = slots(bytes, &self.log.geometry).max(MIN_SLOTS);
+    }
+
     /// Why the store takes nothing more, if so.
     pub fn fault(&self) -> Option<String> {
         self.log.fault().map(|fault| fault.reason)
@@ -654,4 +668,9 @@ impl ChunkStore {
     pub fn close(&self) -> Result<(), StoreError> {
         self.log.checkpoint()
     }
+}
+
+/// Segments that fit into a capacity.
+fn slots(capacity_bytes: u64, geometry: &Geometry) -> u32 {
+    u32::try_from(capacity_bytes / u64::from(geometry.segment_size_bytes)).unwrap_or(u32::MAX)
 }

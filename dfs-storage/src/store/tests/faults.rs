@@ -57,6 +57,42 @@ fn a_full_store_refuses_cleanly_and_can_always_be_emptied() {
 }
 
 #[test]
+fn a_capacity_that_changes_is_kept_from_then_on() {
+    let disk = SimDisk::new();
+    let (store, _) = open(&disk, 12);
+    let mut model = Model::new();
+    let n = fill(&store, &mut model);
+    let (full, files) = (store.usage(), store.file_bytes());
+    store.set_capacity(24 * u64::from(SEGMENT));
+    assert!(store.usage().total_bytes > full.total_bytes * 3 / 2);
+    let op = |round| Op::Write {
+        chunk: 6,
+        first: 400 + 4 * round as u32,
+        blocks: 4,
+        last: 4096,
+    };
+    for round in 0..20 {
+        step(&store, &mut model, &op(round), n + 1 + round).unwrap();
+    }
+    assert!(store.file_bytes() > files);
+    // Less than it has: it takes nothing more, and loses nothing.
+    store.set_capacity(0);
+    assert!(store.usage().total_bytes < store.usage().used_bytes);
+    let mut more = 20..200;
+    assert!(more.any(|round| matches!(
+        step(&store, &mut model, &op(round), n + 1 + round),
+        Err(StoreError::NoSpace { .. })
+    )));
+    assert_eq!(contents(&store), model);
+    for chunk in 0..8 {
+        step(&store, &mut model, &Op::Remove { chunk }, n + 300 + u64::from(chunk)).unwrap();
+    }
+    store.set_capacity(12 * u64::from(SEGMENT));
+    step(&store, &mut model, &op(0), n + 400).unwrap();
+    assert_eq!(contents(&store), model);
+}
+
+#[test]
 fn a_disk_that_others_filled_is_no_fault() {
     let disk = SimDisk::new();
     let (store, _) = open(&disk, 100);
