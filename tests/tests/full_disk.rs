@@ -81,7 +81,7 @@ fn one_small_storage_node() {
 fn df_follows_the_disk(cluster: &DevCluster) {
     let free_mib = || {
         let of = statvfs(&cluster.mount).unwrap();
-        of.f_bavail * of.f_frsize >> 20
+        (of.f_bavail * of.f_frsize) >> 20
     };
     let others = cluster.data.join("others");
     // Each node measured the disk when the next ones had not made their first segments yet; now all have measured once more.
