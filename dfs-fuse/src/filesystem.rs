@@ -483,6 +483,28 @@ impl Filesystem for Adapter {
         self.serve_empty(subject, reply, async move { client.fsync(handle, data_only).await });
     }
 
+    fn fallocate(
+        &self,
+        request: &Request,
+        inode: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        let grows = match mode {
+            0 => true,
+            libc::FALLOC_FL_KEEP_SIZE => false,
+            // Holes and moved ranges.
+            _ => return reply.error(Errno::EOPNOTSUPP),
+        };
+        let (client, handle) = (self.client.clone(), handle_of(handle));
+        let subject = Subject::changing(request, "fallocate", inode_of(inode));
+        let work = async move { client.allocate(handle, (offset, length), grows).await };
+        self.serve_empty(subject, reply, work);
+    }
+
     fn opendir(&self, _request: &Request, inode: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         let handle = self.directories.open(&self.client, inode_of(inode));
         reply.opened(handle, FopenFlags::empty());

@@ -244,3 +244,43 @@ fn nothing_readable_stands_on_the_servers_disks() {
         canary
     );
 }
+
+#[test]
+fn room_can_be_asked_for() {
+    let mut cluster = DevCluster::up();
+    let (a, b) = (cluster.mount.clone(), cluster.mount_again());
+    let length = |name: &str| fs::metadata(b.join(name)).unwrap().len();
+    fs::write(a.join("file"), b"begins so").unwrap();
+    let allocate = |line: &str| run_in(&a, &format!("fallocate {line}"));
+    let _ = allocate("-l 3000000 file").expect_ok("plain");
+    assert_eq!(length("file"), 3_000_000);
+    let _ = allocate("-l 1000 file").expect_ok("within the file");
+    let _ = allocate("-n -l 9000000 file").expect_ok("keeping the size");
+    assert_eq!(length("file"), 3_000_000);
+    let content = fs::read(b.join("file")).unwrap();
+    assert!(content.starts_with(b"begins so") && content[9..].iter().all(|&byte| byte == 0));
+    for (flags, name) in [
+        ("O_WRONLY", "write"),
+        ("O_RDWR|os.O_APPEND", "append"),
+        ("O_WRONLY|os.O_APPEND", "both"),
+    ] {
+        let script = format!(
+            "import os; fd = os.open('{name}', os.O_CREAT|os.{flags}, 0o600); os.write(fd, b'x' * 5000)
+os.posix_fallocate(fd, 0, 7000000); os.posix_fallocate(fd, 10, 20); os.write(fd, b'y')"
+        );
+        let _ = run_in(&a, &format!("python3 -c \"{script}\"")).expect_ok(name);
+        let appended = u64::from(flags.contains("APPEND"));
+        assert_eq!(length(name), 7_000_000 + appended, "{name}");
+    }
+    let refused = |line: &str, why: &str| {
+        let refused = allocate(line);
+        assert!(
+            !refused.ok() && refused.stderr.contains(why),
+            "{line}: {}",
+            refused.stderr
+        );
+    };
+    refused("-l 1P huge", "No space left on device");
+    refused("-p -o 4096 -l 4096 file", "unsupported");
+    assert_eq!(fs::read(b.join("file")).unwrap(), content);
+}

@@ -208,7 +208,8 @@ impl Mount {
     }
 
     /// Everything that was written through this mount before is durable afterwards, and so is every change of names and attributes.
-    /// An error that fsync of a file would report stays there to be reported, and is returned here as well.
+    /// An error that fsync of a file would report stays there to be reported, and is returned here as well; a change that was refused
+    /// after it was shown, once.
     pub(crate) async fn sync_all(self: &Arc<Self>, deadline: Instant) -> Result<()> {
         let mut outcome = Ok(());
         for file in self.unsettled() {
@@ -218,7 +219,7 @@ impl Mount {
             };
             outcome = outcome.and(sent.await.map(|_| ()));
         }
-        outcome = outcome.and(self.session.settled(deadline).await);
+        outcome = outcome.and(self.session.settled_since_sync(deadline).await);
         let due = self.background.lock().due(self.now_ms(), 0);
         outcome = outcome.and(self.sync_due(due, deadline).await);
         let files: Vec<_> = self.files.lock().open.values().cloned().collect();

@@ -1,5 +1,6 @@
 //! The data of files: pure buffers and plans, and the shells that move them.
 
+pub(crate) mod allocate;
 pub(crate) mod background;
 pub(crate) mod blocks;
 pub(crate) mod commit;

@@ -169,12 +169,7 @@ impl Mount {
     ) -> Result<()> {
         let entries = self.drop_truncated(file, chain, entries, deadline).await?;
         let entries = entries.as_slice();
-        let uncut_to = {
-            let inner = file.inner.lock();
-            let were_cut = entries.iter().filter(|entry| !inner.outlived_cuts(entry));
-            let left = were_cut.map(|entry| inner.cuts_since(entry.cut).map_or(0, |since| since.left_bytes));
-            left.min().unwrap_or(u64::MAX)
-        };
+        let uncut_to = file.inner.lock().uncut_to(entries.iter());
         let was_cut = |chunk, block| uncut_bytes(file, uncut_to, chunk, block) < BLOCK_SIZE_BYTES;
         let replay = Replay {
             file,

@@ -198,19 +198,29 @@ impl Inner {
         since.is_some_and(|since| entry.end <= since.left_bytes)
     }
 
-    /// What a half-written block was found to hold; see [`Kept::found`].
+    /// The file's bytes before this have outlived all cuts since these writes were acknowledged.
+    pub(crate) fn uncut_to<'a>(&self, entries: impl Iterator<Item = &'a Entry>) -> u64 {
+        let were_cut = entries.filter(|entry| !self.outlived_cuts(entry));
+        let left = were_cut.map(|entry| self.cuts_since(entry.cut).map_or(0, |since| since.left_bytes));
+        left.min().unwrap_or(u64::MAX)
+    }
+
+    /// What a block was found to hold that this mount then wrote anew; see [`Kept::found`].
     pub(crate) fn found(
         &mut self,
         layout: &Layout,
-        (chunk, block): (ChunkIndex, BlockIndex),
+        (chain, chunk, block): (ChainId, ChunkIndex, BlockIndex),
         version: ChunkVersion,
         bytes: &[u8],
     ) {
-        if !self.kept.touches(chunk) || !self.kept.entries().all(|entry| self.outlived_cuts(entry)) {
+        if !self.kept.touches(chunk) {
             return;
         }
+        let start = layout.block_start(chunk, block);
+        let uncut = self.uncut_to(self.kept.entries().filter(|entry| entry.chain == chain));
+        let uncut = uncut.saturating_sub(start).min(bytes.len() as u64);
         self.kept
-            .found((chunk, block, layout.block_start(chunk, block)), version, bytes);
+            .found((chunk, block, start), version, &bytes[..uncut as usize]);
     }
 
     /// Whether something is uncommitted that a cut may have removed.
@@ -292,6 +302,10 @@ impl Inner {
             earlier.unsynced.gap(chain, number);
         }
         self.unsynced = std::mem::take(&mut earlier.unsynced);
+        // Handles of the earlier session are told as well, if they ask.
+        if let Some(error) = earlier.errors.untold() {
+            self.errors.record(error);
+        }
         if !earlier.is_settled() {
             self.errors.record(Error::new(
                 ErrorCode::SessionExpired,

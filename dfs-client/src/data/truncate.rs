@@ -133,7 +133,7 @@ impl Mount {
     }
 
     /// Extends a file that this mount holds. `None`: it does not.
-    async fn extend_held(
+    pub(super) async fn extend_held(
         self: &Arc<Self>,
         file: &Arc<FileState>,
         caller: Caller,
@@ -159,7 +159,7 @@ impl Mount {
     }
 
     /// Extends a file that has nothing beyond its end.
-    async fn extend(
+    pub(super) async fn extend(
         self: &Arc<Self>,
         file: &Arc<FileState>,
         caller: Caller,
@@ -520,7 +520,9 @@ impl Mount {
                 Err(error) => return Err(error),
                 Ok(after) => {
                     // It may have lost what this mount had written before: that is found by what it was rewritten from.
-                    file.inner.lock().kept.rewritten(&WrittenRun {
+                    let mut inner = file.inner.lock();
+                    inner.found(&file.layout, (chain, index, block), version, &base);
+                    inner.kept.rewritten(&WrittenRun {
                         chunk: index,
                         first: block,
                         blocks: 1,
@@ -552,7 +554,7 @@ impl Mount {
     }
 
     /// Tells the group every length that it does not know yet. To be called with the commit's turn.
-    async fn commit_lengths(self: &Arc<Self>, file: &Arc<FileState>, deadline: Instant) -> Result<()> {
+    pub(super) async fn commit_lengths(self: &Arc<Self>, file: &Arc<FileState>, deadline: Instant) -> Result<()> {
         while file.inner.lock().kept.uncommitted_end() > 0 {
             self.commit_in_turn(file, Word::Passing, None, deadline).await?;
         }

@@ -351,7 +351,12 @@ impl Mount {
                     // Only now: the chunk has seen no cut that this mount does not know of.
                     let mut inner = file.inner.lock();
                     for (condition, base) in conditions.iter().zip(&bases) {
-                        inner.found(&file.layout, (run.chunk, condition.block), condition.version, base);
+                        inner.found(
+                            &file.layout,
+                            (chain, run.chunk, condition.block),
+                            condition.version,
+                            base,
+                        );
                     }
                     drop(inner);
                     return Ok(Written {

@@ -350,6 +350,11 @@ impl Ahead {
         self.inner.lock().refusals.untold()
     }
 
+    /// The same since the last sync of the whole mount.
+    pub(super) fn untold_since_sync(&self) -> Option<Error> {
+        self.inner.lock().refusals.untold_since_sync()
+    }
+
     /// How many changes did not come to pass as they were shown.
     pub(super) fn untrue(&self) -> u64 {
         self.inner.lock().untrue

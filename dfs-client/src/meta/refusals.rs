@@ -42,6 +42,8 @@ pub(crate) struct Refusals {
     inodes: BTreeMap<InodeId, Refused>,
     /// Of those that are not known one by one.
     whole_mount: Option<Refused>,
+    /// Newest number of which a sync of the whole mount has told.
+    synced: u64,
 }
 
 impl Refusals {
@@ -94,9 +96,19 @@ impl Refusals {
 
     /// The newest of which nobody was told, when the mount ends.
     pub(crate) fn untold(&self) -> Option<Error> {
+        self.newest_untold(0)
+    }
+
+    /// The same since the last call: a sync of the whole mount tells of each refusal once. Whoever has the inode open is told as well.
+    pub(crate) fn untold_since_sync(&mut self) -> Option<Error> {
+        let since = std::mem::replace(&mut self.synced, self.count);
+        self.newest_untold(since)
+    }
+
+    fn newest_untold(&self, since: u64) -> Option<Error> {
         let all = self.inodes.values().chain(&self.whole_mount);
         let newest = all
-            .filter(|refused| refused.told < refused.number)
+            .filter(|refused| refused.number > refused.told.max(since))
             .max_by_key(|refused| refused.number);
         newest.map(|refused| refused.error.clone())
     }
@@ -113,6 +125,19 @@ mod tests {
 
     fn error(detail: &str) -> Error {
         Error::new(ErrorCode::HoldLost, detail)
+    }
+
+    #[test]
+    fn a_sync_of_the_mount_tells_of_each_once_and_handles_are_told_all_the_same() {
+        let mut refusals = Refusals::default();
+        let (mut a, mut b) = (refusals.open(A), refusals.open(B));
+        refusals.record([A], &error("a"));
+        assert_eq!(refusals.untold_since_sync(), Some(error("a")));
+        assert_eq!(refusals.untold_since_sync(), None);
+        refusals.record([B], &error("b"));
+        assert_eq!(refusals.check(B, &mut b), Err(error("b")));
+        assert_eq!(refusals.untold_since_sync(), None, "somebody was told");
+        assert_eq!(refusals.check(A, &mut a), Err(error("a")));
     }
 
     #[test]

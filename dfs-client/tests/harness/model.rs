@@ -287,9 +287,6 @@ impl File {
                 event.refused = true;
             }
         }
-        if !well {
-            self.excuses.remove(&mount);
-        }
         self.stalled.remove(&mount);
     }
 
@@ -313,6 +310,8 @@ impl File {
         let told: Vec<_> = self.events.iter().map(|event| event.told).collect();
         self.flushed(mount, (from, to), well);
         if !well {
+            // All of it; a close tells of what was found before it, and more may be found.
+            self.excuses.remove(&mount);
             return;
         }
         if data_only {

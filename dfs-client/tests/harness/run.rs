@@ -241,6 +241,7 @@ impl Run {
             self.cluster.log(|| format!("{number}: {step:?}"));
             let at = || format!("step {number}, {step:?}");
             self.step(step).await.map_err(|what| Wrong { at: at(), what })?;
+            self.note_losses();
         }
         let at = || "at the end".to_owned();
         self.finish().await.map_err(|what| Wrong { at: at(), what })
@@ -361,6 +362,18 @@ impl Run {
             return Ok(());
         }
         self.judge(grip.m, what, error)
+    }
+
+    /// A loss may wait for a later call, and hold that up for seconds.
+    fn note_losses(&self) {
+        let told_to = self.moment_before(UNTOLD_MS);
+        let mut world = self.world.borrow_mut();
+        let world = &mut *world;
+        for mounted in world.mounts.values().filter(|mounted| mounted.wire.is_losing()) {
+            for known in &mut world.files {
+                known.model.mount_stalled(mounted.id, told_to);
+            }
+        }
     }
 
     async fn step(&self, step: &Step) -> Judged {

@@ -99,6 +99,12 @@ impl Wire {
         }
     }
 
+    /// Requests or answers are yet to be lost.
+    pub fn is_losing(&self) -> bool {
+        let gate = self.gate.lock();
+        !gate.group_losses.is_empty() || !gate.node_losses.is_empty()
+    }
+
     pub fn lose(&self, cable: Cable, loss: Loss, count: u32) {
         let mut gate = self.gate.lock();
         for _ in 0..count {
