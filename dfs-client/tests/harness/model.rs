@@ -481,10 +481,10 @@ impl File {
     }
 
     /// The mount could not speak for longer than others wait for a writer: what it had not told the group they may have taken for a
-    /// dead mount's, and written over. Of what it has done to a file that it holds it may not have told anything since `told_to`.
+    /// dead mount's, and written over. Of what it has done to a file that it holds it may not have told anything since `told_to`, and that is refused then.
     pub fn mount_stalled(&mut self, mount: MountId, told_to: Moment) {
         self.stalled.insert(mount);
-        let untold = |at: Option<Moment>| at.is_some_and(|at| at > told_to);
+        let untold = |at: Option<Moment>| at.is_none_or(|at| at > told_to);
         let mine = |event: &&mut Event| event.mount == mount && !event.durable && untold(event.published);
         for event in self.events.iter_mut().filter(mine) {
             event.shaky = true;
