@@ -22,7 +22,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::chunks::Chunks;
 use crate::conflicts;
-use crate::data::allocate::check_room;
+use crate::data::allocate::{Allocation, check_room};
 use crate::data::state::{FileState, Word};
 use crate::keys::Keys;
 use crate::meta::refusals::Told;
@@ -620,18 +620,18 @@ impl Client {
         late_error(self.mount(), &handle).and(outcome)
     }
 
-    /// fallocate(2): the file is to be written from `offset` on. With `grows` it reaches to the end of that afterwards.
+    /// fallocate(2): so many bytes of the file are to be written from `offset` on.
     ///
     /// # Errors
     /// [`ErrorCode::NoSpace`] if the cluster has less room than that now. None of what it has is kept for this file.
-    pub async fn allocate(&self, handle: FileHandleId, (offset, bytes): (u64, u64), grows: bool) -> Result<()> {
+    pub async fn allocate(&self, handle: FileHandleId, (offset, bytes): (u64, u64), how: Allocation) -> Result<()> {
         let handle = self.mount().leased_handle(handle).await?;
         let mount = Arc::clone(self.mount());
         let file = Arc::clone(&handle.file);
         let free_bytes = self.stat_fs().await?.free_bytes;
         let length = file.inner.lock().length();
         let end = check_room((offset, bytes), length, free_bytes)?;
-        if !grows || end <= length {
+        if how == Allocation::KeepSize || end <= length {
             return Ok(());
         }
         detached(async move { mount.grow_to(&file, end, mount.deadline()).await }).await

@@ -28,6 +28,7 @@ pub mod verify;
 
 pub use admin::AdminClient;
 pub use client::{Client, OpenDirectory};
+pub use data::allocate::Allocation;
 #[doc(hidden)]
 pub use network::{Reply, Transport};
 pub use options::{ClientOptions, OpenMode};

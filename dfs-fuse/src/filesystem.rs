@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use dfs_client::Client;
+use dfs_client::{Allocation, Client};
 use dfs_common::wire::namespace::{Attributes, Caller, SetAttributes};
 use dfs_common::{FileHandleId, InodeId, Result, ValidName};
 use fuser::{
@@ -493,15 +493,15 @@ impl Filesystem for Adapter {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        let grows = match mode {
-            0 => true,
-            libc::FALLOC_FL_KEEP_SIZE => false,
+        let how = match mode {
+            0 => Allocation::Grow,
+            libc::FALLOC_FL_KEEP_SIZE => Allocation::KeepSize,
             // Holes and moved ranges.
             _ => return reply.error(Errno::EOPNOTSUPP),
         };
         let (client, handle) = (self.client.clone(), handle_of(handle));
         let subject = Subject::changing(request, "fallocate", inode_of(inode));
-        let work = async move { client.allocate(handle, (offset, length), grows).await };
+        let work = async move { client.allocate(handle, (offset, length), how).await };
         self.serve_empty(subject, reply, work);
     }
 

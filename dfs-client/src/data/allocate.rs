@@ -13,6 +13,14 @@ use super::state::FileState;
 use super::writer::{timeout, too_big};
 use crate::mount::Mount;
 
+/// What becomes of the length of a file that is shorter than what is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Allocation {
+    /// It reaches to the end of that.
+    Grow,
+    KeepSize,
+}
+
 impl Mount {
     /// Makes the file at least this long; what is new of it are zeros.
     pub(crate) async fn grow_to(self: &Arc<Self>, file: &Arc<FileState>, length: u64, deadline: Instant) -> Result<()> {
