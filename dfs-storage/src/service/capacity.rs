@@ -24,8 +24,10 @@ pub(crate) async fn run(node: Arc<Node>, data: PathBuf) {
             store.set_capacity(capacity);
             Ok::<_, Error>(())
         });
-        if let Ok(Err(error)) = measured.await {
-            tracing::warn!(%error, "the capacity stays what it was");
+        match measured.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "the capacity stays what it was"),
+            Err(error) => tracing::error!(%error, "the disk was not measured: the capacity stays what it was"),
         }
     }
 }
