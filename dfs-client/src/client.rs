@@ -629,6 +629,10 @@ impl Client {
         let mount = Arc::clone(self.mount());
         let file = Arc::clone(&handle.file);
         let free_bytes = self.stat_fs().await?.free_bytes;
+        // Others may have truncated the file since this mount last heard of it.
+        if !mount.knows_end(&file) {
+            mount.refresh(&file, mount.deadline()).await?;
+        }
         let length = file.inner.lock().length();
         let end = check_room((offset, bytes), length, free_bytes)?;
         if how == Allocation::KeepSize || end <= length {

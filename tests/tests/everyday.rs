@@ -283,4 +283,14 @@ os.posix_fallocate(fd, 0, 7000000); os.posix_fallocate(fd, 10, 20); os.write(fd,
     refused("-l 1P huge", "No space left on device");
     refused("-p -o 4096 -l 4096 file", "unsupported");
     assert_eq!(fs::read(b.join("file")).unwrap(), content);
+    // What another mount cut off is not taken for there.
+    let open = fs::OpenOptions::new().write(true).open(a.join("file")).unwrap();
+    fs::OpenOptions::new()
+        .write(true)
+        .open(b.join("file"))
+        .unwrap()
+        .set_len(0)
+        .unwrap();
+    rustix::fs::fallocate(&open, rustix::fs::FallocateFlags::empty(), 0, 5_000).unwrap();
+    assert_eq!(length("file"), 5_000);
 }

@@ -258,7 +258,7 @@ impl Mount {
     }
 
     /// Takes in what metadata says of the file now.
-    pub(super) async fn refresh(&self, file: &FileState, deadline: Instant) -> Result<()> {
+    pub(crate) async fn refresh(&self, file: &FileState, deadline: Instant) -> Result<()> {
         let fresh = self.fetch_attributes(file.inode, deadline).await?;
         let mut inner = file.inner.lock();
         if fresh.change > inner.attributes.change {
