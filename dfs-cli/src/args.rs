@@ -16,14 +16,15 @@ A cluster is found by --cluster FILE, else DFS_CLUSTER, else the last developmen
 #[derive(Debug, Parser)]
 #[command(name = "dfs", version, about, after_help = EXIT_CODES, propagate_version = false, disable_help_subcommand = true)]
 pub(crate) struct Cli {
-    /// What to log: error, warn, info, debug, or as RUST_LOG [default: info for servers, error for verbs]
+    /// What to log: error, warn, info, debug, or as RUST_LOG [default: info for servers, error for
+    /// verbs]
     #[arg(long, global = true, value_name = "FILTER", help_heading = "Logging")]
     pub(crate) log: Option<String>,
     /// Log as JSON, one object a line
     #[arg(long, global = true, help_heading = "Logging")]
     pub(crate) log_json: bool,
-    /// Log to this file. At 16 MiB it becomes FILE.1, and three earlier ones stay [default: stderr; of a mount in the background
-    /// ~/.local/state/dfs/mount-PATH.log]
+    /// Log to this file. At 16 MiB it becomes FILE.1, and three earlier ones stay [default: stderr;
+    /// of a mount in the background ~/.local/state/dfs/mount-PATH.log]
     #[arg(long, global = true, value_name = "FILE", help_heading = "Logging")]
     pub(crate) log_file: Option<PathBuf>,
     #[command(subcommand)]

@@ -1,8 +1,9 @@
 //! Log lines within a bound: a message that comes again and again is left out, and counted.
 //!
-//! Every place in the code that logs may write [`BURST`] lines at once and [`PER_SECOND`] in the long run; an error of
-//! this program, which may explain what a user was answered, [`BURST_OF_ERRORS`] at once. How many lines were left out
-//! is said with the next line of that place. So a log grows slowly even if something fails a thousand times a second.
+//! Every place in the code that logs may write [`BURST`] lines at once and [`PER_SECOND`] in the
+//! long run; an error of this program, which may explain what a user was answered,
+//! [`BURST_OF_ERRORS`] at once. How many lines were left out is said with the next line of that
+//! place. So a log grows slowly even if something fails a thousand times a second.
 
 use std::collections::HashMap;
 use std::fmt;

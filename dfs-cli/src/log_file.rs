@@ -1,7 +1,8 @@
 //! A log file of bounded size.
 //!
-//! What would make `NAME` longer than [`MOST_BYTES`] goes to a new file; the earlier ones are `NAME.1` (the newest) to `NAME.3`. The
-//! process does this itself, so that no log of a cluster fills a disk on a machine where nobody has set up logrotate.
+//! What would make `NAME` longer than [`MOST_BYTES`] goes to a new file; the earlier ones are
+//! `NAME.1` (the newest) to `NAME.3`. The process does this itself, so that no log of a cluster
+//! fills a disk on a machine where nobody has set up logrotate.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -68,7 +69,8 @@ impl Rotating {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         if self.size_bytes > 0 && self.size_bytes + line.len() as u64 > self.most_bytes {
             let rotated = self.rotate();
-            // Also if there is no new file: the next attempt comes when as much has been written again.
+            // Also if there is no new file: the next attempt comes when as much has been written
+            // again.
             self.size_bytes = 0;
             if let Err(error) = rotated {
                 writeln!(self.file, "{} can not be put aside: {error}", self.path.display())?;

@@ -86,7 +86,8 @@ impl Log {
         })
     }
 
-    /// Has the command, which is this program, log here; what it says when it can not start or panics comes here as well.
+    /// Has the command, which is this program, log here; what it says when it can not start or
+    /// panics comes here as well.
     pub(crate) fn attach<'a>(&self, command: &'a mut Command) -> anyhow::Result<&'a mut Command> {
         Ok(command.arg("--log-file").arg(&self.path).stderr(self.file.try_clone()?))
     }

@@ -623,7 +623,8 @@ impl Client {
     /// fallocate(2): so many bytes of the file are to be written from `offset` on.
     ///
     /// # Errors
-    /// [`ErrorCode::NoSpace`] if the cluster has less room than that now. None of what it has is kept for this file.
+    /// [`ErrorCode::NoSpace`] if the cluster has less room than that now. None of what it has is
+    /// kept for this file.
     pub async fn allocate(&self, handle: FileHandleId, (offset, bytes): (u64, u64), how: Allocation) -> Result<()> {
         let handle = self.mount().leased_handle(handle).await?;
         let mount = Arc::clone(self.mount());

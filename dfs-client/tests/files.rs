@@ -550,7 +550,8 @@ async fn the_kernel_keeps_nothing_because_of_an_open_that_it_may_not_have_seen()
     b.release(last).unwrap();
 }
 
-/// A process that is killed while its write waits for room in the buffer: the last handle is gone before the write is done.
+/// A process that is killed while its write waits for room in the buffer: the last handle is gone
+/// before the write is done.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_write_that_outlives_its_handle_is_told_and_takes_no_room_with_it() {
     const ROOM: usize = 128 << 10;

@@ -706,7 +706,8 @@ fn a_lost_write_to_a_new_chunk_is_not_taken_for_a_truncated_one() {
     }
 }
 
-/// Seeds 1166376 and 1434905: a cut of garbage ends in a block, or in front of one, that others wrote to before.
+/// Seeds 1166376 and 1434905: a cut of garbage ends in a block, or in front of one, that others
+/// wrote to before.
 #[test]
 fn what_lies_before_a_cut_of_garbage_is_not_taken_for_cut() {
     let (mib, far) = (MIB, 9 * MIB);
@@ -743,7 +744,8 @@ fn what_lies_before_a_cut_of_garbage_is_not_taken_for_cut() {
     );
 }
 
-/// Seeds 1031884 and 1372277: what was sent while somebody truncated the file was lost to the truncation, and another mount wrote there.
+/// Seeds 1031884 and 1372277: what was sent while somebody truncated the file was lost to the
+/// truncation, and another mount wrote there.
 #[test]
 fn a_write_waits_for_a_truncation_that_is_under_way() {
     let far = 9 * MIB;
@@ -786,7 +788,8 @@ fn a_write_waits_for_a_truncation_that_is_under_way() {
     );
 }
 
-/// Seeds 1046080 and 1345723: the truncation rewrites the block in which it ends, as it was before the write that was lost.
+/// Seeds 1046080 and 1345723: the truncation rewrites the block in which it ends, as it was before
+/// the write that was lost.
 #[test]
 fn a_truncation_within_a_lost_write_does_not_hide_the_loss() {
     must_hold(
@@ -804,7 +807,8 @@ fn a_truncation_within_a_lost_write_does_not_hide_the_loss() {
     );
 }
 
-/// Seeds 1080009, 1556775, 1590295 and 1096220: the sync in the background found the loss while the truncation was under way.
+/// Seeds 1080009, 1556775, 1590295 and 1096220: the sync in the background found the loss while the
+/// truncation was under way.
 #[test]
 fn what_an_own_truncation_removes_is_no_loss() {
     for (wait_ms, at, length) in [
@@ -830,7 +834,8 @@ fn what_an_own_truncation_removes_is_no_loss() {
     }
 }
 
-/// Seed 1062042: what another mount wrote in between was left out, so a part of the block had the bytes of neither.
+/// Seed 1062042: what another mount wrote in between was left out, so a part of the block had the
+/// bytes of neither.
 #[test]
 fn what_others_wrote_in_between_is_written_again_with_the_rest_of_the_block() {
     must_hold(
@@ -856,8 +861,9 @@ fn what_others_wrote_in_between_is_written_again_with_the_rest_of_the_block() {
     );
 }
 
-/// Seeds 1152902, 1775343 and 1591057: the block in which a truncation ends has another mount's bytes over this one's. Each failed only
-/// while the truncation's own rewriting of the block was taken for a later write of what this mount had written there.
+/// Seeds 1152902, 1775343 and 1591057: the block in which a truncation ends has another mount's
+/// bytes over this one's. Each failed only while the truncation's own rewriting of the block was
+/// taken for a later write of what this mount had written there.
 #[test]
 fn a_truncation_does_not_bring_back_what_others_wrote_over() {
     for lost in [power(), crash()] {
@@ -885,7 +891,8 @@ fn a_truncation_does_not_bring_back_what_others_wrote_over() {
     }
 }
 
-/// Seeds 1916582 and 1973520: what a mount had changed of a file that it held, and lost with the hold.
+/// Seeds 1916582 and 1973520: what a mount had changed of a file that it held, and lost with the
+/// hold.
 #[test]
 fn a_sync_of_the_mount_tells_of_refused_changes() {
     let steps = [
@@ -923,7 +930,8 @@ fn a_sync_of_the_mount_tells_of_refused_changes() {
     );
 }
 
-/// Seed 1991857: the session expired, and only a handle of the earlier one was left to be told of the loss.
+/// Seed 1991857: the session expired, and only a handle of the earlier one was left to be told of
+/// the loss.
 #[test]
 fn an_error_that_nobody_was_told_of_outlives_the_session() {
     let steps = [

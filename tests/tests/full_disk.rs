@@ -84,7 +84,8 @@ fn df_follows_the_disk(cluster: &DevCluster) {
         (of.f_bavail * of.f_frsize) >> 20
     };
     let others = cluster.data.join("others");
-    // Each node measured the disk when the next ones had not made their first segments yet; now all have measured once more.
+    // Each node measured the disk when the next ones had not made their first segments yet; now all
+    // have measured once more.
     thread::sleep(Duration::from_secs(8));
     let before = free_mib();
     let wait_for = |what: &str, holds: &dyn Fn(u64) -> bool| {

@@ -189,8 +189,8 @@ fn a_writer_that_stands_still_does_not_undo_what_others_did() {
     assert_eq!(fs::read(b.join("cut")).unwrap(), b"anew");
 }
 
-/// What fsync promised just before or after its mount stood still (as a stunned virtual machine does) is there, though others took the
-/// hold that the promise was made under.
+/// What fsync promised just before or after its mount stood still (as a stunned virtual machine
+/// does) is there, though others took the hold that the promise was made under.
 #[test]
 fn what_was_synced_around_a_standstill_stays() {
     const LOGS: usize = 6;

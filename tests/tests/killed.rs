@@ -24,7 +24,8 @@ fn pattern(round: u64, length: u64) -> Vec<u8> {
         .collect()
 }
 
-/// The file is as long as it was or as it was to be, its bytes are right, and nothing of the rest comes back when it grows again.
+/// The file is as long as it was or as it was to be, its bytes are right, and nothing of the rest
+/// comes back when it grows again.
 #[test]
 fn a_mount_that_is_killed_in_the_middle_of_a_truncation() {
     const LENGTH: u64 = 24 * MIB;
@@ -78,7 +79,8 @@ fn writer(to: &std::path::Path) -> Child {
         .unwrap()
 }
 
-/// Writers that are killed while they wait for room in the mount's buffer take none of it with them.
+/// Writers that are killed while they wait for room in the mount's buffer take none of it with
+/// them.
 #[test]
 fn killed_writers_take_no_room_with_them() {
     let cluster = DevCluster::up();

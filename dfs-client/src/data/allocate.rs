@@ -1,7 +1,7 @@
 //! fallocate(2): a file is to be written up to some place, and may reach so far already.
 //!
-//! Chains keep no room for anybody, so that there is room now says nothing of later. What is asked for and can not be had now is
-//! refused, since that is why programs ask.
+//! Chains keep no room for anybody, so that there is room now says nothing of later. What is asked
+//! for and can not be had now is refused, since that is why programs ask.
 
 use std::sync::Arc;
 

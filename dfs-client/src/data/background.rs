@@ -208,8 +208,8 @@ impl Mount {
     }
 
     /// Everything that was written through this mount before is durable afterwards, and so is every change of names and attributes.
-    /// An error that fsync of a file would report stays there to be reported, and is returned here as well; a change that was refused
-    /// after it was shown, once.
+    /// An error that fsync of a file would report stays there to be reported, and is returned here
+    /// as well; a change that was refused after it was shown, once.
     pub(crate) async fn sync_all(self: &Arc<Self>, deadline: Instant) -> Result<()> {
         let mut outcome = Ok(());
         for file in self.unsettled() {

@@ -195,7 +195,8 @@ impl Mount {
                 inner.generation += 1;
                 inner.errors.record(error);
             }
-            // A refused sync makes nothing durable, and some of what is owed may have been written after the loss.
+            // A refused sync makes nothing durable, and some of what is owed may have been written
+            // after the loss.
             self.chunks
                 .sync(chain, level, VOUCHES_FOR_NOTHING, whose, deadline)
                 .await?;

@@ -252,8 +252,9 @@ impl Kept {
         }
     }
 
-    /// Others have written these bytes over the first ones of a block. To be sent again with the rest, so that the block becomes what it
-    /// was as a whole: half of it would be nothing that anybody ever wrote.
+    /// Others have written these bytes over the first ones of a block. To be sent again with the
+    /// rest, so that the block becomes what it was as a whole: half of it would be nothing that
+    /// anybody ever wrote.
     pub(crate) fn overlay(&mut self, (chunk, block, start): (ChunkIndex, BlockIndex, u64), bytes: &[u8]) {
         let touches = |run: &WrittenRun| run.chunk == chunk && run.has(block);
         self.edit(|entry| {
@@ -481,7 +482,8 @@ pub(crate) enum Fate {
     There,
     /// It is older than they are: they are to be sent again.
     Lost,
-    /// It was cut, and nobody has written there since: what they had from there on is to be sent again.
+    /// It was cut, and nobody has written there since: what they had from there on is to be sent
+    /// again.
     Cut,
     /// Somebody wrote to it after them, and may not have known of them: nobody can tell whose bytes are which.
     Mixed,

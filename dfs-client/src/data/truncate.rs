@@ -32,7 +32,8 @@ use crate::mount::{Mount, wall_clock};
 /// Chunks removed by requests of their own.
 const MAX_REMOVALS: u32 = 64;
 
-/// Data that a living mount has sent is committed within this, or it is taken for a dead one's. Some four times what that takes.
+/// Data that a living mount has sent is committed within this, or it is taken for a dead one's.
+/// Some four times what that takes.
 pub(super) const LIVE_WRITER: Duration = Duration::from_secs(2);
 
 /// Between two looks at a file that another mount is about to commit or to cut.
@@ -209,7 +210,8 @@ impl Mount {
             if end <= length && !cut.is_cutting() {
                 return Ok(());
             }
-            // Somebody has told a length: what lies beyond that now came later. Who never stops to append must not keep others waiting.
+            // Somebody has told a length: what lies beyond that now came later. Who never stops to
+            // append must not keep others waiting.
             if length > since.1 && began.elapsed() < 2 * LIVE_WRITER {
                 since = (Instant::now(), length);
             }
@@ -232,7 +234,8 @@ impl Mount {
         }
     }
 
-    /// Waits until no cut of the file is under way, and ends one that its mount does not end. To be called with the commit's turn.
+    /// Waits until no cut of the file is under way, and ends one that its mount does not end. To be
+    /// called with the commit's turn.
     pub(super) async fn outwait_cut(self: &Arc<Self>, file: &Arc<FileState>, deadline: Instant) -> Result<()> {
         let mut seen = (file.inner.lock().cut(), Instant::now());
         loop {
@@ -519,7 +522,8 @@ impl Mount {
                 Err(error) if error.code == ErrorCode::ConditionFailed && Instant::now() < deadline => {}
                 Err(error) => return Err(error),
                 Ok(after) => {
-                    // It may have lost what this mount had written before: that is found by what it was rewritten from.
+                    // It may have lost what this mount had written before: that is found by what it
+                    // was rewritten from.
                     let mut inner = file.inner.lock();
                     inner.found(&file.layout, (chain, index, block), version, &base);
                     inner.kept.rewritten(&WrittenRun {

@@ -88,8 +88,8 @@ impl Unsynced {
         self.chains.contains_key(&chain)
     }
 
-    /// The chain has lost some of it, which is told now: a sync that begins later vouches only for what is acknowledged
-    /// from here on.
+    /// The chain has lost some of it, which is told now: a sync that begins later vouches only for
+    /// what is acknowledged from here on.
     pub(crate) fn told_lost(&mut self, chain: ChainId) {
         if let Some(owing) = self.chains.get_mut(&chain) {
             owing.acknowledged = None;

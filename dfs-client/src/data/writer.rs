@@ -23,8 +23,8 @@ use super::state::{Arrival, FileState, Tail};
 use crate::chunks::Written as Placed;
 use crate::mount::{Handle, Mount, wall_clock};
 
-/// A slab waits this long for more to be written to it before it goes out. With the round of the clock after that, others see a write
-/// within half a second.
+/// A slab waits this long for more to be written to it before it goes out. With the round of the
+/// clock after that, others see a write within half a second.
 pub(crate) const FLUSH_AGE_MS: u64 = 300;
 
 /// So much that others may take for garbage, should this mount stand still, is committed before its age.
@@ -260,8 +260,8 @@ impl Mount {
         }
     }
 
-    /// What others left beyond the end of the file must not become a part of it with the rest of a block, and while a cut is under way
-    /// nobody knows what it will leave.
+    /// What others left beyond the end of the file must not become a part of it with the rest of a
+    /// block, and while a cut is under way nobody knows what it will leave.
     async fn bring_past_garbage(
         self: &Arc<Self>,
         file: &Arc<FileState>,

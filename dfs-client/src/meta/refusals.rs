@@ -99,7 +99,8 @@ impl Refusals {
         self.newest_untold(0)
     }
 
-    /// The same since the last call: a sync of the whole mount tells of each refusal once. Whoever has the inode open is told as well.
+    /// The same since the last call: a sync of the whole mount tells of each refusal once. Whoever
+    /// has the inode open is told as well.
     pub(crate) fn untold_since_sync(&mut self) -> Option<Error> {
         let since = std::mem::replace(&mut self.synced, self.count);
         self.newest_untold(since)

@@ -481,7 +481,8 @@ impl File {
     }
 
     /// The mount could not speak for longer than others wait for a writer: what it had not told the group they may have taken for a
-    /// dead mount's, and written over. Of what it has done to a file that it holds it may not have told anything since `told_to`, and that is refused then.
+    /// dead mount's, and written over. Of what it has done to a file that it holds it may not have
+    /// told anything since `told_to`, and that is refused then.
     pub fn mount_stalled(&mut self, mount: MountId, told_to: Moment) {
         self.stalled.insert(mount);
         let untold = |at: Option<Moment>| at.is_none_or(|at| at > told_to);

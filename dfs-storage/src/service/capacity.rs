@@ -1,4 +1,5 @@
-//! What a store may take of its disk, as the disk is now: others write to it, empty it, or make it larger.
+//! What a store may take of its disk, as the disk is now: others write to it, empty it, or make it
+//! larger.
 
 use std::path::PathBuf;
 use std::sync::Arc;

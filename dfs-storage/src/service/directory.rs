@@ -64,7 +64,8 @@ impl DataDirectory {
     }
 }
 
-/// What a store in this data directory may take of its file system, if it has taken `store_bytes` already.
+/// What a store in this data directory may take of its file system, if it has taken `store_bytes`
+/// already.
 pub(super) fn capacity_bytes(data: &Path, store_bytes: u64) -> Result<u64> {
     let usable = usable_bytes(data).map_err(|e| trouble(data, "can not be measured", &e))?;
     Ok(usable

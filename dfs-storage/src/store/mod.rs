@@ -635,7 +635,8 @@ impl ChunkStore {
         u64::from(self.log.lock().slots) * u64::from(self.log.geometry.segment_size_bytes)
     }
 
-    /// It may take so much of its disk from now on. What it has already stays, also if that is more.
+    /// It may take so much of its disk from now on. What it has already stays, also if that is
+    /// more.
     pub fn set_capacity(&self, bytes: u64) {
         self.log.lock().max_slots = slots(bytes, &self.log.geometry).max(MIN_SLOTS);
     }

@@ -9,7 +9,8 @@ use super::error::StoreError;
 use super::log::{Log, POISON_FILE, State};
 use crate::disk::{Disk, meaning};
 
-/// Before a write is made again for which something had run out. Each pause is twice as long as the one before it.
+/// Before a write is made again for which something had run out. Each pause is twice as long as the
+/// one before it.
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_millis(200);
 
@@ -60,8 +61,9 @@ fn mark(disk: &dyn Disk, reason: &str) {
     }
 }
 
-/// What an error means that a store met while it was being opened: a write or sync that the medium failed condemns
-/// it, because the kernel would say nothing of what it lost if the store were opened once more.
+/// What an error means that a store met while it was being opened: a write or sync that the medium
+/// failed condemns it, because the kernel would say nothing of what it lost if the store were
+/// opened once more.
 pub(super) fn opening_failed(disk: &dyn Disk, error: StoreError) -> StoreError {
     let StoreError::Unwritten { doing, call, source } = error else {
         return error;
