@@ -965,3 +965,66 @@ fn an_error_that_nobody_was_told_of_outlives_the_session() {
         report.log
     );
 }
+
+/// Seed 3358361: what fsync has told of, `sync` tells of as well, once.
+#[test]
+fn a_sync_tells_once_of_the_loss_that_an_fsync_told_of() {
+    must_hold(
+        Servers::NEW,
+        &[
+            create(1),
+            write(1, 0, 4096),
+            Step::Close { m: 1, h: 0 },
+            Step::Power {
+                nodes: ALL,
+                back_ms: 199,
+            },
+            wait(3000),
+            open(1),
+            fsync(1),
+            Step::SyncAll { m: 1 },
+            Step::SyncAll { m: 1 },
+            fsync(1),
+        ],
+    );
+}
+
+/// Seed 3120054: a truncation of its own rewrote the end of what another mount had truncated
+/// before; an fsync then took it for the write itself, and sent the truncated bytes again.
+#[test]
+fn what_others_truncated_stays_away_when_the_mount_truncates_after_it() {
+    must_hold(
+        Servers::NEW,
+        &[
+            create(0),
+            open(1),
+            write(1, MIB, 4096),
+            Step::SetLength {
+                m: 1,
+                h: 0,
+                len: MIB + 12288,
+            },
+            Step::Open {
+                m: 0,
+                f: 0,
+                how: How::Truncate,
+            },
+            Step::SetLength {
+                m: 1,
+                h: 0,
+                len: MIB + 1444,
+            },
+            Step::Crash {
+                nodes: ALL,
+                back_ms: 290,
+            },
+            Step::Append { m: 1, h: 0, len: 4096 },
+            Step::SetLength {
+                m: 1,
+                h: 0,
+                len: MIB + 2742,
+            },
+            fsync(1),
+        ],
+    );
+}

@@ -86,6 +86,23 @@ impl Entry {
         }
     }
 
+    /// Whether the block has this write's bytes at the version at which `run`, one of its runs, left
+    /// it. A truncation that rewrote what somebody else had left there does not say so.
+    pub(crate) fn is_held_by<'a>(&'a self, mut run: &'a WrittenRun, block: BlockIndex) -> bool {
+        while let Some(base) = run.bases.iter().find(|base| base.block == block) {
+            let earlier = self
+                .runs
+                .iter()
+                .filter(|earlier| earlier.chunk == run.chunk && earlier.has(block) && earlier.version < run.version);
+            match earlier.max_by_key(|earlier| earlier.version) {
+                None => return true,
+                Some(earlier) if earlier.version == base.version => run = earlier,
+                Some(_) => return false,
+            }
+        }
+        true
+    }
+
     fn size_bytes(&self) -> usize {
         self.slab.as_ref().map_or(0, |slab| slab.size_bytes)
     }

@@ -303,13 +303,14 @@ impl Mount {
         for run in &entry.runs {
             let chunk = ChunkId::new(file.inode, run.chunk);
             let range = (run.first, run.blocks);
-            let start = |at: u32| file.layout.block_start(run.chunk, BlockIndex(run.first.0 + at));
+            let block = |at: u32| BlockIndex(run.first.0 + at);
+            let start = |at: u32| file.layout.block_start(run.chunk, block(at));
             if start(run.blocks) <= length {
                 continue;
             }
             let found = self.read_blocks(file, chain, chunk, range, deadline).await?;
             let mut behind = (0..).zip(&found).filter(|&(at, _)| start(at) >= length);
-            if behind.any(|(_, (version, _))| *version == run.version) {
+            if behind.any(|(at, (version, _))| *version == run.version && entry.is_held_by(run, block(at))) {
                 return Ok(true);
             }
         }

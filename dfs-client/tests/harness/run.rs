@@ -48,6 +48,8 @@ struct Mounted {
     handles: Vec<Open>,
     /// Whatever it says, there was a reason: the group did not hear it for long.
     excused: bool,
+    /// A handle was told of a loss since the last `sync`, which tells of it as well.
+    lost_since_sync: bool,
 }
 
 struct Open {
@@ -267,6 +269,7 @@ impl Run {
             id,
             handles: Vec::new(),
             excused: false,
+            lost_since_sync: false,
         };
         self.world.borrow_mut().mounts.insert(m, mounted);
         Ok(())
@@ -352,6 +355,7 @@ impl Run {
                 open.may_fail = true;
             }
         }
+        mounted.lost_since_sync = true;
         drop(world);
         if let Some(why) = excuse {
             self.cluster
@@ -800,13 +804,18 @@ impl Run {
         let now = self.tick();
         self.cluster
             .log(|| format!("   sync: {}", synced.as_ref().err().map_or("0".to_owned(), text)));
-        let mut excuse = None;
-        for known in &mut self.world.borrow_mut().files {
-            excuse = excuse.or(known.model.excuse(mount));
+        let mut world = self.world.borrow_mut();
+        let mut is_excused = world
+            .mounts
+            .get_mut(&m)
+            .is_none_or(|mounted| std::mem::take(&mut mounted.lost_since_sync));
+        for known in &mut world.files {
+            is_excused |= known.model.excuse(mount).is_some();
             known.model.all_synced(mount, (began, now), synced.is_ok());
         }
+        drop(world);
         match synced {
-            Err(error) if excuse.is_none() => self.judge(m, "sync", &error),
+            Err(error) if !is_excused => self.judge(m, "sync", &error),
             _ => Ok(()),
         }
     }
