@@ -4,11 +4,13 @@
 //! stale epoch pokes that task (which asks anew, at most every [`POKE_MS`], however many poke; who answers the parked question may be cut
 //! off) and waits for a newer table. The table only ever moves forward.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use dfs_common::wire::meta::{MetaRequest, MetaResponse};
-use dfs_common::{ChainId, Epoch, RoutingTable, RoutingVersion};
+use dfs_common::{ChainId, Epoch, Level, RoutingTable, RoutingVersion};
+use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -27,8 +29,34 @@ const NEXT_MS: u64 = 3;
 /// Between two when nobody answers.
 const FAILED_MS: u64 = 50;
 
+/// Spans of a chain's epochs that are remembered, of one level.
+const MAX_SPANS: usize = 8;
+
+/// Within which epochs a chain is known to have kept all that it had acknowledged at a level.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct KeptSpans(Vec<(Epoch, Epoch)>);
+
+impl KeptSpans {
+    /// In an epoch the chain answers for all since `from`.
+    pub(crate) fn learn(&mut self, from: Epoch, epoch: Epoch) {
+        match self.0.last_mut() {
+            Some(last) if last.0 == from => last.1 = epoch.max(last.1),
+            _ => self.0.push((from, epoch)),
+        }
+        if self.0.len() > MAX_SPANS {
+            self.0.remove(0);
+        }
+    }
+
+    /// Whether nothing was lost from the one epoch to the other; within one, never.
+    pub(crate) fn cover(&self, from: Epoch, to: Epoch) -> bool {
+        from == to || self.0.iter().any(|span| span.0 <= from && from <= to && to <= span.1)
+    }
+}
+
 pub(crate) struct RoutingCache {
     table: watch::Sender<Arc<RoutingTable>>,
+    kept: Mutex<BTreeMap<(ChainId, Level), KeptSpans>>,
     poked: Notify,
 }
 
@@ -36,6 +64,7 @@ impl RoutingCache {
     pub(crate) fn new() -> Self {
         Self {
             table: watch::Sender::new(Arc::new(RoutingTable::default())),
+            kept: Mutex::default(),
             poked: Notify::new(),
         }
     }
@@ -52,10 +81,25 @@ impl RoutingCache {
         self.table.send_if_modified(|known| {
             let newer = table.version > known.version;
             if newer {
+                self.learn_kept(&table);
                 *known = Arc::new(table);
             }
             newer
         });
+    }
+
+    fn learn_kept(&self, table: &RoutingTable) {
+        let mut kept = self.kept.lock();
+        for info in table.chains.values() {
+            for level in [Level::One, Level::Quorum, Level::All] {
+                let spans = kept.entry((info.id, level)).or_default();
+                spans.learn(info.answers_since(level), info.epoch);
+            }
+        }
+    }
+
+    pub(crate) fn kept_spans(&self, chain: ChainId, level: Level) -> KeptSpans {
+        self.kept.lock().get(&(chain, level)).cloned().unwrap_or_default()
     }
 
     /// Waits up to `at_most` for a table newer than `known`.
@@ -145,6 +189,27 @@ pub(crate) async fn epoch_changed(mut updates: watch::Receiver<Arc<RoutingTable>
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_chain_kept_is_known_from_the_tables_of_that_time() {
+        let mut spans = KeptSpans::default();
+        let covers = |spans: &KeptSpans, from, to| spans.cover(Epoch(from), Epoch(to));
+        assert!(covers(&spans, 4, 4), "within an epoch nothing is lost");
+        assert!(!covers(&spans, 4, 5));
+        spans.learn(Epoch(3), Epoch(5));
+        spans.learn(Epoch(3), Epoch(7));
+        // It was brought back; in epoch 8 it may have kept all or not.
+        spans.learn(Epoch(9), Epoch(9));
+        spans.learn(Epoch(9), Epoch(12));
+        assert!(covers(&spans, 3, 7) && covers(&spans, 6, 7) && covers(&spans, 9, 12));
+        for (from, to) in [(2, 7), (7, 8), (6, 9), (8, 9), (8, 12), (9, 13), (7, 6)] {
+            assert!(!covers(&spans, from, to), "{from} to {to}");
+        }
+        for lost in 20..40 {
+            spans.learn(Epoch(lost), Epoch(lost));
+        }
+        assert_eq!(spans.0.len(), MAX_SPANS);
+    }
 
     /// Whoever is poked again and again asks again and again, but hears what it asked for.
     #[tokio::test]

@@ -1028,3 +1028,71 @@ fn what_others_truncated_stays_away_when_the_mount_truncates_after_it() {
         ],
     );
 }
+
+/// Seed 3977761: `sync` wrote again what was lost with the power, and told nobody that the file had
+/// changed.
+#[test]
+fn who_read_a_file_that_lacked_a_write_hears_of_it_when_a_sync_has_written_it_again() {
+    must_hold(
+        Servers::NEW,
+        &[
+            create(0),
+            write(0, 0, 46),
+            Step::Power {
+                nodes: Nodes::Chain(2),
+                back_ms: 299,
+            },
+            Step::Power {
+                nodes: ALL,
+                back_ms: 245,
+            },
+            Step::Open {
+                m: 1,
+                f: 0,
+                how: How::Read,
+            },
+            Step::ReadOn { m: 1, h: 0, times: 2 },
+            Step::SyncAll { m: 0 },
+            Step::Open {
+                m: 1,
+                f: 0,
+                how: How::Read,
+            },
+        ],
+    );
+}
+
+/// Seeds 3090660 and 3709382: what the other mount wrote and synced had outlived the power, and
+/// with it what it had been written over.
+#[test]
+fn who_was_written_over_before_the_power_went_has_lost_nothing() {
+    let power = |back_ms| Step::Power { nodes: ALL, back_ms };
+    must_hold(
+        Servers::NEW,
+        &[
+            create(2),
+            power(214),
+            write(2, 2 * MIB, 10),
+            open(1),
+            write(1, 2 * MIB, 4096),
+            flush(1),
+            fsync(2),
+            power(428),
+            fsync(1),
+        ],
+    );
+    must_hold(
+        Servers::NEW,
+        &[
+            create(0),
+            create(1),
+            power(227),
+            Step::Append { m: 0, h: 0, len: 10 },
+            write(1, 0, 10),
+            write(1, 3645, 10),
+            fsync(0),
+            power(62),
+            fsync(1),
+        ],
+    );
+}

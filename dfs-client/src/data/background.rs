@@ -186,12 +186,17 @@ impl Mount {
         // Nobody keeps the bytes of a file that is closed: who opens and syncs it is told, too.
         let mut outcome = Ok(());
         for file in files {
-            let (owing, errors) = {
+            let (owing, errors, rewrites) = {
                 let inner = file.inner.lock();
-                (inner.unsynced.all(), inner.errors.total())
+                (inner.unsynced.all(), inner.errors.total(), inner.rewrites)
             };
             let owing = owing.into_iter().filter(|(on, _)| *on == chain).collect();
             outcome = outcome.and(self.sync_chains(&file, owing, deadline).await);
+            if file.inner.lock().rewrites != rewrites {
+                // Who read the file while it lacked what was lost hears that it has changed.
+                let told = self.commit(&file, Word::Passing, None, deadline).await;
+                outcome = outcome.and(told.map(|_| ()));
+            }
             if file.inner.lock().errors.total() != errors {
                 outcome = outcome.and(Err(lost.clone()));
             }

@@ -19,6 +19,7 @@ use dfs_common::{BlockIndex, ChainId, ChunkIndex, ChunkVersion, CutEpoch, Epoch}
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::dirty::{Slab, SlabIndex};
+use crate::routing::KeptSpans;
 
 /// Bytes that are kept of one file. Who writes more without a sync is told of a loss instead.
 pub(crate) const MAX_KEPT_BYTES: usize = 16 << 20;
@@ -260,11 +261,15 @@ impl Kept {
         (chunk, block, start): (ChunkIndex, BlockIndex, u64),
         found: ChunkVersion,
         bytes: &[u8],
+        spans: &KeptSpans,
     ) {
         let touches = |run: &WrittenRun| run.chunk == chunk && run.has(block);
         let here = self.select(|entry| entry.runs.iter().any(touches));
-        let is_under = |ours: &Touched| ours.is_under(found);
-        if touched(&here, |_, _| false).get(&(chunk, block)).is_some_and(is_under) {
+        let is_under = |ours: &Touched| ours.is_under(found, spans);
+        if touched(&here, |_, _| false, spans)
+            .get(&(chunk, block))
+            .is_some_and(is_under)
+        {
             self.overlay((chunk, block, start), bytes);
         }
     }
@@ -438,10 +443,13 @@ pub(crate) struct Touched {
 }
 
 impl Touched {
-    /// Whether somebody who left the block at this version wrote on top of all that this mount had written there before. Within an epoch
-    /// a chain loses nothing.
-    fn is_under(&self, version: ChunkVersion) -> bool {
-        version > self.newest && self.oldest == version.epoch && !self.lost && self.between.is_none()
+    /// Whether somebody who left the block at this version wrote on top of all that this mount had
+    /// written there before. A chain applies writes in the order of their versions, so this holds
+    /// where it had lost nothing by then; what became of it later does not matter, since the
+    /// version is there.
+    fn is_under(&self, version: ChunkVersion, spans: &KeptSpans) -> bool {
+        let had_all = spans.cover(self.oldest, version.epoch);
+        version > self.newest && had_all && !self.lost && self.between.is_none()
     }
 }
 
@@ -449,6 +457,7 @@ impl Touched {
 pub(crate) fn touched(
     entries: &[Entry],
     was_cut: impl Fn(ChunkIndex, BlockIndex) -> bool,
+    spans: &KeptSpans,
 ) -> BTreeMap<(ChunkIndex, BlockIndex), Touched> {
     // What was sent again belongs to several writes, and came after all of them.
     let mut runs: Vec<&WrittenRun> = entries.iter().flat_map(|entry| &entry.runs).collect();
@@ -471,7 +480,8 @@ pub(crate) fn touched(
                 }
                 Some(base) if base < touched.newest => touched.lost = true,
                 // See `Kept::found`.
-                Some(base) if base == touched.newest || (touched.is_under(base) && !was_cut(run.chunk, block)) => {}
+                Some(base)
+                    if base == touched.newest || (touched.is_under(base, spans) && !was_cut(run.chunk, block)) => {}
                 Some(base) => touched.between = Some(base),
             }
             touched.newest = run.version;
@@ -519,8 +529,8 @@ pub(crate) struct FoundBlock {
 }
 
 /// Who wrote a part of a block after this mount may have read the rest when it was lost.
-pub(crate) fn fate(found: FoundBlock, ours: Touched) -> Fate {
-    let is_under = ours.is_under(found.version);
+pub(crate) fn fate(found: FoundBlock, ours: Touched, spans: &KeptSpans) -> Fate {
+    let is_under = ours.is_under(found.version, spans);
     if found.is_whole || (is_under && found.uncut_bytes >= BLOCK_SIZE_BYTES) {
         Fate::There
     } else if is_under && found.length_bytes <= found.uncut_bytes {
@@ -622,7 +632,7 @@ mod tests {
         let slabs = merged(&entries, 1 << 20).unwrap();
         assert_eq!(slabs[&0].extents, BTreeMap::from([(0, b"aabbaa".to_vec())]));
         assert_eq!(
-            touched(&entries, |_, _| false)[&(ChunkIndex(0), BlockIndex(0))].newest,
+            touched(&entries, |_, _| false, &KeptSpans::default())[&(ChunkIndex(0), BlockIndex(0))].newest,
             version(2)
         );
     }
@@ -695,6 +705,8 @@ mod tests {
             uncut_bytes,
         };
         let (uncut, cut) = (BLOCK_SIZE_BYTES, 0);
+        let spans = KeptSpans::default();
+        let fate = |found, ours| super::fate(found, ours, &spans);
         for version in [ChunkVersion::NONE, version(1), version(5), version(6)] {
             assert_eq!(
                 fate(found(version, true, cut), ours(Some(self::version(4)))),
@@ -727,6 +739,11 @@ mod tests {
         };
         assert_eq!(fate(found(later, false, uncut), ours(None)), Fate::Mixed);
         assert_eq!(fate(found(later, false, 100), ours(None)), Fate::Mixed);
+        // Unless the chain is known to have lost nothing until then.
+        let mut spans = KeptSpans::default();
+        spans.learn(Epoch(1), Epoch(2));
+        assert_eq!(super::fate(found(later, false, uncut), ours(None), &spans), Fate::There);
+        assert_eq!(super::fate(found(later, false, 100), ours(None), &spans), Fate::Cut);
         let lost = Touched {
             lost: true,
             ..ours(None)
@@ -745,10 +762,10 @@ mod tests {
         kept.push(entry(1, 0, b"abcdef", SYNC), &room);
         kept.push(entry(3, 8, b"yz", SYNC), &room);
         let block = (ChunkIndex(0), BlockIndex(0), 0);
-        kept.found(block, version(2), b"aXXdef");
+        kept.found(block, version(2), b"aXXdef", &KeptSpans::default());
         let content = |kept: &Kept| merged(&kept.on(CHAIN), 1 << 20).unwrap()[&0].extents.clone();
         assert_eq!(content(&kept)[&0], b"abcdef", "the mount itself wrote after that");
-        kept.found(block, version(4), b"aXXdef");
+        kept.found(block, version(4), b"aXXdef", &KeptSpans::default());
         assert_eq!(
             content(&kept),
             BTreeMap::from([(0, b"aXXdef".to_vec()), (8, b"yz".to_vec())])
@@ -771,7 +788,7 @@ mod tests {
         };
         let between = |bases: &[(u64, Option<ChunkVersion>)]| {
             let entries: Vec<Entry> = bases.iter().map(|&(number, base)| entry(number, base)).collect();
-            touched(&entries, |_, _| true)[&(ChunkIndex(0), BlockIndex(0))].between
+            touched(&entries, |_, _| true, &KeptSpans::default())[&(ChunkIndex(0), BlockIndex(0))].between
         };
         assert_eq!(
             between(&[(2, Some(version(1)))]),

@@ -25,12 +25,14 @@ use super::kept::{Entry, Fate, FoundBlock, Touched, WrittenRun, fate, merged, to
 use super::state::FileState;
 use super::writer::timeout;
 use crate::mount::Mount;
+use crate::routing::KeptSpans;
 
 /// Kept writes of one chain that are to be there.
 struct Replay<'a> {
     file: &'a FileState,
     chain: ChainId,
     touched: BTreeMap<(ChunkIndex, BlockIndex), Touched>,
+    spans: KeptSpans,
     /// The file's bytes before this have outlived all cuts since they were acknowledged.
     uncut_to: u64,
     /// The epoch in which they are sent.
@@ -171,10 +173,12 @@ impl Mount {
         let entries = entries.as_slice();
         let uncut_to = file.inner.lock().uncut_to(entries.iter());
         let was_cut = |chunk, block| uncut_bytes(file, uncut_to, chunk, block) < BLOCK_SIZE_BYTES;
+        let spans = self.chunks.routing().kept_spans(chain, file.write_level);
         let replay = Replay {
             file,
             chain,
-            touched: touched(entries, was_cut),
+            touched: touched(entries, was_cut, &spans),
+            spans,
             uncut_to,
             cut,
             deadline,
@@ -354,6 +358,7 @@ impl Mount {
             file,
             chain,
             ref touched,
+            ref spans,
             uncut_to,
             cut,
             deadline,
@@ -371,7 +376,7 @@ impl Mount {
                 is_whole: run.is_in(block, &base),
                 uncut_bytes: uncut_bytes(file, uncut_to, run.chunk, block),
             };
-            match fate(found, ours) {
+            match fate(found, ours, spans) {
                 Fate::There => {}
                 Fate::Cut => {
                     let start = file.layout.block_start(run.chunk, block);

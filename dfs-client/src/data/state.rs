@@ -22,6 +22,7 @@ use super::kept::{Entry, Kept, Lacks};
 use super::reader::Reading;
 use super::unsynced::{Owing, Unsynced};
 use super::writer::{FLUSH_AGE_MS, Written};
+use crate::routing::KeptSpans;
 
 /// A file of which the group knows that it grows is told of after this long.
 const GROWTH_AGE_MS: u64 = 1_000;
@@ -212,6 +213,7 @@ impl Inner {
         (chain, chunk, block): (ChainId, ChunkIndex, BlockIndex),
         version: ChunkVersion,
         bytes: &[u8],
+        spans: &KeptSpans,
     ) {
         if !self.kept.touches(chunk) {
             return;
@@ -220,7 +222,7 @@ impl Inner {
         let uncut = self.uncut_to(self.kept.entries().filter(|entry| entry.chain == chain));
         let uncut = uncut.saturating_sub(start).min(bytes.len() as u64);
         self.kept
-            .found((chunk, block, start), version, &bytes[..uncut as usize]);
+            .found((chunk, block, start), version, &bytes[..uncut as usize], spans);
     }
 
     /// Whether something is uncommitted that a cut may have removed.

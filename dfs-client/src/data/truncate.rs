@@ -524,8 +524,9 @@ impl Mount {
                 Ok(after) => {
                     // It may have lost what this mount had written before: that is found by what it
                     // was rewritten from.
+                    let spans = self.chunks.routing().kept_spans(chain, file.write_level);
                     let mut inner = file.inner.lock();
-                    inner.found(&file.layout, (chain, index, block), version, &base);
+                    inner.found(&file.layout, (chain, index, block), version, &base, &spans);
                     inner.kept.rewritten(&WrittenRun {
                         chunk: index,
                         first: block,

@@ -349,6 +349,7 @@ impl Mount {
                     };
                     note_tail(file, &run, written.version);
                     // Only now: the chunk has seen no cut that this mount does not know of.
+                    let spans = self.chunks.routing().kept_spans(chain, file.write_level);
                     let mut inner = file.inner.lock();
                     for (condition, base) in conditions.iter().zip(&bases) {
                         inner.found(
@@ -356,6 +357,7 @@ impl Mount {
                             (chain, run.chunk, condition.block),
                             condition.version,
                             base,
+                            &spans,
                         );
                     }
                     drop(inner);
