@@ -93,7 +93,11 @@ impl Rotating {
                 _ => {}
             }
         }
-        fs::rename(&self.path, earlier(1))?;
+        match fs::rename(&self.path, earlier(1)) {
+            // Somebody removed it, or there was no new file the last time.
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
         let file = File::options().create(true).append(true).open(&self.path)?;
         // A panic is written to stderr, and belongs into the newest file, too.
         if is_same(&io::stderr(), &self.file)? {
@@ -152,6 +156,18 @@ mod tests {
         let text = fs::read_to_string(&path).unwrap();
         assert!(text.contains("line 9 ") && text.contains("line 0 "), "{text}");
         assert!(text.contains("can not be put aside"), "{text}");
+    }
+
+    #[test]
+    fn a_log_that_somebody_removed_begins_anew() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("log");
+        let mut log = Rotating::open(&path, 100).unwrap();
+        fs::remove_file(&path).unwrap();
+        for number in 0..4 {
+            log.write_all_of(&format!("line {number} {}\n", "x".repeat(40)));
+        }
+        assert!(fs::read_to_string(&path).unwrap().contains("line 3 "));
     }
 
     impl Rotating {

@@ -168,7 +168,12 @@ impl Client {
                 read_level: options.read_level,
                 write_level: options.write_level,
             },
-            (options.in_flight_bytes, options.dirty_bytes, options.read_ahead_bytes),
+            (
+                options.in_flight_bytes,
+                options.dirty_bytes,
+                options.read_ahead_bytes,
+                options.kept_bytes,
+            ),
         ));
         let stop = CancellationToken::new();
         tokio::spawn(Arc::clone(&session).run_ahead(Arc::clone(&mount), stop.clone()));

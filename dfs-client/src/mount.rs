@@ -18,7 +18,6 @@ use tokio::time::Instant;
 use crate::chunks::Chunks;
 use crate::data::background::Background;
 use crate::data::errseq::Seen;
-use crate::data::kept::MAX_KEPT_BYTES_OF_MOUNT;
 use crate::data::reader::Ahead;
 use crate::data::state::{FileState, Inner};
 use crate::data::unsynced::{Owing, Unsynced};
@@ -126,7 +125,7 @@ impl Mount {
         keys: Keys,
         nonces: NonceSource,
         bounds: Bounds,
-        (in_flight_bytes, dirty_bytes, ahead_bytes): (usize, usize, usize),
+        (in_flight_bytes, dirty_bytes, ahead_bytes, kept_bytes): (usize, usize, usize, usize),
     ) -> Self {
         Self {
             session,
@@ -136,7 +135,7 @@ impl Mount {
             bounds,
             in_flight: Semaphore::new(in_flight_bytes),
             dirty_room: Semaphore::new(dirty_bytes),
-            kept_room: Arc::new(Semaphore::new(MAX_KEPT_BYTES_OF_MOUNT)),
+            kept_room: Arc::new(Semaphore::new(kept_bytes)),
             ahead_room: Arc::new(Semaphore::new(ahead_bytes)),
             files: Mutex::new(Files {
                 open: BTreeMap::new(),

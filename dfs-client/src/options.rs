@@ -27,6 +27,9 @@ pub const DEFAULT_FILE_DIRTY_BYTES: usize = 32 << 20;
 /// Bytes read ahead and kept per mount.
 pub const DEFAULT_READ_AHEAD_BYTES: usize = 64 << 20;
 
+/// Bytes of acknowledged writes that a mount keeps for all its files.
+pub const DEFAULT_KEPT_BYTES: usize = 128 << 20;
+
 /// Everything [`crate::Client::connect`] needs. Defaults suit a laptop and a small cluster.
 #[derive(Debug)]
 pub struct ClientOptions {
@@ -43,6 +46,8 @@ pub struct ClientOptions {
     pub dirty_bytes: usize,
     pub file_dirty_bytes: usize,
     pub read_ahead_bytes: usize,
+    /// Acknowledged writes that it keeps until they are synced and committed; see `data::kept`.
+    pub kept_bytes: usize,
     /// Overrides every file's policy for this mount.
     pub read_level: Option<Level>,
     pub write_level: Option<Level>,
@@ -64,6 +69,7 @@ impl ClientOptions {
             dirty_bytes: DEFAULT_DIRTY_BYTES,
             file_dirty_bytes: DEFAULT_FILE_DIRTY_BYTES,
             read_ahead_bytes: DEFAULT_READ_AHEAD_BYTES,
+            kept_bytes: DEFAULT_KEPT_BYTES,
             read_level: None,
             write_level: None,
             keeps_both: false,

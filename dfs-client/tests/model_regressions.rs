@@ -6,7 +6,7 @@ mod harness;
 
 use harness::cluster::Servers;
 use harness::program::{How, Nodes, Program, Step};
-use harness::run::run;
+use harness::run::{FORGETFUL, run};
 use harness::wire::{Cable, Loss};
 
 const ALL: Nodes = Nodes::All;
@@ -1095,4 +1095,44 @@ fn who_was_written_over_before_the_power_went_has_lost_nothing() {
             fsync(1),
         ],
     );
+}
+
+/// A write whose bytes were not kept was taken for there because its block was newer: another mount
+/// had cut it. The file then got the write's length, and zeros.
+#[test]
+fn a_write_that_was_cut_and_is_not_kept_is_told() {
+    let steps = [
+        create(0),
+        write(0, 0, 3900),
+        fsync(0),
+        open(FORGETFUL),
+        open(1),
+        Step::Cut {
+            m: FORGETFUL,
+            cable: Cable::Group,
+            ms: 690,
+        },
+        write(FORGETFUL, 3900, 100),
+        wait(380),
+        cut_to(1, 3800),
+        wait(1500),
+        fsync(FORGETFUL),
+        open(0),
+        Step::ReadOn { m: 0, h: 1, times: 2 },
+    ];
+    for seed in 0..8 {
+        let program = Program {
+            seed,
+            steps: steps.to_vec(),
+        };
+        let report = run(&program, Servers::NEW, true);
+        // It can not tell what is left of the write.
+        if let Err(wrong) = report.verdict {
+            assert!(
+                wrong.to_string().contains("others have cut it"),
+                "seed {seed}: {wrong}\n{}",
+                report.log.join("\n")
+            );
+        }
+    }
 }

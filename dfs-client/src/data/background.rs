@@ -224,12 +224,18 @@ impl Mount {
             };
             outcome = outcome.and(sent.await.map(|_| ()));
         }
-        outcome = outcome.and(self.session.settled_since_sync(deadline).await);
+        outcome = outcome.and(self.session.settled(deadline).await);
         let due = self.background.lock().due(self.now_ms(), 0);
-        outcome = outcome.and(self.sync_due(due, deadline).await);
+        outcome.and(self.sync_due(due, deadline).await)?;
+        // One at a time, so that the next sync tells of what this one does not.
+        if let Some(refused) = self.session.untold_since_sync() {
+            return Err(refused);
+        }
         let files: Vec<_> = self.files.lock().open.values().cloned().collect();
         let untold = files.iter().find_map(|file| file.inner.lock().errors.untold());
-        let lost = self.background.lock().lost.take();
-        outcome.and(untold.or(lost).map_or(Ok(()), Err))
+        match untold {
+            Some(error) => Err(error),
+            None => self.background.lock().lost.take().map_or(Ok(()), Err),
+        }
     }
 }

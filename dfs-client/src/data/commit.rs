@@ -136,6 +136,7 @@ impl Mount {
             (None, Some(commit)) => (SYSTEM, NamespaceOp::CommitWrite { inode, commit }),
             (None, None) => return Ok(None),
         };
+        let began_ms = self.now_ms();
         // What was promised must not be told over what others did after the hold was lost.
         let within = was.or(next).map(|growth| growth.hold);
         let outcome = self.session.change_within(within, caller, op, deadline).await;
@@ -144,7 +145,7 @@ impl Mount {
             Ok(change) => {
                 let end = commit.and_then(|commit| commit.extend_to_bytes).unwrap_or(0);
                 inner.kept.committed((newest, end), cut);
-                inner.paid(number);
+                inner.paid(number, began_ms);
                 if commit.is_some() && inner.growth.is_none() {
                     inner.growth = next;
                 }
@@ -166,7 +167,7 @@ impl Mount {
                 }
                 // What can never be told must not be owed for ever.
                 if matches!(error.code, ErrorCode::NotFound | ErrorCode::StaleInode) {
-                    inner.paid(number);
+                    inner.paid(number, began_ms);
                     inner.kept.forget_lengths(u64::MAX);
                     inner.deferred_atime = None;
                     inner.growth = None;

@@ -14,7 +14,6 @@ use std::sync::Arc;
 
 use dfs_common::planted::{self, Bug};
 use dfs_common::units::BLOCK_SIZE_BYTES;
-use dfs_common::wire::storage::BlockCondition;
 use dfs_common::{BlockIndex, ChainId, ChunkIndex, ChunkVersion, CutEpoch, Epoch};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -24,9 +23,6 @@ use crate::routing::KeptSpans;
 /// Bytes that are kept of one file. Who writes more without a sync is told of a loss instead.
 pub(crate) const MAX_KEPT_BYTES: usize = 16 << 20;
 
-/// The same for all files of a mount.
-pub(crate) const MAX_KEPT_BYTES_OF_MOUNT: usize = 128 << 20;
-
 /// Contiguous blocks of a chunk as one acknowledged mutation left them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct WrittenRun {
@@ -35,7 +31,15 @@ pub(crate) struct WrittenRun {
     pub(crate) blocks: u32,
     pub(crate) version: ChunkVersion,
     /// What its half-written blocks were merged with.
-    pub(crate) bases: Vec<BlockCondition>,
+    pub(crate) bases: Vec<Base>,
+}
+
+/// What a half-written block was merged with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Base {
+    pub(crate) block: BlockIndex,
+    pub(crate) version: ChunkVersion,
+    pub(crate) length_bytes: usize,
 }
 
 /// What a write still lacks.
@@ -102,6 +106,21 @@ impl Entry {
             }
         }
         true
+    }
+
+    /// The version at which this write left a block, before anything of it was written anew.
+    pub(crate) fn written_as(&self, chunk: ChunkIndex, block: BlockIndex) -> Option<ChunkVersion> {
+        let runs = self.runs.iter().filter(|run| run.chunk == chunk && run.has(block));
+        runs.map(|run| run.version).min()
+    }
+
+    /// Its last block.
+    pub(crate) fn last_block(&self) -> Option<(ChunkIndex, BlockIndex)> {
+        let ends = self
+            .runs
+            .iter()
+            .map(|run| (run.chunk, BlockIndex(run.first.0 + run.blocks.saturating_sub(1))));
+        ends.max()
     }
 
     fn size_bytes(&self) -> usize {
@@ -266,7 +285,7 @@ impl Kept {
         let touches = |run: &WrittenRun| run.chunk == chunk && run.has(block);
         let here = self.select(|entry| entry.runs.iter().any(touches));
         let is_under = |ours: &Touched| ours.is_under(found, spans);
-        if touched(&here, |_, _| false, spans)
+        if touched(&here, |_, _| BLOCK_SIZE_BYTES, spans)
             .get(&(chunk, block))
             .is_some_and(is_under)
         {
@@ -443,34 +462,38 @@ pub(crate) struct Touched {
 }
 
 impl Touched {
+    /// Whether the block is as this mount left it last, and all that it wrote there before is in it.
+    pub(crate) fn is_newest(&self, version: ChunkVersion) -> bool {
+        version == self.newest && !self.lost && self.between.is_none()
+    }
+
     /// Whether somebody who left the block at this version wrote on top of all that this mount had
     /// written there before. A chain applies writes in the order of their versions, so this holds
     /// where it had lost nothing by then; what became of it later does not matter, since the
     /// version is there.
-    fn is_under(&self, version: ChunkVersion, spans: &KeptSpans) -> bool {
+    pub(crate) fn is_under(&self, version: ChunkVersion, spans: &KeptSpans) -> bool {
         let had_all = spans.cover(self.oldest, version.epoch);
         version > self.newest && had_all && !self.lost && self.between.is_none()
     }
 }
 
-/// The blocks of these writes. `was_cut`: whether some bytes of a block may have been cut since.
+/// The blocks of these writes. `uncut_bytes`: how many bytes at the beginning of a block no cut has
+/// touched since.
 pub(crate) fn touched(
     entries: &[Entry],
-    was_cut: impl Fn(ChunkIndex, BlockIndex) -> bool,
+    uncut_bytes: impl Fn(ChunkIndex, BlockIndex) -> usize,
     spans: &KeptSpans,
 ) -> BTreeMap<(ChunkIndex, BlockIndex), Touched> {
     // What was sent again belongs to several writes, and came after all of them.
     let mut runs: Vec<&WrittenRun> = entries.iter().flat_map(|entry| &entry.runs).collect();
     runs.sort_by_key(|run| (run.chunk, run.version));
+    runs.dedup();
     let mut blocks: BTreeMap<_, Touched> = BTreeMap::new();
     for run in runs {
         for block in (run.first.0..run.first.0 + run.blocks).map(BlockIndex) {
             let touched = blocks.entry((run.chunk, block)).or_default();
             let base = run.bases.iter().find(|base| base.block == block);
-            match base
-                .map(|base| base.version)
-                .filter(|_| touched.newest != ChunkVersion::NONE)
-            {
+            match base.filter(|_| touched.newest != ChunkVersion::NONE) {
                 // All of it was written, or nothing of this mount was there.
                 None => {
                     *touched = Touched {
@@ -478,11 +501,20 @@ pub(crate) fn touched(
                         ..Touched::default()
                     };
                 }
-                Some(base) if base < touched.newest => touched.lost = true,
-                // See `Kept::found`.
-                Some(base)
-                    if base == touched.newest || (touched.is_under(base, spans) && !was_cut(run.chunk, block)) => {}
-                Some(base) => touched.between = Some(base),
+                Some(base) if base.version < touched.newest => touched.lost = true,
+                Some(base) if base.version == touched.newest => {}
+                Some(base) if touched.is_under(base.version, spans) => {
+                    let uncut = uncut_bytes(run.chunk, block);
+                    if uncut >= BLOCK_SIZE_BYTES {
+                        // Somebody wrote on top of it, which `Kept::found` has taken over.
+                    } else if base.length_bytes <= uncut {
+                        // It was cut, and nothing was written there until this mount went on.
+                        touched.lost = true;
+                    } else {
+                        touched.between = Some(base.version);
+                    }
+                }
+                Some(base) => touched.between = Some(base.version),
             }
             touched.newest = run.version;
         }
@@ -632,7 +664,7 @@ mod tests {
         let slabs = merged(&entries, 1 << 20).unwrap();
         assert_eq!(slabs[&0].extents, BTreeMap::from([(0, b"aabbaa".to_vec())]));
         assert_eq!(
-            touched(&entries, |_, _| false, &KeptSpans::default())[&(ChunkIndex(0), BlockIndex(0))].newest,
+            touched(&entries, |_, _| BLOCK_SIZE_BYTES, &KeptSpans::default())[&(ChunkIndex(0), BlockIndex(0))].newest,
             version(2)
         );
     }
@@ -779,17 +811,19 @@ mod tests {
     fn somebody_elses_write_between_two_of_this_mounts_is_known_until_all_of_the_block_is_written() {
         let entry = |number, base: Option<ChunkVersion>| {
             let mut entry = entry(number, 0, b"abc", BOTH);
-            let condition = |version| BlockCondition {
+            let base = base.map(|version| Base {
                 block: BlockIndex(0),
                 version,
-            };
-            entry.runs[0].bases.extend(base.map(condition));
+                length_bytes: 100,
+            });
+            entry.runs[0].bases.extend(base);
             entry
         };
-        let between = |bases: &[(u64, Option<ChunkVersion>)]| {
+        let ours = |uncut, bases: &[(u64, Option<ChunkVersion>)]| {
             let entries: Vec<Entry> = bases.iter().map(|&(number, base)| entry(number, base)).collect();
-            touched(&entries, |_, _| true, &KeptSpans::default())[&(ChunkIndex(0), BlockIndex(0))].between
+            touched(&entries, |_, _| uncut, &KeptSpans::default())[&(ChunkIndex(0), BlockIndex(0))]
         };
+        let between = |bases: &[(u64, Option<ChunkVersion>)]| ours(0, bases).between;
         assert_eq!(
             between(&[(2, Some(version(1)))]),
             None,
@@ -803,6 +837,30 @@ mod tests {
         );
         assert_eq!(between(&[(2, None), (4, Some(version(3)))]), Some(version(3)));
         assert_eq!(between(&[(2, None), (4, Some(version(3))), (5, None)]), None);
+        // What it found there was all that a cut had left.
+        let cut = ours(100, &[(2, None), (4, Some(version(3)))]);
+        assert!(cut.lost && cut.between.is_none(), "{cut:?}");
+    }
+
+    #[test]
+    fn a_block_that_the_mount_cut_itself_counts_once() {
+        let (mut kept, room) = (Kept::default(), room());
+        kept.push(entry(1, 0, b"abcdef", SYNC), &room);
+        kept.push(entry(2, 8, b"yz", SYNC), &room);
+        kept.rewritten(&WrittenRun {
+            chunk: ChunkIndex(0),
+            first: BlockIndex(0),
+            blocks: 1,
+            version: version(3),
+            bases: vec![Base {
+                block: BlockIndex(0),
+                version: version(2),
+                length_bytes: 9,
+            }],
+        });
+        let all = touched(&kept.on(CHAIN), |_, _| BLOCK_SIZE_BYTES, &KeptSpans::default());
+        let ours = all[&(ChunkIndex(0), BlockIndex(0))];
+        assert!(ours.is_newest(version(3)), "{ours:?}");
     }
 
     #[test]

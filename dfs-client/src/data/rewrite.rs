@@ -172,12 +172,12 @@ impl Mount {
         let entries = self.drop_truncated(file, chain, entries, deadline).await?;
         let entries = entries.as_slice();
         let uncut_to = file.inner.lock().uncut_to(entries.iter());
-        let was_cut = |chunk, block| uncut_bytes(file, uncut_to, chunk, block) < BLOCK_SIZE_BYTES;
+        let uncut = |chunk, block| uncut_bytes(file, uncut_to, chunk, block);
         let spans = self.chunks.routing().kept_spans(chain, file.write_level);
         let replay = Replay {
             file,
             chain,
-            touched: touched(entries, was_cut, &spans),
+            touched: touched(entries, uncut, &spans),
             spans,
             uncut_to,
             cut,
@@ -277,7 +277,7 @@ impl Mount {
             return Ok(true);
         }
         let Some(bytes) = uncovered(entry, newer, length) else {
-            return self.are_all_newer(file, chain, entry, deadline).await;
+            return self.ends_as_written(file, chain, entry, deadline).await;
         };
         for run in plan(&file.layout, &bytes.extents) {
             let chunk = ChunkId::new(file.inode, run.chunk);
@@ -430,35 +430,57 @@ impl Mount {
         Ok(true)
     }
 
-    /// Whether every block is at least as new as the writes, whose bytes are not here any more.
+    /// Whether every block is as the writes left it, some of whose bytes are not here any more, or
+    /// was written on top of them. A block that a cut may have touched has to be just as one of
+    /// them left it: there is nothing to compare it with.
     async fn look_for(&self, replay: &Replay<'_>, entries: &[Entry]) -> Result<()> {
         let file = replay.file;
         for entry in entries {
-            if !self.are_all_newer(file, replay.chain, entry, replay.deadline).await? {
-                return Err(Error::new(
-                    ErrorCode::UnsyncedLost,
-                    format!(
-                        "inode {}: written bytes up to {} were cut by another mount before this one told the length, and are too many \
-                         to be kept",
-                        file.inode, entry.end
-                    ),
-                ));
+            for run in &entry.runs {
+                let chunk = ChunkId::new(file.inode, run.chunk);
+                let range = (run.first, run.blocks);
+                let found = self
+                    .read_blocks(file, replay.chain, chunk, range, replay.deadline)
+                    .await?;
+                for (at, (version, _)) in (0..).zip(found) {
+                    let block = BlockIndex(run.first.0 + at);
+                    let ours = replay.touched.get(&(run.chunk, block)).copied().unwrap_or_default();
+                    let is_there = if uncut_bytes(file, replay.uncut_to, run.chunk, block) < BLOCK_SIZE_BYTES {
+                        entry.written_as(run.chunk, block) == Some(version)
+                    } else {
+                        ours.is_newest(version) || ours.is_under(version, &replay.spans)
+                    };
+                    if !is_there {
+                        return Err(Error::new(
+                            ErrorCode::UnsyncedLost,
+                            format!(
+                                "inode {} chunk {} block {block}: others have cut it or written to it before this mount told the \
+                                 length or synced, and what it wrote is too much to be kept",
+                                file.inode, run.chunk
+                            ),
+                        ));
+                    }
+                }
             }
         }
         Ok(())
     }
 
-    /// Whether no block of a write is older than it left them.
-    async fn are_all_newer(&self, file: &FileState, chain: ChainId, entry: &Entry, deadline: Instant) -> Result<bool> {
-        for run in &entry.runs {
-            let chunk = ChunkId::new(file.inode, run.chunk);
-            let range = (run.first, run.blocks);
-            let found = self.read_blocks(file, chain, chunk, range, deadline).await?;
-            if found.iter().any(|(version, _)| *version < run.version) {
-                return Ok(false);
-            }
-        }
-        Ok(true)
+    /// Whether the last block of a write is just as the write left it: then no cut has met the write.
+    async fn ends_as_written(
+        &self,
+        file: &FileState,
+        chain: ChainId,
+        entry: &Entry,
+        deadline: Instant,
+    ) -> Result<bool> {
+        let Some((index, block)) = entry.last_block() else {
+            return Ok(true);
+        };
+        let chunk = ChunkId::new(file.inode, index);
+        let found = self.read_blocks(file, chain, chunk, (block, 1), deadline).await?;
+        let version = found.first().map(|(version, _)| *version);
+        Ok(version == entry.written_as(index, block))
     }
 }
 

@@ -563,9 +563,12 @@ impl Inner {
         Some((commit, number))
     }
 
-    pub(crate) fn paid(&mut self, number: u64) {
-        if self.owed.is_some_and(|owed| owed.number == number) {
-            self.owed = None;
+    /// A commit that began then has paid what was owed by then.
+    pub(crate) fn paid(&mut self, number: u64, began_ms: u64) {
+        match &mut self.owed {
+            Some(owed) if owed.number == number => self.owed = None,
+            Some(owed) => owed.since_ms = owed.since_ms.max(began_ms),
+            None => {}
         }
     }
 }
@@ -678,7 +681,7 @@ mod tests {
         let (commit, number) = inner.commit(false).expect("something is owed");
         let newest = inner.kept.newest();
         inner.kept.committed((newest, u64::MAX), inner.cut());
-        inner.paid(number);
+        inner.paid(number, 0);
         commit
     }
 
@@ -705,7 +708,7 @@ mod tests {
         let newest = inner.kept.newest();
         arrive(&mut inner, 180);
         inner.kept.committed((newest, u64::MAX), CutEpoch::NONE);
-        inner.paid(number);
+        inner.paid(number, 0);
         assert_eq!(committed(&mut inner).extend_to_bytes, Some(180));
         assert!(inner.commit(false).is_none());
     }
@@ -811,7 +814,7 @@ mod tests {
             assert_eq!(commit.growing, next.is_some());
             let newest = inner.kept.newest();
             inner.kept.committed((newest, u64::MAX), CutEpoch::NONE);
-            inner.paid(number);
+            inner.paid(number, 0);
             inner.growth = next;
         }
         assert!(

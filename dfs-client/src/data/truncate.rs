@@ -24,7 +24,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::commit::SYSTEM;
-use super::kept::WrittenRun;
+use super::kept::{Base, WrittenRun};
 use super::state::{FileState, Word};
 use super::writer::{join_all, timeout, too_big, unexpected_change};
 use crate::mount::{Mount, wall_clock};
@@ -532,7 +532,11 @@ impl Mount {
                         first: block,
                         blocks: 1,
                         version: after,
-                        bases: vec![BlockCondition { block, version }],
+                        bases: vec![Base {
+                            block,
+                            version,
+                            length_bytes: base.len(),
+                        }],
                     });
                     return Ok(());
                 }

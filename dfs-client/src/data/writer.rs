@@ -18,7 +18,7 @@ use tokio::time::Instant;
 
 use super::blocks::{PlannedRun, plan};
 use super::dirty::{Slab, SlabIndex};
-use super::kept::{MAX_KEPT_BYTES, WrittenRun};
+use super::kept::{Base, MAX_KEPT_BYTES, WrittenRun};
 use super::state::{Arrival, FileState, Tail};
 use crate::chunks::Written as Placed;
 use crate::mount::{Handle, Mount, wall_clock};
@@ -361,13 +361,18 @@ impl Mount {
                         );
                     }
                     drop(inner);
+                    let bases = conditions.iter().zip(&bases).map(|(condition, base)| Base {
+                        block: condition.block,
+                        version: condition.version,
+                        length_bytes: base.len(),
+                    });
                     return Ok(Written {
                         run: WrittenRun {
                             chunk: run.chunk,
                             first: run.first,
                             blocks: run.blocks(),
                             version: written.version,
-                            bases: conditions,
+                            bases: bases.collect(),
                         },
                         cut,
                         number,

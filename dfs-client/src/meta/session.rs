@@ -273,10 +273,9 @@ impl Session {
         self.ahead.untold().map_or(Ok(()), Err)
     }
 
-    /// The same for a sync of the whole mount, which tells of each once.
-    pub(crate) async fn settled_since_sync(&self, deadline: Instant) -> Result<()> {
-        self.ahead.settled(deadline).await?;
-        self.ahead.untold_since_sync().map_or(Ok(()), Err)
+    /// What was refused, for a sync of the whole mount, which tells of each once.
+    pub(crate) fn untold_since_sync(&self) -> Option<Error> {
+        self.ahead.untold_since_sync()
     }
 
     /// Where a handle of this inode starts that is opened now; for [`Session::refused`].
