@@ -1110,10 +1110,10 @@ fn a_write_that_was_cut_and_is_not_kept_is_told() {
         Step::Cut {
             m: FORGETFUL,
             cable: Cable::Group,
-            ms: 690,
+            ms: 490,
         },
         write(FORGETFUL, 3900, 100),
-        wait(380),
+        wait(420),
         cut_to(1, 3800),
         wait(1500),
         fsync(FORGETFUL),
@@ -1126,6 +1126,8 @@ fn a_write_that_was_cut_and_is_not_kept_is_told() {
             steps: steps.to_vec(),
         };
         let report = run(&program, Servers::NEW, true);
+        let told = |what: &str| report.log.iter().any(|line| line.contains(what));
+        assert!(!told("length 4000"), "seed {seed}: {}", report.log.join("\n"));
         // It can not tell what is left of the write.
         if let Err(wrong) = report.verdict {
             assert!(
