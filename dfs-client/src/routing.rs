@@ -37,7 +37,8 @@ const MAX_SPANS: usize = 8;
 pub(crate) struct KeptSpans(Vec<(Epoch, Epoch)>);
 
 impl KeptSpans {
-    /// In an epoch the chain answers for all since `from`.
+    /// A routing table says: in `epoch` the chain still had all that it had acknowledged since
+    /// `from`.
     pub(crate) fn learn(&mut self, from: Epoch, epoch: Epoch) {
         match self.0.last_mut() {
             Some(last) if last.0 == from => last.1 = epoch.max(last.1),
@@ -48,7 +49,8 @@ impl KeptSpans {
         }
     }
 
-    /// Whether nothing was lost from the one epoch to the other; within one, never.
+    /// Whether the chain is known to have lost nothing between these epochs. Within one epoch a
+    /// chain loses nothing.
     pub(crate) fn cover(&self, from: Epoch, to: Epoch) -> bool {
         from == to || self.0.iter().any(|span| span.0 <= from && from <= to && to <= span.1)
     }
@@ -98,6 +100,7 @@ impl RoutingCache {
         }
     }
 
+    /// What is known of a chain's losses at this level; the list is short.
     pub(crate) fn kept_spans(&self, chain: ChainId, level: Level) -> KeptSpans {
         self.kept.lock().get(&(chain, level)).cloned().unwrap_or_default()
     }

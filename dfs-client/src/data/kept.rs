@@ -91,8 +91,10 @@ impl Entry {
         }
     }
 
-    /// Whether the block has this write's bytes at the version at which `run`, one of its runs, left
-    /// it. A truncation that rewrote what somebody else had left there does not say so.
+    /// Whether this write's bytes are in the block as `run`, one of its runs, left it. They are if
+    /// the run is the write itself, or was made from what the run before it had left. A truncation
+    /// also counts as a run of the write; if it was made from another mount's version, the bytes
+    /// may have been gone by then.
     pub(crate) fn is_held_by<'a>(&'a self, mut run: &'a WrittenRun, block: BlockIndex) -> bool {
         while let Some(base) = run.bases.iter().find(|base| base.block == block) {
             let earlier = self
@@ -462,7 +464,7 @@ pub(crate) struct Touched {
 }
 
 impl Touched {
-    /// Whether the block is as this mount left it last, and all that it wrote there before is in it.
+    /// Whether the block is as this mount left it last, with all that it wrote there before.
     pub(crate) fn is_newest(&self, version: ChunkVersion) -> bool {
         version == self.newest && !self.lost && self.between.is_none()
     }
@@ -506,7 +508,7 @@ pub(crate) fn touched(
                 Some(base) if touched.is_under(base.version, spans) => {
                     let uncut = uncut_bytes(run.chunk, block);
                     if uncut >= BLOCK_SIZE_BYTES {
-                        // Somebody wrote on top of it, which `Kept::found` has taken over.
+                        // Somebody wrote on top of it; `Kept::found` has put that in its place.
                     } else if base.length_bytes <= uncut {
                         // It was cut, and nothing was written there until this mount went on.
                         touched.lost = true;

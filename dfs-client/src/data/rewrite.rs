@@ -466,7 +466,8 @@ impl Mount {
         Ok(())
     }
 
-    /// Whether the last block of a write is just as the write left it: then no cut has met the write.
+    /// Whether the last block of a write is just as the write left it. Then no cut has met the
+    /// write: a cut removes everything from some offset on, so it would have met that block.
     async fn ends_as_written(
         &self,
         file: &FileState,
