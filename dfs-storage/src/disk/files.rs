@@ -43,6 +43,8 @@ pub(super) struct Segment {
     kept: AtomicBool,
     /// Had ended when the last sync that succeeded began. If all that ever began had, the file holds nothing unsynced.
     synced: AtomicU64,
+    /// A sync has succeeded, so nothing from before this process is unsynced either.
+    ever_synced: AtomicBool,
 }
 
 /// As many as the limit allows now: it may be changed while the process runs.
@@ -80,6 +82,7 @@ impl OpenFiles {
             begun: AtomicU64::new(0),
             ended: AtomicU64::new(0),
             synced: AtomicU64::new(0),
+            ever_synced: AtomicBool::new(false),
             kept: AtomicBool::new(false),
         });
         if is_open {
@@ -182,10 +185,16 @@ impl Segment {
         written
     }
 
+    /// Needs no descriptor when it covers nothing new: any error of a sync condemns a store, and a missing descriptor must not.
     pub(super) fn sync(self: &Arc<Self>) -> io::Result<()> {
         let ended = self.ended.load(Ordering::Acquire);
+        if self.file.lock().is_none() && self.ever_synced.load(Ordering::Acquire) {
+            // It was closed, so all that was ever written to it had been synced.
+            return Ok(());
+        }
         self.open()?.sync_data()?;
         self.synced.fetch_max(ended, Ordering::AcqRel);
+        self.ever_synced.store(true, Ordering::Release);
         Ok(())
     }
 }
@@ -264,6 +273,23 @@ mod tests {
         files.close_down_to(0);
         assert!(dirty.file.lock().is_some());
         assert_eq!(read(&dirty), b"late");
+    }
+
+    #[test]
+    fn a_sync_of_what_is_synced_needs_no_descriptor() {
+        let directory = tempfile::tempdir().unwrap();
+        let files = Arc::new(OpenFiles::default());
+        let segment = make(directory.path(), &files, 0);
+        // Whatever reason there is why it can not be opened.
+        let make_unopenable = || std::fs::rename(directory.path().join("0"), directory.path().join("away")).unwrap();
+        write(&segment, b"news");
+        segment.sync().unwrap();
+        files.close_down_to(0);
+        make_unopenable();
+        segment.sync().unwrap();
+        // One that an earlier process may have written has to be opened.
+        assert!(make(directory.path(), &files, 1).sync().is_ok());
+        assert!(files.segment(directory.path().join("0"), None).sync().is_err());
     }
 
     #[test]

@@ -297,12 +297,14 @@ pub(super) fn recover(
         segment.sealed = None;
     }
     // Nothing that was read back may be taken for durable before it is.
+    let doing = "syncing the recovered log";
     for segment in index.segments.range(replay.from..).map(|(_, segment)| segment) {
-        segment
-            .file
-            .file
-            .sync_data()
-            .map_err(StoreError::unwritten("syncing the recovered log", DiskCall::Sync))?;
+        let file = &segment.file.file;
+        // Opening it may fail for want of a descriptor, which says nothing of the medium. The sync itself needs none then.
+        let opened = file.keep_open(true);
+        opened.map_err(StoreError::unwritten(doing, DiskCall::Name))?;
+        file.sync_data().map_err(StoreError::unwritten(doing, DiskCall::Sync))?;
+        let _ = file.keep_open(false);
     }
     index.recount();
     report.segments = index.segments.len() as u64;
