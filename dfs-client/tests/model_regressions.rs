@@ -1138,3 +1138,23 @@ fn a_write_that_was_cut_and_is_not_kept_is_told() {
         }
     }
 }
+
+/// A truncation that a mount had not heard of came before its write. Then another mount wrote over
+/// a part of that write, and the first one took the rest for lost.
+#[test]
+fn what_others_wrote_over_after_an_unknown_truncation_is_no_loss() {
+    let length = |m, h, len| Step::SetLength { m, h, len };
+    must_hold(
+        Servers::NEW,
+        &[
+            create(0),
+            length(0, 0, 4 * MIB),
+            open(1),
+            wait(3000),
+            opens(1, How::Truncate),
+            write(1, 4 * MIB, 4096),
+            write(0, 4 * MIB, 8192),
+            Step::Together(Box::new(flush(0)), Box::new(length(1, 1, 4 * MIB + 428))),
+        ],
+    );
+}

@@ -213,10 +213,17 @@ impl Mount {
         entries: Vec<Entry>,
         deadline: Instant,
     ) -> Result<Vec<Entry>> {
-        let mut gone = Vec::new();
+        let (mut gone, mut uncut) = (Vec::new(), Vec::new());
+        let cut = file.inner.lock().cut();
         // Newest first: what covered an older write may be gone itself.
         let mut newer: Vec<Entry> = Vec::with_capacity(entries.len());
         for entry in entries.iter().rev() {
+            let may_be_cut = !cut.is_cutting() && !file.inner.lock().outlived_cuts(entry);
+            if may_be_cut && self.ends_as_written(file, chain, entry, deadline).await? {
+                uncut.push(entry.number);
+                newer.push(entry.clone());
+                continue;
+            }
             let since = file.inner.lock().cuts_since(entry.cut);
             // Of cuts that are forgotten nobody knows.
             let length = since.map_or(Some(0), |since| since.truncated_to);
@@ -253,10 +260,11 @@ impl Mount {
             }
             newer.push(left);
         }
-        if gone.is_empty() {
+        if gone.is_empty() && uncut.is_empty() {
             return Ok(entries);
         }
         let mut inner = file.inner.lock();
+        inner.kept.confirmed(&uncut, cut);
         for (number, length) in gone {
             inner.kept.truncated(&[number], length);
         }
