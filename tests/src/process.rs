@@ -61,7 +61,7 @@ pub fn dfs_binary() -> &'static Path {
             .expect("tests/ stands in the workspace");
         let built = Command::new(env!("CARGO"))
             .current_dir(root)
-            .args(["build", "--release", "--quiet", "--package", "dfs-cli"])
+            .args(["build", "--release", "--quiet", "--workspace", "--bin", "dfs"])
             .status()
             .expect("cargo starts");
         assert!(built.success(), "dfs does not build");

@@ -9,7 +9,8 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
-/// One profile and one target directory for everything: the tests run the very binary that users build.
+/// One profile and one target directory for everything: the tests run the very binary that users build. Whatever is built is
+/// built of the whole workspace: of a part of it, dependencies come with fewer features, and would be compiled once more.
 const VERIFY: &[&[&str]] = &[
     &["fmt", "--all", "--check"],
     &[
@@ -23,20 +24,10 @@ const VERIFY: &[&[&str]] = &[
     ],
     &["build", "--release", "--workspace"],
     &["test", "--release", "--workspace"],
-    &["run", "--release", "-p", "dfs-sim", "--", "--seeds", "2000"],
-    // And that the simulator would notice. For it alone: no program that is shipped has this feature.
-    &[
-        "run",
-        "--release",
-        "-p",
-        "dfs-sim",
-        "--features",
-        "planted",
-        "--",
-        "--planted",
-        "all",
-    ],
 ];
+
+/// Seeds of the simulator in `verify`.
+const SEEDS: &str = "2000";
 
 const FIX: &[&[&str]] = &[
     &[
@@ -59,19 +50,11 @@ const USAGE: &str = "usage: cargo xtask verify | fix | sim ... | faults ... | lo
   long     what takes longer than a gate may; see: cargo xtask long --help";
 
 /// The servers' binary, and the harness that stands beside it.
-const HARNESS: &[&[&str]] = &[&[
-    "build",
-    "--release",
-    "--quiet",
-    "--package",
-    "dfs-cli",
-    "--package",
-    "dfs-tests",
-]];
+const HARNESS: &[&str] = &["build", "--release", "--quiet", "--workspace"];
 
 fn main() -> ExitCode {
     let steps = match std::env::args().nth(1).as_deref() {
-        Some("verify") => VERIFY,
+        Some("verify") => return finish(verify()),
         Some("fix") => FIX,
         Some("faults") => {
             let arguments: Vec<String> = std::env::args().skip(2).collect();
@@ -87,15 +70,21 @@ fn main() -> ExitCode {
     finish(steps.iter().try_for_each(|step| cargo(step)))
 }
 
-/// Planted bugs are built in for this one run only.
+fn verify() -> Result<()> {
+    VERIFY.iter().try_for_each(|step| cargo(step))?;
+    sim(&["--seeds", SEEDS].map(str::to_owned))?;
+    // And that the simulator would notice.
+    sim(&["--planted", "all"].map(str::to_owned))
+}
+
+/// Planted bugs are built in for such a run only: no program that is shipped has this feature.
 fn sim(arguments: &[String]) -> Result<()> {
-    let mut all = vec!["run", "--release", "-p", "dfs-sim"];
+    let mut build = vec!["build", "--release", "--workspace", "--bin", "dfs-sim"];
     if arguments.iter().any(|argument| argument == "--planted") {
-        all.extend(["--features", "planted"]);
+        build.extend(["--features", "dfs-sim/planted"]);
     }
-    all.push("--");
-    all.extend(arguments.iter().map(String::as_str));
-    cargo(&all)
+    cargo(&build)?;
+    run("dfs-sim", arguments)
 }
 
 fn finish(result: Result<()>) -> ExitCode {
@@ -110,10 +99,16 @@ fn finish(result: Result<()>) -> ExitCode {
 
 /// Builds the servers and the harness, and runs one of its binaries.
 fn harness(binary: &str, arguments: &[String]) -> Result<()> {
-    HARNESS.iter().try_for_each(|step| cargo(step))?;
+    cargo(HARNESS)?;
+    run(binary, arguments)
+}
+
+/// Runs a binary that was built.
+fn run(binary: &str, arguments: &[String]) -> Result<()> {
     let binary = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../target/release")
         .join(binary);
+    let start = Instant::now();
     let status = Command::new(&binary)
         .args(arguments)
         .status()
@@ -121,6 +116,7 @@ fn harness(binary: &str, arguments: &[String]) -> Result<()> {
     if !status.success() {
         bail!("{} failed ({status})", binary.display());
     }
+    eprintln!("  {:.0} s", start.elapsed().as_secs_f64());
     Ok(())
 }
 

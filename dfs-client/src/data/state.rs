@@ -713,6 +713,22 @@ mod tests {
         assert!(inner.commit(false).is_none());
     }
 
+    /// A log that never rests is told once an age, not with every round trip.
+    #[test]
+    fn a_debt_made_during_a_commit_is_no_older_than_that() {
+        let mut inner = inner();
+        arrive(&mut inner, 150);
+        let (_, number) = inner.commit(false).unwrap();
+        let newest = inner.kept.newest();
+        arrive(&mut inner, 180);
+        let began_ms = 1_000;
+        assert!(inner.is_commit_due(began_ms));
+        inner.kept.committed((newest, u64::MAX), CutEpoch::NONE);
+        inner.paid(number, began_ms);
+        assert!(!inner.is_commit_due(began_ms + FLUSH_AGE_MS - 1));
+        assert!(inner.is_commit_due(began_ms + FLUSH_AGE_MS));
+    }
+
     #[test]
     fn a_length_is_told_whatever_this_mount_believes_the_length_to_be() {
         let mut inner = inner();
