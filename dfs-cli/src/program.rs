@@ -81,8 +81,9 @@ fn start(cli: &Cli) -> Outcome {
     }
 }
 
-/// The consensus library tells every step of every election; what matters of it, the servers say themselves.
-const SERVER_LOG: &str = "info,openraft=error";
+/// The consensus library tells every step of every election, and calls each message an error that did not arrive; what matters of
+/// it, the servers say themselves.
+const SERVER_LOG: &str = "info,openraft=off";
 
 fn start_log(cli: &Cli) -> Outcome<()> {
     // A verb's failure is one line that it prints itself; what lies under it is for who asks.

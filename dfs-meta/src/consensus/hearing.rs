@@ -17,6 +17,16 @@ pub(super) const DEAF_MS: u64 = 300;
 /// How long it is silent then: the others' leases, two attempts at an election, and a little.
 pub(super) const MUTE_MS: u64 = 600;
 
+/// A server that has answered nothing for this long is said to be silent.
+const SILENT_MS: u64 = 1_000;
+
+/// What is to be said of another server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum News {
+    IsSilent(u64),
+    AnswersAgain(u64),
+}
+
 #[derive(Debug)]
 pub(super) struct Hearing {
     others: BTreeSet<u64>,
@@ -25,6 +35,8 @@ pub(super) struct Hearing {
     heard: BTreeMap<u64, Instant>,
     asked: Instant,
     mute_until: Option<Instant>,
+    silent: BTreeSet<u64>,
+    news: Vec<News>,
 }
 
 impl Hearing {
@@ -35,6 +47,8 @@ impl Hearing {
             heard: BTreeMap::new(),
             asked: now,
             mute_until: None,
+            silent: BTreeSet::new(),
+            news: Vec::new(),
         }
     }
 
@@ -45,10 +59,17 @@ impl Hearing {
         if self.term != term {
             self.term = term;
             self.mute_until = None;
+            self.silent.clear();
             self.hear_all(now);
         } else if pause > Duration::from_millis(3 * ASK_EVERY_MS) {
             // It did not ask for a while, so it could not be answered.
             self.hear_all(now);
+        }
+        for (&other, &heard) in &self.heard {
+            let is_silent = now.saturating_duration_since(heard) > Duration::from_millis(SILENT_MS);
+            if is_silent && self.silent.insert(other) {
+                self.news.push(News::IsSilent(other));
+            }
         }
         if self.is_mute(now) {
             return false;
@@ -75,6 +96,14 @@ impl Hearing {
         if let Some(heard) = self.heard.get_mut(&by) {
             *heard = asked.max(*heard);
         }
+        if self.silent.remove(&by) {
+            self.news.push(News::AnswersAgain(by));
+        }
+    }
+
+    /// What has changed since this was asked last: each silence once, and once its end.
+    pub(super) fn take_news(&mut self) -> Vec<News> {
+        std::mem::take(&mut self.news)
     }
 
     /// Whether it is to say nothing as leader.
@@ -135,6 +164,21 @@ mod tests {
         assert!(world.ask(600, &[2]).is_empty());
         assert!(!world.hearing.is_mute(world.now));
         assert!(world.ask(3_000, &[2]).is_empty());
+    }
+
+    #[test]
+    fn a_silence_is_told_once_and_so_is_its_end() {
+        let mut world = World::new(&[1, 2, 3]);
+        world.ask(900, &[2]);
+        assert!(world.hearing.take_news().is_empty());
+        world.ask(5_000, &[2]);
+        assert_eq!(world.hearing.take_news(), [News::IsSilent(3)]);
+        // The leader stood still itself, which is no answer.
+        world.now += Duration::from_secs(5);
+        world.ask(120, &[2]);
+        assert!(world.hearing.take_news().is_empty());
+        world.ask(500, &[2, 3]);
+        assert_eq!(world.hearing.take_news(), [News::AnswersAgain(3)]);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use dfs_common::wire::meta::LEADER_CONFIRMED_MS;
 use dfs_common::{ClusterId, ErrorCode, MetaId};
 use dfs_net::BootInstant;
-use openraft::error::{InitializeError, RaftError};
+use openraft::error::{Fatal, InitializeError, RaftError};
 use openraft::impls::EmptyNode;
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, InstallSnapshotRequest, VoteRequest};
 use openraft::{Config, RaftMetrics, SnapshotPolicy};
@@ -26,7 +26,7 @@ use super::confirm::{
     leader_id,
 };
 use super::elections::Elections;
-use super::hearing::{ASK_EVERY_MS, DEAF_MS, Hearing};
+use super::hearing::{ASK_EVERY_MS, DEAF_MS, Hearing, News};
 use super::joining::{self, Joining};
 use super::log::{Log, LogOptions, LogStore, has_segments};
 use super::machine::MachineStore;
@@ -396,6 +396,7 @@ async fn watch_leadership(raft: Raft, me: MetaId, joining: Arc<Joining>, sender:
         let (now, state) = {
             let metrics = metrics.borrow_and_update();
             if let Err(error) = &metrics.running_state
+                && !matches!(error, Fatal::Stopped)
                 && !reported
             {
                 tracing::error!(%error, "consensus stopped on this server");
@@ -450,7 +451,16 @@ impl Listening {
                 continue;
             }
             let now = Instant::now();
-            let deaf = self.hearing.lock().ask(leadership.term, now);
+            let (deaf, news) = {
+                let mut hearing = self.hearing.lock();
+                (hearing.ask(leadership.term, now), hearing.take_news())
+            };
+            for news in news {
+                match news {
+                    News::IsSilent(id) => tracing::warn!("metadata server {id} does not answer this leader"),
+                    News::AnswersAgain(id) => tracing::info!("metadata server {id} answers again"),
+                }
+            }
             if deaf {
                 tracing::warn!(
                     term = leadership.term,
