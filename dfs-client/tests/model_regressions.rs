@@ -1158,3 +1158,54 @@ fn what_others_wrote_over_after_an_unknown_truncation_is_no_loss() {
         ],
     );
 }
+
+/// A mount that was cut off had left bytes beyond the end of a file. Two others waited for it, and both removed them: the second
+/// one removed what the first had written since.
+#[test]
+fn who_has_waited_for_a_dead_mount_does_not_remove_what_others_wrote_meanwhile() {
+    must_hold(
+        Servers::NEW,
+        &[
+            create(0),
+            open(2),
+            write(0, 4096, 4096),
+            open(1),
+            write(2, 0, 6000),
+            Step::Unlink { m: 2, f: 0 },
+            Step::Cut {
+                m: 0,
+                cable: Cable::Group,
+                ms: 66_968,
+            },
+            write(1, 532, 4096),
+            fsync(0),
+            fsync(2),
+        ],
+    );
+}
+
+/// A mount had told the length of a write before the power went and another mount truncated the file. Whether the write was lost
+/// or not, the truncation would have removed it.
+#[test]
+fn what_was_committed_before_a_truncation_is_no_loss() {
+    must_hold(
+        Servers::NEW,
+        &[
+            create(0),
+            Step::Create { m: 2, f: 1 },
+            write(0, 0, 10),
+            wait(1000),
+            Step::Cut {
+                m: 2,
+                cable: Cable::Nodes,
+                ms: 32_538,
+            },
+            Step::Power {
+                nodes: ALL,
+                back_ms: 372,
+            },
+            opens(2, How::Truncate),
+            fsync(0),
+        ],
+    );
+}

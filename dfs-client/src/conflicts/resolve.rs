@@ -158,6 +158,7 @@ impl Client {
             inode,
             length_bytes: u64::MAX,
             mtime: None,
+            only_in: None,
         };
         let begun = mount.session.change(SYSTEM, fence, mount.deadline()).await?;
         let NamespaceChange::CutBegun { attributes, .. } = begun else {

@@ -6,7 +6,7 @@ use dfs_common::wire::namespace::{Attributes, Caller, NamespaceChange, Namespace
 use dfs_common::{ErrorCode, Result};
 use tokio::time::Instant;
 
-use super::state::{FileState, Word};
+use super::state::{FileState, Word, cut_of};
 use super::writer::{FLUSH_AGE_MS, timeout};
 use crate::meta::Untold;
 use crate::mount::Mount;
@@ -100,7 +100,7 @@ impl Mount {
         deadline: Instant,
     ) -> Result<Option<Attributes>> {
         let holds = self.session.may_grow(file.inode);
-        let (owed, last_write_at, deferred, was, next, (newest, cut)) = {
+        let (owed, last_write_at, deferred, was, next, (newest, cut, acknowledged)) = {
             let mut inner = file.inner.lock();
             let next = inner.growth_after(word, holds);
             let owed = inner.commit(next.is_some()).or_else(|| inner.last_word(word));
@@ -110,7 +110,8 @@ impl Mount {
                 inner.growth = None;
             }
             // Only with the debt: apart from it there is none.
-            let covers = (inner.kept.newest(), inner.cut());
+            let cut = inner.cut();
+            let covers = (inner.kept.newest(), cut, inner.kept.may_follow_cuts(cut));
             (
                 owed,
                 inner.last_write_at,
@@ -150,6 +151,9 @@ impl Mount {
                     inner.growth = next;
                 }
                 if let NamespaceChange::Entry { attributes, .. } = change {
+                    if cut_of(&attributes) == cut {
+                        inner.kept.preceded_cuts(&acknowledged);
+                    }
                     inner.learn_own(&attributes);
                     if sets_mtime && inner.last_write_at == last_write_at {
                         inner.set_mtime(attributes.mtime);

@@ -61,6 +61,8 @@ pub(crate) struct Entry {
     pub(crate) runs: Vec<WrittenRun>,
     /// The truncation epoch in which it was acknowledged.
     pub(crate) cut: CutEpoch,
+    /// The group's epoch was still that after the acknowledgement, so every later cut came after this write.
+    pub(crate) precedes_cuts: bool,
     /// Where it ends in the file.
     pub(crate) end: u64,
     /// When it was first sent, on the mount's clock.
@@ -223,6 +225,19 @@ impl Kept {
         }
         if any {
             self.sweep();
+        }
+    }
+
+    /// Numbers of what was acknowledged in an epoch and is not known to precede later cuts.
+    pub(crate) fn may_follow_cuts(&self, cut: CutEpoch) -> BTreeSet<u64> {
+        let entries = self.entries().filter(|entry| entry.cut == cut && !entry.precedes_cuts);
+        entries.map(|entry| entry.number).collect()
+    }
+
+    /// The group's epoch was still that in which these writes were acknowledged.
+    pub(crate) fn preceded_cuts(&mut self, numbers: &BTreeSet<u64>) {
+        for held in &mut self.entries {
+            held.entry.precedes_cuts |= numbers.contains(&held.entry.number);
         }
     }
 
@@ -611,6 +626,7 @@ mod tests {
                 bases: Vec::new(),
             }],
             cut: CutEpoch(2),
+            precedes_cuts: false,
             since_ms: number,
             lacks,
         }

@@ -241,6 +241,8 @@ impl Mount {
                 let why = match since {
                     _ if is_known => "",
                     None => "the file was cut too often since to tell why",
+                    // Whether it was there or not, the truncation came after it.
+                    Some(_) if entry.precedes_cuts => "",
                     Some(_) if self.has_lost(file, chain, (entry, length), deadline).await? => {
                         "they were lost before or after the file was truncated"
                     }

@@ -280,6 +280,7 @@ impl Inner {
                 slab: Some(slab),
                 runs: written.into_iter().map(|written| written.run).collect(),
                 cut,
+                precedes_cuts: false,
                 end,
                 since_ms: sent_ms,
                 lacks,
@@ -573,7 +574,7 @@ impl Inner {
     }
 }
 
-fn cut_of(attributes: &Attributes) -> CutEpoch {
+pub(super) fn cut_of(attributes: &Attributes) -> CutEpoch {
     attributes.file.as_ref().map_or(CutEpoch::NONE, |file| file.cut)
 }
 

@@ -44,8 +44,9 @@ pub(super) const LOOK_EVERY: Duration = Duration::from_millis(50);
 enum Cut {
     /// The file is this long at most.
     Shorten(u64),
-    /// It keeps its length, and what lies beyond goes.
-    Garbage,
+    /// It keeps its length, and what lies beyond goes, if this is still the truncation epoch. Otherwise somebody else was quicker,
+    /// and what lies there now may be what a living mount has written since.
+    Garbage(CutEpoch),
 }
 
 impl Mount {
@@ -222,7 +223,10 @@ impl Mount {
                     end,
                     "what a mount left beyond the end of the file is cut before the file grows over it"
                 );
-                return self.cut_garbage(file, deadline).await;
+                if self.cut_garbage(file, cut, deadline).await? {
+                    return Ok(());
+                }
+                since = (Instant::now(), length);
             }
             if Instant::now() >= deadline {
                 return Err(Error::new(
@@ -247,8 +251,8 @@ impl Mount {
             if cut != seen.0 {
                 seen = (cut, Instant::now());
             }
-            if seen.1.elapsed() >= LIVE_WRITER {
-                return self.cut_garbage(file, deadline).await;
+            if seen.1.elapsed() >= LIVE_WRITER && self.cut_garbage(file, cut, deadline).await? {
+                return Ok(());
             }
             if Instant::now() >= deadline {
                 return Err(Error::new(
@@ -299,15 +303,12 @@ impl Mount {
         Ok(end.min(file.layout.max_length_bytes()))
     }
 
-    /// Removes what lies beyond the end, or ends a cut that somebody began and does not end.
-    pub(super) async fn cut_garbage(self: &Arc<Self>, file: &Arc<FileState>, deadline: Instant) -> Result<()> {
-        loop {
-            match self.cut_once(file, SYSTEM, Cut::Garbage, deadline).await {
-                Err(error) if error.code == ErrorCode::StaleCut && Instant::now() < deadline => {
-                    self.refresh(file, deadline).await?;
-                }
-                outcome => return outcome.map(|_| ()),
-            }
+    /// Removes what lies beyond the end, or ends a cut that somebody began and does not end. `false`: others have cut the file since
+    /// that was seen in epoch `seen`, so it has to be looked at again.
+    async fn cut_garbage(self: &Arc<Self>, file: &Arc<FileState>, seen: CutEpoch, deadline: Instant) -> Result<bool> {
+        match self.cut_once(file, SYSTEM, Cut::Garbage(seen), deadline).await {
+            Err(error) if error.code == ErrorCode::StaleCut && Instant::now() < deadline => Ok(false),
+            outcome => outcome.map(|_| true),
         }
     }
 
@@ -320,14 +321,15 @@ impl Mount {
         how: Cut,
         deadline: Instant,
     ) -> Result<Attributes> {
-        let (at_most, mtime) = match how {
-            Cut::Shorten(length) => (length, wall_clock()),
-            Cut::Garbage => (u64::MAX, file.inner.lock().attributes.mtime),
+        let (at_most, mtime, only_in) = match how {
+            Cut::Shorten(length) => (length, wall_clock(), None),
+            Cut::Garbage(seen) => (u64::MAX, file.inner.lock().attributes.mtime, Some(seen)),
         };
         let begin = NamespaceOp::BeginCut {
             inode: file.inode,
             length_bytes: at_most,
             mtime: Some(mtime),
+            only_in,
         };
         let known = file.inner.lock().cut();
         let begun = async {
@@ -364,7 +366,7 @@ impl Mount {
         let (length, before_bytes, cut) = begun;
         let before = match how {
             Cut::Shorten(_) => Some(before_bytes.max(data_end)),
-            Cut::Garbage => None,
+            Cut::Garbage(_) => None,
         };
         self.cut_chunks(file, length, before, cut, deadline).await?;
         let attributes = self
@@ -376,7 +378,7 @@ impl Mount {
             // What is here was acknowledged before the cut and has outlived it.
             Cut::Shorten(_) => inner.kept.cut_to(length, (cut, ended)),
             // This mount's own writes may have been among it: the next commit looks for them.
-            Cut::Garbage => inner.unclean_end = false,
+            Cut::Garbage(_) => inner.unclean_end = false,
         }
         Ok(attributes)
     }

@@ -675,8 +675,13 @@ impl World {
                 inode,
                 length_bytes,
                 mtime,
+                only_in,
             } => {
-                let before_bytes = self.inodes.get(&inode).ok_or(ErrorCode::StaleInode)?.length_bytes;
+                let attributes = self.inodes.get(&inode).ok_or(ErrorCode::StaleInode)?;
+                let before_bytes = attributes.length_bytes;
+                if only_in.is_some_and(|only_in| only_in != cut_of(attributes)) {
+                    return Err(ErrorCode::StaleCut.into());
+                }
                 if length_bytes > before_bytes && length_bytes != u64::MAX {
                     return Err(ErrorCode::StaleCut.into());
                 }

@@ -52,11 +52,20 @@ impl Bench {
     }
 
     fn begin_cut(&mut self, inode: InodeId, length_bytes: u64) -> Result<CutEpoch, ErrorCode> {
-        let mtime = None;
+        self.begin_cut_in(inode, length_bytes, None)
+    }
+
+    fn begin_cut_in(
+        &mut self,
+        inode: InodeId,
+        length_bytes: u64,
+        only_in: Option<CutEpoch>,
+    ) -> Result<CutEpoch, ErrorCode> {
         match self.change(NamespaceOp::BeginCut {
             inode,
             length_bytes,
-            mtime,
+            mtime: None,
+            only_in,
         })? {
             NamespaceChange::CutBegun { attributes, .. } => Ok(attributes.file.unwrap().cut),
             other => panic!("{other:?}"),
@@ -600,6 +609,8 @@ fn a_file_grows_only_by_what_was_written_since_its_last_cut() {
     assert_eq!(since(&short.file.unwrap().cuts), Some((10, Some(10))));
     let longer = bench.begin_cut(inode, 11);
     assert_eq!(longer, Err(ErrorCode::StaleCut), "it would make the file longer");
+    let late = bench.begin_cut_in(inode, u64::MAX, Some(CutEpoch::NONE));
+    assert_eq!(late, Err(ErrorCode::StaleCut), "somebody has cut the file since");
     assert_eq!(
         commit(&mut bench, 50, 0),
         Err(ErrorCode::StaleCut),

@@ -23,12 +23,14 @@ pub(crate) fn begin_cut<S: Rows + ?Sized>(
     inode: InodeId,
     at_most: u64,
     mtime: Option<Timestamp>,
+    only_in: Option<CutEpoch>,
 ) -> OpResult<NamespaceChange> {
     let mut row = tx.inode(inode)?;
     let (length, cut, cuts) = end_of(inode, &mut row)?;
     let before_bytes = *length;
     // A truncation by somebody who takes the file for longer than it is would remove what others are about to commit.
-    if at_most > before_bytes && at_most != u64::MAX {
+    let is_later = only_in.is_some_and(|only_in| only_in != *cut);
+    if is_later || (at_most > before_bytes && at_most != u64::MAX) {
         return Err(stale_cut(inode, before_bytes, *cut));
     }
     *cut = cut.begin();

@@ -62,7 +62,8 @@ pub(crate) fn apply<S: Rows + ?Sized>(tx: &mut Transaction<'_, '_, S>, op: &Name
             inode,
             length_bytes,
             mtime,
-        } => length::begin_cut(tx, *inode, *length_bytes, *mtime),
+            only_in,
+        } => length::begin_cut(tx, *inode, *length_bytes, *mtime, *only_in),
         NamespaceOp::SetLength {
             inode,
             length_bytes,
