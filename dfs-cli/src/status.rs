@@ -160,6 +160,22 @@ fn trust_hint(status: &ClusterStatus, out: &WayOut) -> String {
     format!("; or at once, if that disk is well: {}", verbs.join(" or "))
 }
 
+/// `40 s behind`, `3 days ahead of`.
+fn distance(ahead_ms: i64) -> String {
+    const MINUTE: u64 = 60;
+    const HOUR: u64 = 60 * MINUTE;
+    const DAY: u64 = 24 * HOUR;
+    let seconds = ahead_ms.unsigned_abs() / 1_000;
+    let (unit_seconds, unit) = match seconds {
+        0..600 => (1, "s"),
+        600..36_000 => (MINUTE, "min"),
+        36_000..172_800 => (HOUR, "h"),
+        _ => (DAY, "days"),
+    };
+    let side = if ahead_ms < 0 { "behind" } else { "ahead of" };
+    format!("{} {unit} {side}", seconds / unit_seconds)
+}
+
 /// What keeps a cluster from being well, worst first.
 pub(crate) fn findings(status: &ClusterStatus) -> Vec<Finding> {
     let mut found = Vec::new();
@@ -219,6 +235,16 @@ pub(crate) fn findings(status: &ClusterStatus) -> Vec<Finding> {
                 format!("{name}: {open} chunks or stores are damaged and being mended: dfs scrub errors"),
             );
         }
+    }
+    for clock in &status.clocks {
+        find(
+            Health::Degraded,
+            format!(
+                "{}: its clock is {} the cluster's: set it, best by a time service; files get the cluster's time",
+                clock.whose,
+                distance(clock.ahead_ms)
+            ),
+        );
     }
     if status.routing.resyncs_paused {
         find(
@@ -512,7 +538,7 @@ pub(crate) fn print_chains(chains: &[ChainView]) {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use dfs_common::wire::meta::{DamageCount, MetaStatus, StorageStatus};
+    use dfs_common::wire::meta::{DamageCount, MetaStatus, StorageStatus, WrongClock};
     use dfs_common::{ChainMember, ChainTableId, ClusterId, Epoch, MemberState, RoutingTable};
 
     pub(crate) fn healthy() -> ClusterStatus {
@@ -559,6 +585,7 @@ pub(crate) mod tests {
             sessions: 1,
             inodes: 2,
             orphans: 0,
+            clocks: Vec::new(),
         }
     }
 
@@ -605,6 +632,32 @@ pub(crate) mod tests {
         new.routing.default_table = None;
         assert_eq!(health(&new), Health::Failed);
         assert!(!usable(&new));
+    }
+
+    #[test]
+    fn a_clock_that_is_off_is_named_with_how_far() {
+        const DAY_MS: i64 = 86_400_000;
+        let mut status = healthy();
+        let wrong = [("meta-1", 3_650 * DAY_MS), ("vm:/mnt", -40_000)];
+        status.clocks = wrong
+            .map(|(whose, ahead_ms)| WrongClock {
+                whose: whose.to_owned(),
+                ahead_ms,
+            })
+            .to_vec();
+        let found = findings(&status);
+        assert_eq!(found.len(), 2);
+        assert!(
+            found[0]
+                .what
+                .starts_with("meta-1: its clock is 3650 days ahead of the cluster's")
+        );
+        assert!(
+            found[1]
+                .what
+                .starts_with("vm:/mnt: its clock is 40 s behind the cluster's")
+        );
+        assert_eq!(view(&status).health, Health::Degraded);
     }
 
     #[test]

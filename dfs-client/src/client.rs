@@ -27,7 +27,7 @@ use crate::data::state::{FileState, Word};
 use crate::keys::Keys;
 use crate::meta::refusals::Told;
 use crate::meta::{Leader, LeaderSearch, Session};
-use crate::mount::{Bounds, Handle, Mount, wall_clock};
+use crate::mount::{Bounds, Handle, Mount};
 use crate::network::{Network, Transport};
 use crate::options::{ClientOptions, OpenMode};
 use crate::routing::RoutingCache;
@@ -268,7 +268,7 @@ impl Client {
         };
         let deferred = {
             let mut inner = file.inner.lock();
-            let deferred = inner.defer(&set, wall_clock(), mount.now_ms());
+            let deferred = inner.defer(&set, mount.session.file_clock.now(), mount.now_ms());
             deferred.then(|| inner.view(&inner.attributes))
         };
         if let Some(attributes) = deferred {

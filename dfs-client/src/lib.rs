@@ -14,6 +14,7 @@
 pub mod admin;
 mod chunks;
 mod client;
+mod clock;
 pub mod conflicts;
 mod data;
 mod keys;

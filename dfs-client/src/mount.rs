@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use dfs_common::planted::{self, Bug};
 use dfs_common::wire::namespace::{Attributes, FileKind, NamespaceAnswer, NamespaceRead};
-use dfs_common::{ChainId, Error, ErrorCode, FileHandleId, InodeId, Level, Result, Timestamp};
+use dfs_common::{ChainId, Error, ErrorCode, FileHandleId, InodeId, Level, Result};
 use dfs_crypto::nonce::NonceSource;
 use lru::LruCache;
 use parking_lot::Mutex;
@@ -397,12 +397,4 @@ impl Mount {
         let busy = files.open.values().filter(|file| !file.inner.lock().is_quiet());
         busy.cloned().collect()
     }
-}
-
-/// The wall clock, for mtimes.
-pub(crate) fn wall_clock() -> Timestamp {
-    let nanos = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_nanos());
-    Timestamp::from_nanos(i64::try_from(nanos).unwrap_or(i64::MAX))
 }

@@ -237,6 +237,7 @@ fn messages_encode_to_their_golden_bytes() {
             opened: vec![InodeId(9)],
             closed: vec![],
             report: 12,
+            clock: Timestamp::from_nanos(5),
         }),
     );
     golden.message(

@@ -216,6 +216,7 @@ impl User {
             opened: Vec::new(),
             closed: Vec::new(),
             report: 1,
+            clock: dfs_net::wall_clock(),
         });
         self.ask(&request).await
     }

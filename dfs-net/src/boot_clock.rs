@@ -6,8 +6,9 @@
 //! this clock with it: no clock of the machine can tell.
 
 use std::ops::{Add, Sub};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use dfs_common::Timestamp;
 use rustix::time::{ClockId, clock_gettime};
 
 /// A moment on CLOCK_BOOTTIME. Comparable within one run of the operating system only.
@@ -61,6 +62,15 @@ impl Sub<Duration> for BootInstant {
     fn sub(self, before: Duration) -> Self {
         Self::at(self.since_boot.saturating_sub(before))
     }
+}
+
+/// What this machine's clock says, right or wrong: for what is shown to people, never for an order of events.
+#[must_use]
+pub fn wall_clock() -> Timestamp {
+    let nanos = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_nanos());
+    Timestamp::from_nanos(i64::try_from(nanos).unwrap_or(i64::MAX))
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ pub mod peer;
 mod server;
 mod transport;
 
-pub use boot_clock::BootInstant;
+pub use boot_clock::{BootInstant, wall_clock};
 pub use endpoint::Endpoint;
 pub use error::NetError;
 pub use peer::Peer;

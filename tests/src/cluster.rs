@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::process::{Finished, dfs, shell};
+use crate::process::{Finished, dfs, dfs_with_clock, shell};
 
 /// One cluster at a time in one test binary: two on two cores measure each other.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
@@ -76,6 +76,11 @@ impl DevCluster {
 
     pub fn start(&self, name: &str) {
         let _ = dfs(["dev", "start", name, "--data", text(&self.data)]).expect_ok(name);
+    }
+
+    /// Starts a process on a machine whose clock is off, such as by `+400d`.
+    pub fn start_with_clock(&self, name: &str, off: &str) {
+        let _ = dfs_with_clock(off, ["dev", "start", name, "--data", text(&self.data)]).expect_ok(name);
     }
 
     /// An admin verb against this cluster.
@@ -191,6 +196,16 @@ impl DevCluster {
         fs::create_dir(&at).expect("a fresh directory");
         let config = self.config();
         let _ = dfs(["mount", "--cluster", text(&config), text(&at)]).expect_ok("a second mount");
+        self.extra_mounts.push(at.clone());
+        at
+    }
+
+    /// A mount on a machine whose clock is off.
+    pub fn mount_with_clock(&mut self, off: &str) -> PathBuf {
+        let at = self.directory.path().join("mnt-clock");
+        fs::create_dir(&at).expect("a fresh directory");
+        let config = self.config();
+        let _ = dfs_with_clock(off, ["mount", "--cluster", text(&config), text(&at)]).expect_ok("a mount");
         self.extra_mounts.push(at.clone());
         at
     }

@@ -26,4 +26,4 @@ pub use cluster::DevCluster;
 pub use host_cluster::HostCluster;
 pub use hosts::Hosts;
 pub use loop_disk::LoopDisk;
-pub use process::{Finished, dfs, run, run_in, shell};
+pub use process::{Finished, dfs, dfs_with_clock, run, run_in, shell};

@@ -85,6 +85,18 @@ pub fn dfs<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Finished 
     run(Command::new(dfs_binary()).args(arguments))
 }
 
+/// Runs `dfs` with these arguments, on a machine whose clock is off: faketime's library says so to it and to whatever it starts.
+#[track_caller]
+pub fn dfs_with_clock<S: AsRef<OsStr>>(off: &str, arguments: impl IntoIterator<Item = S>) -> Finished {
+    let library = shell("ls /usr/lib/*/faketime/libfaketimeMT.so.1");
+    run(Command::new(dfs_binary())
+        .args(arguments)
+        .env("LD_PRELOAD", library.trim())
+        .env("FAKETIME", off)
+        // As a clock that is set wrong: what counts durations goes on.
+        .env("FAKETIME_DONT_FAKE_MONOTONIC", "1"))
+}
+
 /// Runs a shell line; panics unless it ends with 0. Returns its output.
 #[track_caller]
 pub fn shell(line: &str) -> String {

@@ -27,7 +27,7 @@ use super::commit::SYSTEM;
 use super::kept::{Base, WrittenRun};
 use super::state::{FileState, Word};
 use super::writer::{join_all, timeout, too_big, unexpected_change};
-use crate::mount::{Mount, wall_clock};
+use crate::mount::Mount;
 
 /// Chunks removed by requests of their own.
 const MAX_REMOVALS: u32 = 64;
@@ -148,7 +148,7 @@ impl Mount {
         let op = NamespaceOp::SetLength {
             inode: file.inode,
             length_bytes: length,
-            mtime: Some(wall_clock()),
+            mtime: Some(self.session.file_clock.now()),
             cut: None,
         };
         match self.session.change(caller, op, deadline).await {
@@ -170,7 +170,7 @@ impl Mount {
     ) -> Result<Attributes> {
         let commit = WriteCommit {
             extend_to_bytes: Some(length),
-            mtime: Some(wall_clock()),
+            mtime: Some(self.session.file_clock.now()),
             clear_suid: false,
             growing: false,
             cut: file.inner.lock().cut(),
@@ -322,7 +322,7 @@ impl Mount {
         deadline: Instant,
     ) -> Result<Attributes> {
         let (at_most, mtime, only_in) = match how {
-            Cut::Shorten(length) => (length, wall_clock(), None),
+            Cut::Shorten(length) => (length, self.session.file_clock.now(), None),
             Cut::Garbage(seen) => (u64::MAX, file.inner.lock().attributes.mtime, Some(seen)),
         };
         let begin = NamespaceOp::BeginCut {

@@ -21,7 +21,7 @@ use super::dirty::{Slab, SlabIndex};
 use super::kept::{Base, MAX_KEPT_BYTES, WrittenRun};
 use super::state::{Arrival, FileState, Tail};
 use crate::chunks::Written as Placed;
-use crate::mount::{Handle, Mount, wall_clock};
+use crate::mount::{Handle, Mount};
 
 /// A slab waits this long for more to be written to it before it goes out. With the round of the
 /// clock after that, others see a write within half a second.
@@ -126,7 +126,7 @@ impl Mount {
         inner.cleared_gap = None;
         let now_ms = self.now_ms();
         let grown = inner.dirty.write(at, data, now_ms);
-        inner.note_write(wall_clock());
+        inner.note_write(self.session.file_clock.now());
         inner.generation += 1;
         let up_to = inner.drain_to;
         let ready = inner.dirty.ready(now_ms, u64::MAX, up_to);

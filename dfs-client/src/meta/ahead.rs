@@ -26,7 +26,6 @@ use tokio_util::sync::CancellationToken;
 use super::held::{self, Foreseen, Held, Outcome, Setting};
 use super::refusals::{Refusals, Told};
 use super::session::{Session, describe, unexpected};
-use crate::mount::wall_clock;
 
 /// Changes that may wait to be told. Whoever makes more waits for room.
 const MAX_QUEUED: usize = 512;
@@ -183,7 +182,7 @@ impl Ahead {
         }
         let setting = Setting {
             session: session.id(),
-            now: wall_clock(),
+            now: session.file_clock.now(),
             table: session.routing.current().default_table,
         };
         match inner.held.change(setting, caller, op) {

@@ -14,6 +14,7 @@ use dfs_common::wire::namespace::{
     Attributes, Caller, FileKind, NamespaceAnswer, NamespaceChange, NamespaceOp, NamespaceRead,
 };
 use dfs_common::{Error, ErrorCode, Hold, InodeId, Result, SequenceNumber, SessionId};
+use dfs_net::wall_clock;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
@@ -26,7 +27,7 @@ use super::leader::Leader;
 use super::opens::OpenSet;
 use super::refusals::Told;
 use super::sequence::SequenceWindow;
-use crate::mount::wall_clock;
+use crate::clock::FileClock;
 use crate::routing::RoutingCache;
 
 /// A mount stops this long before the end of its session's lease: clocks do not run alike.
@@ -47,6 +48,7 @@ pub(crate) struct Session {
     pub(super) leader: Arc<Leader>,
     pub(super) routing: Arc<RoutingCache>,
     pub(super) ahead: Ahead,
+    pub(crate) file_clock: FileClock,
     label: String,
     life: watch::Sender<Arc<Life>>,
     expired: Notify,
@@ -116,11 +118,13 @@ impl Session {
         label: String,
         deadline: Instant,
     ) -> Result<Arc<Self>> {
-        let life = open_session(&leader, &label, deadline).await?;
+        let file_clock = FileClock::default();
+        let life = open_session(&leader, &label, &file_clock, deadline).await?;
         Ok(Arc::new(Self {
             leader,
             routing,
             ahead: Ahead::new(),
+            file_clock,
             label,
             life: watch::Sender::new(life),
             expired: Notify::new(),
@@ -350,7 +354,7 @@ impl Session {
                     .map(|hold| hold.epoch)
                     .or(sending.as_ref().map(|sending| sending.epoch)),
                 shown: within.map(|_| Shown {
-                    time: wall_clock(),
+                    time: self.file_clock.now(),
                     inode: None,
                 }),
             });
@@ -471,6 +475,7 @@ impl Session {
         let life = Arc::clone(&self.life.borrow());
         let sent_ms = self.now_ms();
         let report = self.opens.lock().next_report();
+        let asked = wall_clock();
         let request = MetaRequest::KeepAlive(KeepAlive {
             session: life.id,
             routing: self.routing.current().version,
@@ -478,6 +483,7 @@ impl Session {
             opened: report.opened,
             closed: report.closed,
             report: report.report,
+            clock: asked,
         });
         let deadline = Instant::now() + Duration::from_millis(2 * KEEP_ALIVE_MS);
         let what = || "keep-alive".to_owned();
@@ -488,6 +494,7 @@ impl Session {
                 life.heard_ms.fetch_max(sent_ms, Ordering::AcqRel);
                 self.heard.send_modify(|count| *count += 1);
                 self.opens.lock().reported(Some(answer.send_all));
+                self.file_clock.learn((asked, wall_clock()), answer.time);
                 if let Some(table) = answer.routing {
                     self.routing.learn(table);
                 }
@@ -503,7 +510,7 @@ impl Session {
     async fn start_anew(&self) {
         let old = self.id();
         let deadline = Instant::now() + Duration::from_millis(10 * KEEP_ALIVE_MS);
-        match open_session(&self.leader, &self.label, deadline).await {
+        match open_session(&self.leader, &self.label, &self.file_clock, deadline).await {
             Ok(life) => {
                 tracing::warn!(
                     "session {old} of this mount expired; files that were open must be opened again (session {})",
@@ -529,20 +536,28 @@ impl Session {
     }
 }
 
-async fn open_session(leader: &Leader, label: &str, deadline: Instant) -> Result<Arc<Life>> {
+async fn open_session(leader: &Leader, label: &str, file_clock: &FileClock, deadline: Instant) -> Result<Arc<Life>> {
     let sent_ms = leader.lease_now_ms();
+    let asked = wall_clock();
     let request = MetaRequest::OpenSession {
         label: label.to_owned(),
     };
     let what = || "opening a session".to_owned();
     match leader.ask(&request, deadline, Duration::from_secs(1), &what).await? {
-        MetaResponse::SessionOpened { session, lease_ms } => Ok(Arc::new(Life {
-            id: session,
-            lease_ms: u64::from(lease_ms),
-            heard_ms: AtomicU64::new(sent_ms),
-            window: Mutex::new(SequenceWindow::new()),
-            room: Notify::new(),
-        })),
+        MetaResponse::SessionOpened {
+            session,
+            lease_ms,
+            time,
+        } => {
+            file_clock.learn((asked, wall_clock()), time);
+            Ok(Arc::new(Life {
+                id: session,
+                lease_ms: u64::from(lease_ms),
+                heard_ms: AtomicU64::new(sent_ms),
+                window: Mutex::new(SequenceWindow::new()),
+                room: Notify::new(),
+            }))
+        }
         _ => Err(unexpected("the opening of a session")),
     }
 }

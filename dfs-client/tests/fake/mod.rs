@@ -488,6 +488,7 @@ impl World {
                 MetaResponse::SessionOpened {
                     session,
                     lease_ms: 60_000,
+                    time: dfs_net::wall_clock(),
                 }
             }
             MetaRequest::CloseSession { session } => {
@@ -512,6 +513,7 @@ impl World {
                 MetaResponse::KeepAlive(KeepAliveAnswer {
                     send_all: !report.all && !in_order,
                     routing: (table.version > report.routing).then(|| table.clone()),
+                    time: dfs_net::wall_clock(),
                 })
             }
             MetaRequest::Change(change) => {

@@ -137,6 +137,7 @@ impl Cluster {
                     Ok(MetaResponse::SessionOpened {
                         session,
                         lease_ms: SESSION_LEASE_MS as u32,
+                        time: dfs_net::wall_clock(),
                     })
                 }
                 other => panic!("{other:?}"),
@@ -161,6 +162,7 @@ impl Cluster {
                 Ok(MetaResponse::KeepAlive(KeepAliveAnswer {
                     send_all,
                     routing: newer.then(|| table.as_ref().clone()),
+                    time: dfs_net::wall_clock(),
                 }))
             }
             MetaRequest::Change(change) => {

@@ -123,6 +123,8 @@ pub enum MetaResponse {
     SessionOpened {
         session: SessionId,
         lease_ms: u32,
+        /// See [`KeepAliveAnswer::time`].
+        time: Timestamp,
     },
     SessionClosed,
     KeepAlive(KeepAliveAnswer),
@@ -253,6 +255,8 @@ pub struct KeepAlive {
     pub closed: Vec<InodeId>,
     /// Counts reports to one leader, so that a lost difference is noticed.
     pub report: u64,
+    /// What the client's machine takes for the time.
+    pub clock: Timestamp,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -260,6 +264,8 @@ pub struct KeepAliveAnswer {
     /// The leader does not have the previous report: send the whole list next.
     pub send_all: bool,
     pub routing: Option<RoutingTable>,
+    /// What time it is, as the group has it. Files get no other, whatever the client's clock says.
+    pub time: Timestamp,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -426,6 +432,19 @@ pub struct ClusterStatus {
     pub inodes: u64,
     /// Unlinked inodes whose chunks are not removed yet.
     pub orphans: u64,
+    /// Clocks that are off, of metadata servers and clients; no more than [`WRONG_CLOCKS_MAX`] are told.
+    pub clocks: Vec<WrongClock>,
+}
+
+/// Clocks that a status tells of.
+pub const WRONG_CLOCKS_MAX: usize = 100;
+
+/// A clock that is far from what the group has for the time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WrongClock {
+    /// For people: a server's name, or a mount's label.
+    pub whose: String,
+    pub ahead_ms: i64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -7,6 +7,7 @@
 //! Durability is the log's job ([`log`]); the state machine may lose what it applied and gets it again from the log or a
 //! snapshot ([`snapshot`]). That is why a [`StateMachine`] only has to keep its position together with its data.
 
+pub(crate) mod clocks;
 mod confirm;
 mod elections;
 mod error;

@@ -28,10 +28,11 @@ use super::types::{LogId, TypeConfig, Vote};
 pub(super) const KIND_APPEND: u8 = 1;
 pub(super) const KIND_VOTE: u8 = 2;
 pub(super) const KIND_SNAPSHOT_PART: u8 = 3;
-/// May the sender stand for election? Answered by milliseconds from now, or not at all.
+/// May the sender stand for election? Answered by milliseconds from now, or not at all; and by the
+/// wall clock, see `clocks`.
 pub(super) const KIND_MAY_I_STAND: u8 = 4;
 
-/// Is anybody there? Answered at once, by nothing.
+/// Is anybody there? Answered at once, by the wall clock.
 pub(super) const KIND_HELLO: u8 = 5;
 /// The leader of this term is deaf and says nothing more for a while: others may stand.
 pub(super) const KIND_RESIGN: u8 = 6;

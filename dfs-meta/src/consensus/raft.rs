@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use dfs_common::wire::meta::LEADER_CONFIRMED_MS;
 use dfs_common::{ClusterId, ErrorCode, MetaId};
-use dfs_net::BootInstant;
+use dfs_net::{BootInstant, wall_clock};
 use openraft::error::{Fatal, InitializeError, RaftError};
 use openraft::impls::EmptyNode;
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, InstallSnapshotRequest, VoteRequest};
@@ -21,6 +21,7 @@ use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::clocks::Clocks;
 use super::confirm::{
     Confirmations, ELECTION_TIMEOUT_MAX_MS, ELECTION_TIMEOUT_MIN_MS, HEARTBEAT_EVERY_MS, HEARTBEAT_INTERVAL_MS,
     leader_id,
@@ -60,6 +61,8 @@ pub struct RaftOptions {
     /// Log, votes and snapshots live here; created if absent.
     pub directory: PathBuf,
     pub sealer: Arc<dyn Seal>,
+    /// What the others' clocks say goes here.
+    pub clocks: Arc<Mutex<Clocks>>,
     /// Bytes of a log segment.
     pub segment_size_bytes: u64,
     /// Entries between snapshots.
@@ -92,6 +95,7 @@ impl RaftOptions {
             members,
             directory,
             sealer,
+            clocks: Arc::default(),
             segment_size_bytes: 16 << 20,
             snapshot_every: 50_000,
             keep_behind_snapshot: 10_000,
@@ -194,6 +198,7 @@ impl RaftConsensus {
             members: options.members.clone(),
             transport: transport.clone(),
             hearing,
+            clocks: Arc::clone(&options.clocks),
             leadership: leadership.clone(),
         };
         tokio::spawn(stop.clone().run_until_cancelled_owned(listening.run()));
@@ -204,6 +209,7 @@ impl RaftConsensus {
             transport,
             joining,
             elections,
+            clocks: Arc::clone(&options.clocks),
             leadership: leadership.clone(),
         };
         tokio::spawn(stop.clone().run_until_cancelled_owned(standing.run()));
@@ -437,6 +443,7 @@ struct Listening {
     members: BTreeSet<MetaId>,
     transport: Arc<dyn Transport>,
     hearing: Arc<Mutex<Hearing>>,
+    clocks: Arc<Mutex<Clocks>>,
     leadership: watch::Receiver<Leadership>,
 }
 
@@ -469,13 +476,20 @@ impl Listening {
             }
             for &member in self.members.iter().filter(|&&member| member != self.me) {
                 let (transport, hearing) = (Arc::clone(&self.transport), Arc::clone(&self.hearing));
+                let clocks = Arc::clone(&self.clocks);
                 // At most DEAF_MS / ASK_EVERY_MS under way to each.
                 tokio::spawn(async move {
                     let deadline = Duration::from_millis(DEAF_MS);
                     if deaf && let Ok(term) = dfs_common::codec::encode(&leadership.term) {
                         let _ = transport.send(member, KIND_RESIGN, term, deadline).await;
-                    } else if transport.send(member, KIND_HELLO, Vec::new(), deadline).await.is_ok() {
+                        return;
+                    }
+                    let asked = BootInstant::now();
+                    if let Ok(answer) = transport.send(member, KIND_HELLO, Vec::new(), deadline).await {
                         hearing.lock().answered(member.0, now);
+                        if let Ok(wall) = dfs_common::codec::decode(&answer) {
+                            clocks.lock().heard(member, wall, (asked, BootInstant::now()));
+                        }
                     }
                 });
             }
@@ -572,9 +586,9 @@ impl Consensus for RaftConsensus {
             KIND_MAY_I_STAND => {
                 let leads = self.confirmed_within(Duration::from_millis(LEADER_CONFIRMED_MS));
                 let answer = self.elections.lock().may_stand_in_ms(Instant::now());
-                dfs_common::codec::encode(&answer.filter(|_| !leads))
+                dfs_common::codec::encode(&(answer.filter(|_| !leads), wall_clock()))
             }
-            KIND_HELLO => Ok(Vec::new()),
+            KIND_HELLO => dfs_common::codec::encode(&wall_clock()),
             KIND_RESIGN => {
                 let term: u64 = dfs_common::codec::decode(body)?;
                 self.elections.lock().resigned(from.0, term, Instant::now());

@@ -4,11 +4,13 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use dfs_common::{MetaId, codec};
+use dfs_common::{MetaId, Timestamp, codec};
+use dfs_net::BootInstant;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use super::clocks::Clocks;
 use super::elections::Elections;
 use super::joining::Joining;
 use super::network::KIND_MAY_I_STAND;
@@ -31,6 +33,7 @@ pub(super) struct Standing {
     pub(super) transport: Arc<dyn Transport>,
     pub(super) joining: Arc<Joining>,
     pub(super) elections: Arc<Mutex<Elections>>,
+    pub(super) clocks: Arc<Mutex<Clocks>>,
     pub(super) leadership: watch::Receiver<Leadership>,
 }
 
@@ -117,13 +120,16 @@ impl Standing {
     async fn ask_others(&self) -> Option<u32> {
         let mut asked = JoinSet::new();
         for &member in self.members.iter().filter(|&&member| member != self.me) {
-            let transport = Arc::clone(&self.transport);
+            let (transport, clocks) = (Arc::clone(&self.transport), Arc::clone(&self.clocks));
             asked.spawn(async move {
+                let began = BootInstant::now();
                 let answer = transport
                     .send(member, KIND_MAY_I_STAND, Vec::new(), ASK_DEADLINE)
                     .await
                     .ok()?;
-                codec::decode::<Option<u32>>(&answer).ok()?
+                let (pause_ms, wall) = codec::decode::<(Option<u32>, Timestamp)>(&answer).ok()?;
+                clocks.lock().heard(member, wall, (began, BootInstant::now()));
+                pause_ms
             });
         }
         let needed = self.members.len() / 2;

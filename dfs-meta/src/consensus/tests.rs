@@ -581,7 +581,7 @@ async fn a_follower_that_restarts_gives_no_vote_while_it_may_vouch_for_a_leader(
             .handle(candidate, super::network::KIND_MAY_I_STAND, &question)
             .await
             .unwrap();
-        let may_stand: Option<u32> = dfs_common::codec::decode(&may_stand).unwrap();
+        let (may_stand, _): (Option<u32>, dfs_common::Timestamp) = dfs_common::codec::decode(&may_stand).unwrap();
         let granted = asks_for_vote(&again, candidate, term).await;
         let leads = reads();
         assert!(

@@ -1,5 +1,6 @@
 //! Requests to answers: who asks, whether this server may answer, and who does the work.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,7 +8,7 @@ use dfs_common::conflict::{ConflictId, Divergence};
 use dfs_common::units::{BLOCK_SIZE_BYTES, MAX_CHUNK_SIZE_BYTES};
 use dfs_common::wire::meta::{
     ChangeAnswer, ChangeRequest, ClusterStatus, MAX_CHANGES_TOGETHER, MetaRequest, MetaResponse, MetaStatus,
-    NodeAction, RESERVED_INODES, SESSION_LEASE_MS,
+    NodeAction, RESERVED_INODES, SESSION_LEASE_MS, WRONG_CLOCKS_MAX, WrongClock,
 };
 use dfs_common::wire::namespace::{NamespaceAnswer, NamespaceRead, StatFs};
 use dfs_common::{
@@ -240,6 +241,7 @@ async fn open_session(shared: &Shared, peer: NodeName, label: String, time: Dura
             Ok(MetaResponse::SessionOpened {
                 session,
                 lease_ms: SESSION_LEASE_MS as u32,
+                time: shared.clock.command_time(),
             })
         }
         other => Err(unexpected(&other)),
@@ -420,6 +422,29 @@ async fn routing(shared: &Shared, known: RoutingVersion, wait: Duration) -> Resu
     }
 }
 
+/// The metadata servers' first, then the clients'.
+fn wrong_clocks(shared: &Shared, of_sessions: &BTreeMap<SessionId, i64>) -> Result<Vec<WrongClock>> {
+    const MS: i64 = 1_000_000;
+    let servers = shared.clock.wrong(shared.me).into_iter();
+    let mut wrong: Vec<_> = servers
+        .map(|(id, ahead_ns)| WrongClock {
+            whose: NodeName::from(id).to_string(),
+            ahead_ms: ahead_ns / MS,
+        })
+        .collect();
+    if !of_sessions.is_empty() {
+        let sessions = shared.state.sessions()?.into_iter();
+        wrong.extend(sessions.filter_map(|info| {
+            Some(WrongClock {
+                ahead_ms: of_sessions.get(&info.session)? / MS,
+                whose: info.label,
+            })
+        }));
+    }
+    wrong.truncate(WRONG_CLOCKS_MAX);
+    Ok(wrong)
+}
+
 async fn status(shared: &Arc<Shared>) -> Result<MetaResponse> {
     let soft = shared.ask(Ask::Status).await?;
     let counts = shared.state.counts();
@@ -448,5 +473,6 @@ async fn status(shared: &Arc<Shared>) -> Result<MetaResponse> {
         sessions: soft.sessions,
         inodes: counts.inodes,
         orphans: counts.orphans,
+        clocks: wrong_clocks(shared, &soft.wrong_clocks)?,
     })))
 }

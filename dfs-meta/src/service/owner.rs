@@ -201,7 +201,7 @@ async fn follow(term: &mut Option<Term>, leadership: Leadership, shared: &Arc<Sh
             term: number,
             leases: Leases::new(now, &table),
             moves: Moves::new(now),
-            sessions: Sessions::new(now, sessions),
+            sessions: Sessions::new(now, sessions.into_iter().map(|info| info.session)),
             fence: Fence::default(),
             trusted: Trusted::default(),
         },
@@ -250,10 +250,13 @@ impl Term {
                 }
             },
             Ask::KeepAlive(message, reply) => {
+                let time = shared.clock.command_time();
                 let answer = self.leader.sessions.keep_alive(now, &message);
+                self.leader.sessions.read_clock(message.session, message.clock, time);
                 let _ = reply.send(answer.map(|send_all| KeepAliveAnswer {
                     send_all,
                     routing: newer(routing, message.routing),
+                    time,
                 }));
             }
             Ask::SessionOpened(session, reply) => {

@@ -22,6 +22,7 @@ use super::error::StartError;
 use super::observed::Observed;
 use super::wire::{BetweenServers, Requests, ToStorage};
 use super::{Parts, assemble};
+use crate::consensus::clocks::Clocks;
 use crate::consensus::{Consensus, MachineError, RaftConsensus, RaftOptions, Seal, StateMachine, reset_for_rebuild};
 use crate::namespace::NameHash;
 use crate::state::State;
@@ -167,13 +168,15 @@ async fn start(options: MetaOptions) -> Result<MetaServer, StartError> {
         .await
         .map_err(|e| StartError::Network(e.into()))?;
 
-    let clock = Arc::new(Clock::new());
+    let clocks: Arc<Mutex<Clocks>> = Arc::default();
+    let clock = Arc::new(Clock::new(Arc::clone(&clocks)));
     let base = Base {
         cluster,
         me,
         members,
         key,
         clock,
+        clocks,
         endpoint,
         snapshot_every: options.snapshot_every,
         damage: Mutex::default(),
@@ -249,6 +252,7 @@ struct Base {
     members: BTreeMap<MetaId, SocketAddr>,
     key: MetaKey,
     clock: Arc<Clock>,
+    clocks: Arc<Mutex<Clocks>>,
     endpoint: Endpoint,
     snapshot_every: Option<u64>,
     damage: Mutex<Vec<MetaDamage>>,
@@ -282,6 +286,7 @@ impl Base {
                 data.consensus(),
                 Arc::new(Sealed(self.sealer()?)),
             );
+            options.clocks = Arc::clone(&self.clocks);
             if let Some(every) = self.snapshot_every {
                 options.snapshot_every = every.max(MIN_SNAPSHOT_EVERY);
                 options.keep_behind_snapshot = options.keep_behind_snapshot.min(options.snapshot_every);

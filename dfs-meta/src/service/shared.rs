@@ -21,7 +21,7 @@ use super::owner::Ask;
 use crate::command::{Command, CommandKind, Outcome};
 use crate::consensus::Consensus;
 use crate::namespace::Obstacle;
-use crate::state::{Counts, State};
+use crate::state::{Counts, SessionInfo, State};
 use crate::store::Store;
 
 /// What the service asks of the applied state, whatever store is below. Calls may block for a disk read.
@@ -34,7 +34,7 @@ pub(super) trait Applied: Send + Sync + 'static {
         usage: StatFs,
     ) -> std::result::Result<Vec<Result<NamespaceAnswer>>, Obstacle>;
     fn is_held(&self, hold: Hold) -> Result<bool>;
-    fn sessions(&self) -> Result<Vec<SessionId>>;
+    fn sessions(&self) -> Result<Vec<SessionInfo>>;
     fn sessions_version(&self) -> (SessionId, u64);
     /// The sessions that live, and which list that is.
     fn live_sessions(&self) -> Result<((SessionId, u64), LiveSessions)>;
@@ -63,8 +63,8 @@ impl<S: Store> Applied for State<S> {
         Ok(Self::is_held(self, hold)?)
     }
 
-    fn sessions(&self) -> Result<Vec<SessionId>> {
-        Ok(Self::sessions(self)?.into_iter().map(|row| row.session).collect())
+    fn sessions(&self) -> Result<Vec<SessionInfo>> {
+        Ok(Self::sessions(self)?)
     }
 
     fn sessions_version(&self) -> (SessionId, u64) {

@@ -173,7 +173,7 @@ fn leading(term: u64) -> Leadership {
 impl World {
     fn start() -> Self {
         let cluster = ClusterId([3; 16]);
-        let clock = Arc::new(Clock::new());
+        let clock = Arc::new(Clock::new(Arc::default()));
         let state = Arc::new(State::open(MemoryStore::default(), Hash, cluster).unwrap());
         let members: BTreeMap<MetaId, SocketAddr> = (1..=3)
             .map(|id| (MetaId(id), SocketAddr::from(([127, 0, 0, 1], 9000 + id as u16))))
@@ -374,6 +374,7 @@ impl World {
             opened: opened.to_vec(),
             closed: closed.to_vec(),
             report,
+            clock: dfs_net::wall_clock(),
         });
         match self.call(CLIENT, request).await {
             MetaResponse::KeepAlive(answer) => answer.send_all,
@@ -440,6 +441,7 @@ async fn sessions_changes_and_reads() {
                 opened: vec![],
                 closed: vec![],
                 report: 7,
+                clock: dfs_net::wall_clock(),
             }),
         )
         .await

@@ -19,7 +19,7 @@ pub(super) use usage::stat_fs;
 use std::collections::BTreeMap;
 
 use dfs_common::wire::meta::{DamageCount, ResyncProgress, StorageStatus};
-use dfs_common::{RoutingTable, StorageId};
+use dfs_common::{RoutingTable, SessionId, StorageId};
 
 use super::clock::Moment;
 
@@ -40,6 +40,8 @@ pub(super) struct SoftStatus {
     pub(super) storage: BTreeMap<StorageId, StorageStatus>,
     pub(super) resyncs: Vec<ResyncProgress>,
     pub(super) sessions: u64,
+    /// By how many nanoseconds clients' clocks are ahead, of those that are off.
+    pub(super) wrong_clocks: BTreeMap<SessionId, i64>,
 }
 
 impl Leader {
@@ -70,6 +72,7 @@ impl Leader {
                 .collect(),
             resyncs: Vec::new(),
             sessions: self.sessions.len() as u64,
+            wrong_clocks: self.sessions.wrong_clocks(),
         };
         for (node, report) in self.leases.reports() {
             if let Some(row) = status.storage.get_mut(&node) {

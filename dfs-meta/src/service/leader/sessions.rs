@@ -8,9 +8,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use dfs_common::wire::meta::{KeepAlive, SESSION_LEASE_MS};
-use dfs_common::{Error, ErrorCode, InodeId, SessionId};
+use dfs_common::{Error, ErrorCode, InodeId, SessionId, Timestamp};
 
 use super::super::clock::Moment;
+use crate::consensus::clocks::is_near;
 
 /// Opens that one session may report. A mount is bounded by its kernel's file table; this bounds a hostile one.
 const OPEN_MAX: usize = 1 << 20;
@@ -32,6 +33,8 @@ struct Session {
     last: Option<Turn>,
     before_last: Option<Turn>,
     open: BTreeSet<InodeId>,
+    /// By how many nanoseconds its clock was ahead in its last report.
+    clock_ahead_ns: i64,
 }
 
 impl Session {
@@ -43,6 +46,7 @@ impl Session {
             last: None,
             before_last: None,
             open: BTreeSet::new(),
+            clock_ahead_ns: 0,
         }
     }
 
@@ -91,6 +95,19 @@ impl Sessions {
         for session in sessions {
             self.live.remove(session);
         }
+    }
+
+    /// The session's client said what its clock reads.
+    pub(in crate::service) fn read_clock(&mut self, session: SessionId, clock: Timestamp, time: Timestamp) {
+        if let Some(session) = self.live.get_mut(&session) {
+            session.clock_ahead_ns = clock.nanos.saturating_sub(time.nanos);
+        }
+    }
+
+    /// By how many nanoseconds clients' clocks are ahead, of those that are off.
+    pub(in crate::service) fn wrong_clocks(&self) -> BTreeMap<SessionId, i64> {
+        let ahead = self.live.iter().map(|(&id, session)| (id, session.clock_ahead_ns));
+        ahead.filter(|&(_, ahead_ns)| !is_near(ahead_ns, 0)).collect()
     }
 
     pub(in crate::service) fn len(&self) -> usize {
@@ -201,6 +218,7 @@ mod tests {
             opened: inodes(opened),
             closed: inodes(closed),
             report: number,
+            clock: Timestamp::default(),
         }
     }
 
