@@ -1,50 +1,47 @@
-//! What time it is for files. A client whose clock is years off must not give its files times of another age, so they get
-//! the metadata group's time where this machine's clock is far from it.
+//! What time it is for files. A client whose clock is years off must not give its files times of
+//! another age, so what they get stays near the metadata group's time.
 
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use dfs_common::Timestamp;
+use dfs_common::time::{CLOCK_IS_OFF, CLOCKS_DIFFER, LONGEST_CLOCK_QUESTION};
 use dfs_net::wall_clock;
-
-/// A clock that is no further off is right.
-const TRUSTED_NS: i64 = 10_000_000_000;
-
-/// An answer that took longer says too little about a clock.
-const LONGEST_QUESTION: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Default)]
 pub(crate) struct FileClock {
-    /// By how much this machine's clock is ahead of the group's; 0 if it is right.
+    /// By how much this machine's clock is ahead of the group's; negative: behind.
     ahead_ns: AtomicI64,
 }
 
 impl FileClock {
     pub(crate) fn now(&self) -> Timestamp {
+        let own = wall_clock();
         let ahead_ns = self.ahead_ns.load(Ordering::Relaxed);
-        Timestamp::from_nanos(wall_clock().nanos.saturating_sub(ahead_ns))
+        let group = Timestamp::from_nanos(own.nanos.saturating_sub(ahead_ns));
+        own.near(group, CLOCKS_DIFFER)
     }
 
-    /// The group answered `time`; these are this machine's own clock when it asked and when it heard.
+    /// The group answered `time`. What this machine's own clock said when it asked is `asked`, and
+    /// when the answer came, `heard`.
     pub(crate) fn learn(&self, (asked, heard): (Timestamp, Timestamp), time: Timestamp) {
         let took = heard.nanos.saturating_sub(asked.nanos);
-        if !u64::try_from(took).is_ok_and(|took| Duration::from_nanos(took) <= LONGEST_QUESTION) {
+        let is_quick = |took| Duration::from_nanos(took) <= LONGEST_CLOCK_QUESTION;
+        if !u64::try_from(took).is_ok_and(is_quick) {
             return;
         }
         let ahead_ns = asked.nanos.saturating_add(took / 2).saturating_sub(time.nanos);
-        let ahead_ns = if ahead_ns.unsigned_abs() <= TRUSTED_NS.unsigned_abs() {
-            0
-        } else {
-            ahead_ns
-        };
         let before = self.ahead_ns.swap(ahead_ns, Ordering::Relaxed);
-        match (before, ahead_ns) {
-            (0, 0) => {}
-            (0, _) => tracing::warn!(
-                "this machine's clock is {} s ahead of the cluster's: files get the cluster's time; set the clock",
-                ahead_ns / 1_000_000_000
-            ),
-            (_, 0) => tracing::info!("this machine's clock agrees with the cluster's again"),
+        let is_off = |ns: i64| u128::from(ns.unsigned_abs()) > CLOCK_IS_OFF.as_nanos();
+        match (is_off(before), is_off(ahead_ns)) {
+            (false, true) => {
+                let side = if ahead_ns > 0 { "ahead of" } else { "behind" };
+                let seconds = ahead_ns.unsigned_abs() / 1_000_000_000;
+                tracing::warn!(
+                    "this machine's clock is {seconds} s {side} the cluster's: set it; files get the cluster's time"
+                );
+            }
+            (true, false) => tracing::info!("this machine's clock agrees with the cluster's again"),
             _ => {}
         }
     }
@@ -60,7 +57,7 @@ mod tests {
         let year = 365 * 86_400_000_000_000;
         let own = wall_clock();
         let after = |nanos: i64| Timestamp::from_nanos(own.nanos + nanos);
-        clock.learn((own, own), after(-5_000_000_000));
+        clock.learn((own, own), after(-500_000_000));
         assert!(clock.now() >= own, "clocks differ by a little");
         clock.learn((own, own), after(-10 * year));
         assert!(clock.now() < after(-9 * year));

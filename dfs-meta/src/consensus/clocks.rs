@@ -1,21 +1,15 @@
 //! What time it is. Pure: readings come from outside.
 //!
-//! Files get their times from the leader, and a machine whose clock is years off can come up and lead. So servers tell each other
-//! what their clocks say, along with what a leader and a candidate ask them anyway, and the leader takes the median where its own
-//! clock is far from that. A clock that is set anew meanwhile changes nothing but itself: readings are kept by
-//! the clock that nobody sets.
+//! Files get their times from the leader, and a machine whose clock is years off can come up and
+//! lead. So servers tell each other what their clocks say, along with what a leader and a candidate
+//! ask them anyway, and the leader's time stays near the median. Readings are kept by CLOCK_BOOTTIME,
+//! so setting one machine's wall clock anew does not change what is known of the others'.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
+use dfs_common::time::{CLOCK_IS_OFF, CLOCKS_DIFFER, LONGEST_CLOCK_QUESTION};
 use dfs_common::{MetaId, Timestamp};
 use dfs_net::BootInstant;
-
-/// A clock that is no further off is right: time servers keep clocks nearer than that, and questions take a part of it.
-pub(crate) const TRUSTED: Duration = Duration::from_secs(10);
-
-/// A question that took longer says too little about a clock.
-const LONGEST_QUESTION: Duration = Duration::from_secs(1);
 
 /// A clock as it was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,21 +33,22 @@ pub struct Clocks {
 }
 
 pub(crate) fn is_near(a: i64, b: i64) -> bool {
-    u128::from(a.abs_diff(b)) <= TRUSTED.as_nanos()
+    u128::from(a.abs_diff(b)) <= CLOCK_IS_OFF.as_nanos()
 }
 
 impl Clocks {
     /// A server answered a question, of which these are the beginning and the end.
     pub(crate) fn heard(&mut self, of: MetaId, wall: Timestamp, (asked, answered): (BootInstant, BootInstant)) {
         let took = answered.saturating_duration_since(asked);
-        if took <= LONGEST_QUESTION {
+        if took <= LONGEST_CLOCK_QUESTION {
             let at = asked + took / 2;
             self.read.insert(of, Reading { wall, at });
         }
     }
 
-    /// The time, if this machine's own clock reads so. Of two clocks that differ nobody knows which is wrong: the one nearer to
-    /// `newest` is believed, the time of the last command, or else this machine's own.
+    /// The time, if this machine's own clock reads so: that, but no further from the median than
+    /// clocks that are set well. Of two clocks that differ nobody knows which is wrong. The one
+    /// nearer to `newest`, the time of the last command, is believed; without one, this machine's.
     pub(crate) fn time(&self, own: Reading, newest: Option<Timestamp>) -> Timestamp {
         let mut all: Vec<i64> = self.read.values().map(|reading| reading.nanos_at(own.at)).collect();
         all.push(own.wall.nanos);
@@ -63,12 +58,8 @@ impl Clocks {
             ([_, _], None) => None,
             _ => all.get((all.len() - 1) / 2).copied(),
         };
-        let believed = believed.unwrap_or(own.wall.nanos);
-        if is_near(own.wall.nanos, believed) {
-            own.wall
-        } else {
-            Timestamp::from_nanos(believed)
-        }
+        let believed = believed.map_or(own.wall, Timestamp::from_nanos);
+        own.wall.near(believed, CLOCKS_DIFFER)
     }
 
     /// By how much each clock is ahead of `time`, in nanoseconds, where it is off.
@@ -83,6 +74,8 @@ impl Clocks {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     const SECOND: i64 = 1_000_000_000;
@@ -122,16 +115,29 @@ mod tests {
 
     #[test]
     fn small_differences_are_left_alone() {
-        assert_eq!(time(&[NOW - 5 * SECOND, NOW - 4 * SECOND], NOW, None), NOW);
+        assert_eq!(time(&[NOW - SECOND, NOW - SECOND / 2], NOW, None), NOW);
         assert_eq!(time(&[], NOW, Some(NOW + YEAR)), NOW, "nobody else is there");
     }
 
     #[test]
     fn of_two_the_one_that_goes_on_from_the_last_command_is_believed() {
-        assert_eq!(time(&[NOW], NOW + 10 * YEAR, Some(NOW - 86_400 * SECOND)), NOW);
-        assert_eq!(time(&[NOW + 10 * YEAR], NOW, Some(NOW - 86_400 * SECOND)), NOW);
+        let day_before = Some(NOW - 86_400 * SECOND);
+        assert_eq!(time(&[NOW], NOW + 10 * YEAR, day_before), NOW + SECOND);
+        assert_eq!(time(&[NOW + 10 * YEAR], NOW, day_before), NOW);
         assert_eq!(time(&[0], NOW, Some(NOW - SECOND)), NOW);
         assert_eq!(time(&[NOW + YEAR], NOW, None), NOW, "its own, if nothing is known");
+    }
+
+    /// A clock that drifts away has no moment at which time jumps.
+    #[test]
+    fn time_follows_a_drifting_clock_without_a_jump() {
+        let mut before = NOW;
+        for off in 0..20_000 {
+            let present = time(&[NOW, NOW], NOW + off * 1_000_000, None);
+            assert!((0..=1_000_000).contains(&(present - before)), "at {off} ms");
+            before = present;
+        }
+        assert_eq!(before, NOW + SECOND);
     }
 
     #[test]
@@ -142,8 +148,9 @@ mod tests {
             wall: Timestamp::from_nanos(0),
             at: at(1_100),
         };
-        assert_eq!(clocks.time(own, None).nanos, NOW + 1_000 * SECOND);
-        let wrong = clocks.wrong(MetaId(1), own, clocks.time(own, None));
-        assert_eq!(wrong, BTreeMap::from([(MetaId(1), -NOW - 1_000 * SECOND)]));
+        let time = clocks.time(own, None);
+        assert_eq!(time.nanos, NOW + 999 * SECOND);
+        let wrong = clocks.wrong(MetaId(1), own, time);
+        assert_eq!(wrong, BTreeMap::from([(MetaId(1), -time.nanos)]));
     }
 }

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
+use std::time::Duration;
 
 use dfs_common::planted::{self, Bug};
 use dfs_common::wire::meta::{ChangeRequest, MAX_CHANGES_IN_FLIGHT, Reservation, Shown};
@@ -21,7 +22,7 @@ use crate::store::{self, Batch, Overlay, Rows, Store, StoreError, keys};
 type Answer = Result<NamespaceChange, Error>;
 
 /// How far a mount's clock may be from the leader's when it says when a change was.
-const CLOCK_TRUST_NS: i64 = 60_000_000_000;
+const CLOCK_TRUST: Duration = Duration::from_mins(1);
 
 /// What became of a change.
 enum Done {
@@ -319,7 +320,7 @@ impl<S: Store> Applier<'_, S> {
             return Ok(Done::Answered(answer));
         }
         let context = Context {
-            time: request.shown.map_or(time, |shown| near(shown.time, time)),
+            time: request.shown.map_or(time, |shown| shown.time.near(time, CLOCK_TRUST)),
             hold: request.hold,
             inode: request.shown.and_then(|shown| shown.inode),
             caller: request.caller,
@@ -350,15 +351,6 @@ impl<S: Store> Applier<'_, S> {
         }
         Ok(Done::Answered(answer))
     }
-}
-
-/// A mount's clock, as far as it is believed: files must not get times of another age from one that is wrong.
-fn near(shown: Timestamp, now: Timestamp) -> Timestamp {
-    let nanos = shown.nanos.clamp(
-        now.nanos.saturating_sub(CLOCK_TRUST_NS),
-        now.nanos.saturating_add(CLOCK_TRUST_NS),
-    );
-    Timestamp::from_nanos(nanos)
 }
 
 /// Whether a sequence number that has no remembered answer may be applied.
