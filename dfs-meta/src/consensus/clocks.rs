@@ -47,9 +47,14 @@ impl Clocks {
     }
 
     /// The time, if this machine's own clock reads so: that, but no further from the median than
-    /// clocks that are set well. Of two clocks that differ nobody knows which is wrong. The one
-    /// nearer to `newest`, the time of the last command, is believed; without one, this machine's.
+    /// clocks that are set well. `newest` is the time of the last command.
     pub(crate) fn time(&self, own: Reading, newest: Option<Timestamp>) -> Timestamp {
+        own.wall.near(self.median(own, newest), CLOCKS_DIFFER)
+    }
+
+    /// What most clocks say. Of two clocks that differ nobody knows which is wrong. The one nearer to
+    /// the last command's time is believed; without a last command, this machine's.
+    fn median(&self, own: Reading, newest: Option<Timestamp>) -> Timestamp {
         let mut all: Vec<i64> = self.read.values().map(|reading| reading.nanos_at(own.at)).collect();
         all.push(own.wall.nanos);
         all.sort_unstable();
@@ -58,12 +63,12 @@ impl Clocks {
             ([_, _], None) => None,
             _ => all.get((all.len() - 1) / 2).copied(),
         };
-        let believed = believed.map_or(own.wall, Timestamp::from_nanos);
-        own.wall.near(believed, CLOCKS_DIFFER)
+        believed.map_or(own.wall, Timestamp::from_nanos)
     }
 
-    /// By how much each clock is ahead of `time`, in nanoseconds, where it is off.
-    pub(crate) fn wrong(&self, me: MetaId, own: Reading, time: Timestamp) -> BTreeMap<MetaId, i64> {
+    /// By how much each clock is ahead of the median, in nanoseconds, where it is off.
+    pub(crate) fn wrong(&self, me: MetaId, own: Reading, newest: Option<Timestamp>) -> BTreeMap<MetaId, i64> {
+        let time = self.median(own, newest);
         let all = self.read.iter().map(|(&id, reading)| (id, reading.nanos_at(own.at)));
         all.chain([(me, own.wall.nanos)])
             .filter(|&(_, clock)| !is_near(clock, time.nanos))
@@ -150,7 +155,7 @@ mod tests {
         };
         let time = clocks.time(own, None);
         assert_eq!(time.nanos, NOW + 999 * SECOND);
-        let wrong = clocks.wrong(MetaId(1), own, time);
-        assert_eq!(wrong, BTreeMap::from([(MetaId(1), -time.nanos)]));
+        let wrong = clocks.wrong(MetaId(1), own, None);
+        assert_eq!(wrong, BTreeMap::from([(MetaId(1), -NOW - 1_000 * SECOND)]));
     }
 }

@@ -90,9 +90,7 @@ impl Clock {
     /// By how many nanoseconds the metadata servers' clocks are ahead, of those that are off.
     pub(super) fn wrong(&self, me: MetaId) -> BTreeMap<MetaId, i64> {
         let (own, newest) = (own_clock(), *self.newest.lock());
-        let others = self.others.lock();
-        let time = others.time(own, newest);
-        others.wrong(me, own, time)
+        self.others.lock().wrong(me, own, newest)
     }
 }
 
