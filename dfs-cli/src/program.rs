@@ -81,8 +81,8 @@ fn start(cli: &Cli) -> Outcome {
     }
 }
 
-/// The consensus library tells every step of every election, and calls each message an error that did not arrive; what matters of
-/// it, the servers say themselves.
+/// The consensus library tells every step of every election, and calls each message an error that
+/// did not arrive; what matters of it, the servers say themselves.
 const SERVER_LOG: &str = "info,openraft=off";
 
 fn start_log(cli: &Cli) -> Outcome<()> {

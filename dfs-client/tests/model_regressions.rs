@@ -1159,8 +1159,8 @@ fn what_others_wrote_over_after_an_unknown_truncation_is_no_loss() {
     );
 }
 
-/// A mount that was cut off had left bytes beyond the end of a file. Two others waited for it, and both removed them: the second
-/// one removed what the first had written since.
+/// A mount that was cut off had left bytes beyond the end of a file. Two others waited for it, and
+/// both removed them: the second one removed what the first had written since.
 #[test]
 fn who_has_waited_for_a_dead_mount_does_not_remove_what_others_wrote_meanwhile() {
     must_hold(
@@ -1184,8 +1184,8 @@ fn who_has_waited_for_a_dead_mount_does_not_remove_what_others_wrote_meanwhile()
     );
 }
 
-/// A mount had told the length of a write before the power went and another mount truncated the file. Whether the write was lost
-/// or not, the truncation would have removed it.
+/// A mount had told the length of a write before the power went and another mount truncated the
+/// file. Whether the write was lost or not, the truncation would have removed it.
 #[test]
 fn what_was_committed_before_a_truncation_is_no_loss() {
     must_hold(

@@ -64,7 +64,8 @@ impl Sub<Duration> for BootInstant {
     }
 }
 
-/// What this machine's clock says, right or wrong: for what is shown to people, never for an order of events.
+/// What this machine's clock says, right or wrong: for what is shown to people, never for an order
+/// of events.
 #[must_use]
 pub fn wall_clock() -> Timestamp {
     let nanos = SystemTime::now()

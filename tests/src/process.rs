@@ -85,7 +85,8 @@ pub fn dfs<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Finished 
     run(Command::new(dfs_binary()).args(arguments))
 }
 
-/// Runs `dfs` with these arguments, on a machine whose clock is off: faketime's library says so to it and to whatever it starts.
+/// Runs `dfs` with these arguments, on a machine whose clock is off: faketime's library says so to
+/// it and to whatever it starts.
 #[track_caller]
 pub fn dfs_with_clock<S: AsRef<OsStr>>(off: &str, arguments: impl IntoIterator<Item = S>) -> Finished {
     let library = shell("ls /usr/lib/*/faketime/libfaketimeMT.so.1");

@@ -1,4 +1,5 @@
-//! Clocks that are wrong: of a metadata server that leads, and of a mount. Files get the right time, and health names the clock.
+//! Clocks that are wrong: of a metadata server that leads, and of a mount. Files get the right
+//! time, and health names the clock.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

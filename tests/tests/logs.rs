@@ -1,4 +1,5 @@
-//! What a cluster writes into its logs: nothing that alarms while it is healthy, and one line, not one a second, of what is not.
+//! What a cluster writes into its logs: nothing that alarms while it is healthy, and one line, not
+//! one a second, of what is not.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -13,7 +14,8 @@ use std::time::Duration;
 
 use dfs_tests::{DevCluster, run_in};
 
-/// Opens by programs that ask for everything once, names that are not there, locks, and more than one segment of data.
+/// Opens by programs that ask for everything once, names that are not there, locks, and more than
+/// one segment of data.
 const USE: &str = r#"
 python3 -c "
 import os
@@ -26,8 +28,8 @@ head -c 100M /dev/zero > big && sync big && rm -rf file-1* big
 ls -lR . > /dev/null && df . > /dev/null && chmod 600 file-2* && truncate -s 5 file-2*
 "#;
 
-/// A machine that holds every process up for half a second is not healthy, so what is said then says nothing. Fresh clusters until
-/// one has peace.
+/// A machine that holds every process up for half a second is not healthy, so what is said then
+/// says nothing. Fresh clusters until one has peace.
 const ATTEMPTS: usize = 4;
 
 /// What the logs complain of.

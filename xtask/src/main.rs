@@ -9,8 +9,9 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
-/// One profile and one target directory for everything: the tests run the very binary that users build. Whatever is built is
-/// built of the whole workspace: of a part of it, dependencies come with fewer features, and would be compiled once more.
+/// One profile and one target directory for everything: the tests run the very binary that users
+/// build. Whatever is built is built of the whole workspace: of a part of it, dependencies come
+/// with fewer features, and would be compiled once more.
 const VERIFY: &[&[&str]] = &[
     &["fmt", "--all", "--check"],
     &[

@@ -61,7 +61,8 @@ pub(crate) struct Entry {
     pub(crate) runs: Vec<WrittenRun>,
     /// The truncation epoch in which it was acknowledged.
     pub(crate) cut: CutEpoch,
-    /// The group's epoch was still that after the acknowledgement, so every later cut came after this write.
+    /// The group's epoch was still that after the acknowledgement, so every later cut came after
+    /// this write.
     pub(crate) precedes_cuts: bool,
     /// Where it ends in the file.
     pub(crate) end: u64,

@@ -44,8 +44,9 @@ pub(super) const LOOK_EVERY: Duration = Duration::from_millis(50);
 enum Cut {
     /// The file is this long at most.
     Shorten(u64),
-    /// It keeps its length, and what lies beyond goes, if this is still the truncation epoch. Otherwise somebody else was quicker,
-    /// and what lies there now may be what a living mount has written since.
+    /// It keeps its length, and what lies beyond goes, if this is still the truncation epoch.
+    /// Otherwise somebody else was quicker, and what lies there now may be what a living mount has
+    /// written since.
     Garbage(CutEpoch),
 }
 
@@ -303,8 +304,9 @@ impl Mount {
         Ok(end.min(file.layout.max_length_bytes()))
     }
 
-    /// Removes what lies beyond the end, or ends a cut that somebody began and does not end. `false`: others have cut the file since
-    /// that was seen in epoch `seen`, so it has to be looked at again.
+    /// Removes what lies beyond the end, or ends a cut that somebody began and does not end.
+    /// `false`: others have cut the file since that was seen in epoch `seen`, so it has to be
+    /// looked at again.
     async fn cut_garbage(self: &Arc<Self>, file: &Arc<FileState>, seen: CutEpoch, deadline: Instant) -> Result<bool> {
         match self.cut_once(file, SYSTEM, Cut::Garbage(seen), deadline).await {
             Err(error) if error.code == ErrorCode::StaleCut && Instant::now() < deadline => Ok(false),

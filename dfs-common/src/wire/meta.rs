@@ -432,7 +432,8 @@ pub struct ClusterStatus {
     pub inodes: u64,
     /// Unlinked inodes whose chunks are not removed yet.
     pub orphans: u64,
-    /// Clocks that are off, of metadata servers and clients; no more than [`WRONG_CLOCKS_MAX`] are told.
+    /// Clocks that are off, of metadata servers and clients; no more than [`WRONG_CLOCKS_MAX`] are
+    /// told.
     pub clocks: Vec<WrongClock>,
 }
 

@@ -191,7 +191,8 @@ pub enum NamespaceOp {
         /// `u64::MAX`: as long as it is.
         length_bytes: u64,
         mtime: Option<Timestamp>,
-        /// Refused with `StaleCut` if this is not the present epoch: somebody else has cut the file meanwhile.
+        /// Refused with `StaleCut` if this is not the present epoch: somebody else has cut the file
+        /// meanwhile.
         only_in: Option<CutEpoch>,
     },
     /// Length exactly this, not below the present one: the client has removed what the chunks had beyond that.

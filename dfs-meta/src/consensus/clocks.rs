@@ -2,8 +2,9 @@
 //!
 //! Files get their times from the leader, and a machine whose clock is years off can come up and
 //! lead. So servers tell each other what their clocks say, along with what a leader and a candidate
-//! ask them anyway, and the leader's time stays near the median. Readings are kept by CLOCK_BOOTTIME,
-//! so setting one machine's wall clock anew does not change what is known of the others'.
+//! ask them anyway, and the leader's time stays near the median. Readings are kept by
+//! CLOCK_BOOTTIME, so setting one machine's wall clock anew does not change what is known of the
+//! others'.
 
 use std::collections::BTreeMap;
 
@@ -52,8 +53,8 @@ impl Clocks {
         own.wall.near(self.median(own, newest), CLOCKS_DIFFER)
     }
 
-    /// What most clocks say. Of two clocks that differ nobody knows which is wrong. The one nearer to
-    /// the last command's time is believed; without a last command, this machine's.
+    /// What most clocks say. Of two clocks that differ nobody knows which is wrong. The one nearer
+    /// to the last command's time is believed; without a last command, this machine's.
     fn median(&self, own: Reading, newest: Option<Timestamp>) -> Timestamp {
         let mut all: Vec<i64> = self.read.values().map(|reading| reading.nanos_at(own.at)).collect();
         all.push(own.wall.nanos);

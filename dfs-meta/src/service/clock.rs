@@ -62,8 +62,8 @@ impl Clock {
         Moment::from_ms(self.start.elapsed().as_millis() as u64)
     }
 
-    /// Time for the next command; see [`Clocks::time`]. It does not run back by the little that clocks differ. Where the last
-    /// command came from a leader whose clock was wrong, it does.
+    /// Time for the next command; see [`Clocks::time`]. It does not run back by the little that
+    /// clocks differ. Where the last command came from a leader whose clock was wrong, it does.
     pub(super) fn command_time(&self) -> Timestamp {
         self.command_time_at(own_clock())
     }

@@ -185,7 +185,8 @@ impl Segment {
         written
     }
 
-    /// Needs no descriptor when it covers nothing new: any error of a sync condemns a store, and a missing descriptor must not.
+    /// Needs no descriptor when it covers nothing new: any error of a sync condemns a store, and a
+    /// missing descriptor must not.
     pub(super) fn sync(self: &Arc<Self>) -> io::Result<()> {
         let ended = self.ended.load(Ordering::Acquire);
         if self.file.lock().is_none() && self.ever_synced.load(Ordering::Acquire) {

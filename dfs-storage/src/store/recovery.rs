@@ -300,7 +300,8 @@ pub(super) fn recover(
     let doing = "syncing the recovered log";
     for segment in index.segments.range(replay.from..).map(|(_, segment)| segment) {
         let file = &segment.file.file;
-        // Opening it may fail for want of a descriptor, which says nothing of the medium. The sync itself needs none then.
+        // Opening it may fail for want of a descriptor, which says nothing of the medium. The sync
+        // itself needs none then.
         let opened = file.keep_open(true);
         opened.map_err(StoreError::unwritten(doing, DiskCall::Name))?;
         file.sync_data().map_err(StoreError::unwritten(doing, DiskCall::Sync))?;
