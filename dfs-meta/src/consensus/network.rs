@@ -36,6 +36,11 @@ pub(super) const KIND_MAY_I_STAND: u8 = 4;
 pub(super) const KIND_HELLO: u8 = 5;
 /// The leader of this term is deaf and says nothing more for a while: others may stand.
 pub(super) const KIND_RESIGN: u8 = 6;
+/// Where does the receiver's log end? See `joining`.
+pub(super) const KIND_LOG_END: u8 = 7;
+
+/// For a question about an election. Who does not answer in time has no say.
+pub(super) const ASK_DEADLINE: Duration = Duration::from_millis(100);
 
 /// Pause after a failed message. A server that returns is heard within it; one that is away costs ten attempts a second.
 const BACKOFF: Duration = Duration::from_millis(100);

@@ -106,6 +106,8 @@ impl RaftOptions {
 /// The engine.
 pub struct RaftConsensus {
     me: MetaId,
+    members: BTreeSet<MetaId>,
+    transport: Arc<dyn Transport>,
     raft: Raft,
     log: Log,
     joining: Arc<Joining>,
@@ -177,6 +179,8 @@ impl RaftConsensus {
         let (barriers, asked) = mpsc::channel(MAX_WAITING_READERS);
         let this = Arc::new(Self {
             me: options.me,
+            members: options.members.clone(),
+            transport: Arc::clone(&transport),
             raft: raft.clone(),
             log,
             joining: joining.clone(),
@@ -206,6 +210,7 @@ impl RaftConsensus {
             raft: raft.clone(),
             me: options.me,
             members: options.members.clone(),
+            log: this.log.clone(),
             transport,
             joining,
             elections,
@@ -266,10 +271,18 @@ impl RaftConsensus {
     }
 
     async fn handle_vote(&self, request: VoteRequest<u64>) -> dfs_common::Result<Vec<u8>> {
-        if !self.joining.may_vote_for(request.last_log_id) {
+        let (_, standing) = leader_id(&request.vote);
+        let group = (self.me, &self.members);
+        let history = self
+            .joining
+            .may_vote_for(MetaId(standing), request.last_log_id, group, &self.transport);
+        if !history.await {
             return Err(dfs_common::Error::new(
                 ErrorCode::Unreachable,
-                format!("{} has no history yet and does not vote", self.me),
+                format!(
+                    "{} has no history yet and votes only for a log that no other server's exceeds",
+                    self.me
+                ),
             ));
         }
         if self.elections.lock().may_have_vouched(Instant::now()) {
@@ -588,6 +601,8 @@ impl Consensus for RaftConsensus {
                 let answer = self.elections.lock().may_stand_in_ms(Instant::now());
                 dfs_common::codec::encode(&(answer.filter(|_| !leads), wall_clock()))
             }
+            // Whatever this server has acknowledged, or sent as a leader, is in it.
+            KIND_LOG_END => dfs_common::codec::encode(&self.log.state().1),
             KIND_HELLO => dfs_common::codec::encode(&wall_clock()),
             KIND_RESIGN => {
                 let term: u64 = dfs_common::codec::decode(body)?;

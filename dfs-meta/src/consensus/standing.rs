@@ -13,15 +13,13 @@ use tokio::task::JoinSet;
 use super::clocks::Clocks;
 use super::elections::Elections;
 use super::joining::Joining;
-use super::network::KIND_MAY_I_STAND;
+use super::log::Log;
+use super::network::{ASK_DEADLINE, KIND_MAY_I_STAND};
 use super::types::Raft;
 use super::{Leadership, Transport};
 
 /// How finely time is looked at.
 const TICK: Duration = Duration::from_millis(10);
-
-/// For the others to say whether they hear a leader. Who does not answer has no say.
-const ASK_DEADLINE: Duration = Duration::from_millis(100);
 
 /// Longest pause that the others may ask for; their leases are shorter.
 const PAUSE_MAX_MS: u32 = 1_000;
@@ -30,6 +28,7 @@ pub(super) struct Standing {
     pub(super) raft: Raft,
     pub(super) me: MetaId,
     pub(super) members: BTreeSet<MetaId>,
+    pub(super) log: Log,
     pub(super) transport: Arc<dyn Transport>,
     pub(super) joining: Arc<Joining>,
     pub(super) elections: Arc<Mutex<Elections>>,
@@ -80,7 +79,7 @@ impl Standing {
         let mut chance = self.chance();
         loop {
             ticks.tick().await;
-            let last = {
+            {
                 let metrics = self.raft.metrics();
                 let metrics = metrics.borrow();
                 if metrics.running_state.is_err() {
@@ -89,9 +88,8 @@ impl Standing {
                 if metrics.state == openraft::ServerState::Leader {
                     continue;
                 }
-                metrics.last_log_index
-            };
-            if !self.joining.may_stand(last) || Instant::now() < self.elections.lock().due(chance) {
+            }
+            if Instant::now() < self.elections.lock().due(chance) {
                 continue;
             }
             let heard = self.elections.lock().last_heard();
@@ -109,11 +107,22 @@ impl Standing {
                     continue;
                 }
             }
+            // Last, so that nothing is committed between the others' answers and the candidacy.
+            if !self.has_history().await {
+                continue;
+            }
             tracing::info!("stands for election");
             if self.raft.trigger().elect().await.is_err() {
                 return;
             }
         }
+    }
+
+    /// See `joining`: a candidate votes for itself first.
+    async fn has_history(&self) -> bool {
+        let (_, last) = self.log.state();
+        let group = (self.me, &self.members);
+        self.joining.may_vote_for(self.me, last, group, &self.transport).await
     }
 
     /// When a majority, this server included, would vote, in milliseconds from now; `None`: it hears a leader.

@@ -467,6 +467,50 @@ async fn a_state_ahead_of_its_log_is_told() {
     cluster.close().await;
 }
 
+/// The others have entries by then, but have not caught up with anybody.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_cluster_goes_on_whose_first_leader_ends_at_once() {
+    let mut cluster = Cluster::new(50_000, 10_000).await;
+    cluster.propose("before").await;
+    let first = cluster.leader().await.me();
+    cluster.stop(first).await;
+    let joining = cluster.live().iter().filter(|server| server.status().joining).count();
+    println!("{joining} of the two others had not caught up");
+    cluster.start(first, false).await.unwrap();
+    cluster.propose("after").await;
+    cluster.same_everywhere(2).await;
+    cluster.nobody_joins().await;
+    cluster.close().await;
+}
+
+/// Two empty servers look like a new cluster to each other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_that_lost_their_disks_wait_for_the_third_and_keep_its_history() {
+    let mut cluster = Cluster::new(50_000, 10_000).await;
+    for number in 0..20 {
+        cluster.propose(&format!("{number}")).await;
+    }
+    cluster.same_everywhere(20).await;
+    cluster.nobody_joins().await;
+    for id in 1..=3 {
+        cluster.stop(MetaId(id)).await;
+    }
+    for id in 1..=2 {
+        std::fs::remove_dir_all(cluster.path(MetaId(id))).unwrap();
+        cluster.start(MetaId(id), true).await.unwrap();
+    }
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    for server in cluster.live() {
+        assert_eq!(server.leadership().borrow().leader, None, "elected without any history");
+    }
+    cluster.start(MetaId(3), false).await.unwrap();
+    cluster.propose("after").await;
+    cluster.same_everywhere(21).await;
+    assert_eq!(cluster.commands(1)[20], b"after");
+    cluster.nobody_joins().await;
+    cluster.close().await;
+}
+
 /// Its log may have lost entries that others have: places in the log must not be given out twice in one term.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_that_restarts_has_to_be_elected_again() {
