@@ -31,7 +31,9 @@ use super::hearing::{ASK_EVERY_MS, DEAF_MS, Hearing, News};
 use super::joining::{self, Joining};
 use super::log::{Log, LogOptions, LogStore, has_segments};
 use super::machine::MachineStore;
-use super::network::{KIND_APPEND, KIND_HELLO, KIND_MAY_I_STAND, KIND_RESIGN, KIND_SNAPSHOT_PART, KIND_VOTE, Network};
+use super::network::{
+    KIND_APPEND, KIND_HELLO, KIND_LOG_END, KIND_MAY_I_STAND, KIND_RESIGN, KIND_SNAPSHOT_PART, KIND_VOTE, Network,
+};
 use super::queues::{
     BarrierReply, MAX_WAITING_COMMANDS, MAX_WAITING_READERS, Proposal, confirm_reads, propose_batches, stopped,
 };
