@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::Context;
 use dfs_common::{ErrorCode, NodeName, Role};
 use dfs_crypto::certificate::Credentials;
+use dfs_meta::room::{Room, RoomLeft};
 use dfs_meta::service::{MetaOptions, MetaServer};
 use dfs_storage::service::{Ended, StorageOptions, StorageServer};
 use tokio::signal::unix::{SignalKind, signal};
@@ -33,6 +34,9 @@ pub(crate) fn meta(arguments: &ServeArgs) -> Outcome {
         let descriptors = program::raise_descriptors();
         let shutdown = on_signal()?;
         let data = options.data.clone();
+        if !wait_for_room(&data, &shutdown).await {
+            return Ok(Ok(()));
+        }
         let (ended, rest) = match MetaServer::start(options).await {
             Ok(server) => {
                 program::tell_descriptors(descriptors);
@@ -47,7 +51,7 @@ pub(crate) fn meta(arguments: &ServeArgs) -> Outcome {
         // A disk that fails or lacks something may do so for a while, and must not cost the few starts that there are.
         if let Err(error) = &ended
             && error.code == ErrorCode::Poisoned
-            && again::is_allowed()
+            && (again::is_allowed() || lacked_space(error))
             && !wait_for_disk(error, &data, rest, &shutdown).await
         {
             return Ok(Ok(()));
@@ -57,6 +61,9 @@ pub(crate) fn meta(arguments: &ServeArgs) -> Outcome {
     match ended {
         Ok(()) => Ok(Code::Ok),
         // What its disk did to it is found at the start, and cured from the others.
+        Err(error) if error.code == ErrorCode::Poisoned && lacked_space(&error) => {
+            Err(again::start_uncounted(&error.detail, None))
+        }
         Err(error) if error.code == ErrorCode::Poisoned && again::is_allowed() => {
             Err(again::start(&error.detail, None))
         }
@@ -168,6 +175,33 @@ async fn wait_for_disk(
             }
         }
         rest = DISK_RESTS;
+    }
+}
+
+/// What a stopped server says of why has passed through a library that keeps only the text.
+fn lacked_space(error: &dfs_common::Error) -> bool {
+    [dfs_common::errno::ENOSPC, dfs_common::errno::EDQUOT]
+        .iter()
+        .any(|number| error.detail.contains(&format!("os error {number})")))
+}
+
+/// Waits until something can be written to the disk of `data`. `false`: the server is to stop.
+async fn wait_for_room(data: &Path, shutdown: &CancellationToken) -> bool {
+    let mut told = false;
+    loop {
+        let path = data.to_owned();
+        let looked = tokio::task::spawn_blocking(move || Room::open(&path).left()).await;
+        if !matches!(looked, Ok(RoomLeft::Out)) {
+            return true;
+        }
+        if !told {
+            tracing::warn!(data = %data.display(), "its disk is full: it starts when there is room");
+            told = true;
+        }
+        tokio::select! {
+            () = shutdown.cancelled() => return false,
+            () = tokio::time::sleep(DISK_RESTS) => {}
+        }
     }
 }
 

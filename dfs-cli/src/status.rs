@@ -4,7 +4,7 @@ use std::fmt;
 
 use dfs_client::AdminClient;
 use dfs_common::level::REPLICATION_TARGET;
-use dfs_common::wire::meta::{ClusterStatus, ResyncProgress};
+use dfs_common::wire::meta::{ClusterStatus, DiskRoom, ResyncProgress};
 use dfs_common::{ChainId, ChainInfo, Duty, ErrorCode, Level, MetaId, NodeName, StorageId};
 use dfs_meta::chains::{WayOut, way_out};
 use serde::Serialize;
@@ -71,6 +71,9 @@ pub(crate) struct MetaMemberView {
     pub(crate) address: String,
     pub(crate) state: &'static str,
     pub(crate) log_index: Option<u64>,
+    /// Of its disk, whatever lies there.
+    pub(crate) used_bytes: Option<u64>,
+    pub(crate) total_bytes: Option<u64>,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -188,6 +191,22 @@ pub(crate) fn findings(status: &ClusterStatus) -> Vec<Finding> {
             find(
                 Health::Degraded,
                 format!("{} ({}) does not answer", meta_name(id), member.address),
+            );
+        }
+        if let Some(room) = member.room.filter(DiskRoom::is_low) {
+            let consequence = if room.is_short() {
+                "while it leads, nothing new is made; make room, or remove files"
+            } else {
+                "make room before it is full"
+            };
+            find(
+                Health::Degraded,
+                format!(
+                    "{}: its disk is nearly full ({} of {} free): {consequence}",
+                    meta_name(id),
+                    output::bytes(room.free_bytes),
+                    output::bytes(room.total_bytes)
+                ),
             );
         }
     }
@@ -335,6 +354,8 @@ pub(crate) fn view(status: &ClusterStatus) -> StatusView {
                         (false, false) => "down",
                     },
                     log_index: member.matched_log_index,
+                    used_bytes: member.room.map(|room| room.total_bytes.saturating_sub(room.free_bytes)),
+                    total_bytes: member.room.map(|room| room.total_bytes),
                 })
                 .collect(),
         },
@@ -399,6 +420,8 @@ async fn fetch(arguments: &ClusterArgs) -> Outcome<StatusView> {
                             address: address.to_string(),
                             state: "unknown",
                             log_index: None,
+                            used_bytes: None,
+                            total_bytes: None,
                         })
                         .collect(),
                 },
@@ -484,7 +507,7 @@ fn print_tables(view: &StatusView) {
         "{} inodes, {} orphans, {} sessions\n",
         view.inodes, view.orphans, view.sessions
     ));
-    let mut meta = Table::new(&["METADATA", "STATE", "ADDRESS", "LOG INDEX"]);
+    let mut meta = Table::new(&["METADATA", "STATE", "ADDRESS", "LOG INDEX", "USED", "TOTAL"]);
     for member in &view.meta.members {
         meta.row([
             member.name.clone(),
@@ -493,6 +516,8 @@ fn print_tables(view: &StatusView) {
             member
                 .log_index
                 .map_or_else(|| "-".to_owned(), |index| index.to_string()),
+            member.used_bytes.map_or_else(|| "-".to_owned(), output::bytes),
+            member.total_bytes.map_or_else(|| "-".to_owned(), output::bytes),
         ]);
     }
     meta.print();
@@ -557,6 +582,7 @@ pub(crate) mod tests {
             address,
             matched_log_index: Some(9),
             alive: true,
+            room: None,
         };
         let node = StorageStatus {
             address,
@@ -632,6 +658,30 @@ pub(crate) mod tests {
         new.routing.default_table = None;
         assert_eq!(health(&new), Health::Failed);
         assert!(!usable(&new));
+    }
+
+    #[test]
+    fn a_metadata_disk_that_fills_up_is_named_before_it_is_full() {
+        let mut status = healthy();
+        for (free_bytes, consequence) in [
+            (200 << 20, None),
+            (140 << 20, Some("before it is full")),
+            (90 << 20, Some("nothing new")),
+        ] {
+            let room = DiskRoom {
+                total_bytes: 10 << 30,
+                free_bytes,
+                kept_bytes: 100 << 20,
+            };
+            status.meta.get_mut(&MetaId(3)).unwrap().room = Some(room);
+            let found = findings(&status);
+            assert_eq!(
+                found
+                    .first()
+                    .is_some_and(|found| found.what.contains(consequence.unwrap_or_default())),
+                consequence.is_some()
+            );
+        }
     }
 
     #[test]

@@ -78,7 +78,7 @@ const ENOLCK: i32 = 37;
 const ERESTART: i32 = 85;
 const EUSERS: i32 = 87;
 const ENOBUFS: i32 = 105;
-const EDQUOT: i32 = 122;
+pub const EDQUOT: i32 = 122;
 const ECANCELED: i32 = 125;
 
 /// What this number of Linux says, from a call of that kind.

@@ -157,6 +157,10 @@ pub(crate) fn rename_mode(flags: RenameFlags) -> Result<RenameMode> {
         Ok(RenameMode::NoReplace)
     } else if flags == RenameFlags::RENAME_EXCHANGE {
         Ok(RenameMode::Exchange)
+    } else if flags == RenameFlags::RENAME_WHITEOUT {
+        Ok(RenameMode::Whiteout)
+    } else if flags == RenameFlags::RENAME_WHITEOUT | RenameFlags::RENAME_NOREPLACE {
+        Ok(RenameMode::WhiteoutNoReplace)
     } else {
         Err(Error::new(
             ErrorCode::InvalidArgument,
@@ -290,7 +294,11 @@ mod tests {
         );
         let both = RenameFlags::RENAME_EXCHANGE | RenameFlags::RENAME_NOREPLACE;
         assert_eq!(rename_mode(both).map_err(|e| e.errno()).err(), Some(libc::EINVAL));
-        assert!(rename_mode(RenameFlags::RENAME_WHITEOUT).is_err());
+        assert_eq!(
+            rename_mode(RenameFlags::RENAME_WHITEOUT).ok(),
+            Some(RenameMode::Whiteout)
+        );
+        assert!(rename_mode(RenameFlags::RENAME_WHITEOUT | RenameFlags::RENAME_EXCHANGE).is_err());
         assert_eq!(xattr_mode(0).ok(), Some(XattrMode::Either));
         assert_eq!(xattr_mode(libc::XATTR_CREATE).ok(), Some(XattrMode::Create));
         assert_eq!(xattr_mode(libc::XATTR_REPLACE).ok(), Some(XattrMode::Replace));

@@ -1,9 +1,10 @@
-//! Open directories: entries that were fetched but did not fit into the kernel's buffer, and what their fsync has told.
+//! Open directories: entries that were fetched a moment ago, and what their fsync has told.
 //!
-//! The kernel asks in pages of a few KiB, the cluster answers in hundreds of entries. What is left over waits here for
-//! the next call at exactly the place where it goes on. Cookies are stable, so nothing is lost when it is thrown away.
+//! The kernel asks in pages of a few KiB, the cluster answers in hundreds of entries. The last
+//! answer is kept for a moment, so that reading on, or seeking within it, asks nobody. Cookies are
+//! stable and rise, so nothing is lost when it is thrown away.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -16,6 +17,9 @@ use parking_lot::Mutex;
 
 /// Entries asked for at a time: fills the kernel's usual 32 KiB, and is a small message.
 const PAGE_ENTRIES: u32 = 512;
+
+/// Entries asked for where nobody reads on: whoever seeks may go somewhere else next.
+const SEEK_ENTRIES: u32 = 64;
 
 /// How old attributes may be that `readdirplus` gives out. A listing reads on at once; a program that dawdles gets new ones.
 const FRESH: Duration = Duration::from_millis(100);
@@ -33,16 +37,32 @@ pub(crate) struct Directories {
 #[derive(Debug)]
 struct Open {
     directory: Arc<OpenDirectory>,
-    rest: Option<Rest>,
+    window: Option<Window>,
 }
 
-#[derive(Debug)]
-struct Rest {
+/// What one answer had.
+#[derive(Clone, Debug)]
+struct Window {
     /// Cookie after which `entries` go on.
     after: u64,
-    entries: VecDeque<DirectoryEntry>,
+    /// In order of their cookies.
+    entries: Arc<[DirectoryEntry]>,
+    /// Whether the directory ends there.
     end: bool,
     fetched: Instant,
+}
+
+impl Window {
+    /// Where in it the reading goes on after `offset`; `None` if it has not what comes next.
+    fn position(&self, offset: u64) -> Option<usize> {
+        let next = self.entries.partition_point(|entry| entry.cookie <= offset);
+        (offset >= self.after && (next < self.entries.len() || self.end)).then_some(next)
+    }
+
+    /// Whether `offset` is its last entry: what comes next was not asked for yet.
+    fn ends_at(&self, offset: u64) -> bool {
+        self.entries.last().is_some_and(|last| last.cookie == offset)
+    }
 }
 
 /// Entries of one reading, ready to be put into the kernel's buffer.
@@ -50,21 +70,17 @@ struct Rest {
 pub(crate) struct Listing {
     /// `.` and `..`, if the reading starts before them, with their offsets.
     pub(crate) dots: Vec<(InodeId, u64, &'static str)>,
-    after: u64,
-    entries: VecDeque<DirectoryEntry>,
-    end: bool,
-    fetched: Instant,
+    entries: Arc<[DirectoryEntry]>,
+    next: usize,
 }
 
 impl Listing {
     /// Gives every entry to `put` until it says that the buffer is full.
-    pub(crate) fn fill(&mut self, mut put: impl FnMut(u64, &[u8], &Attributes) -> bool) {
-        while let Some(entry) = self.entries.front() {
+    pub(crate) fn fill(&self, mut put: impl FnMut(u64, &[u8], &Attributes) -> bool) {
+        for entry in &self.entries[self.next..] {
             if put(entry.cookie, entry.name.as_bytes(), &entry.attributes) {
                 return;
             }
-            self.after = entry.cookie;
-            self.entries.pop_front();
         }
     }
 }
@@ -73,7 +89,13 @@ impl Directories {
     pub(crate) fn open(&self, client: &Client, inode: InodeId) -> FileHandle {
         let handle = self.next.fetch_add(1, Ordering::Relaxed);
         let directory = Arc::new(client.open_directory(inode));
-        self.open.lock().insert(handle, Open { directory, rest: None });
+        self.open.lock().insert(
+            handle,
+            Open {
+                directory,
+                window: None,
+            },
+        );
         FileHandle(handle)
     }
 
@@ -105,40 +127,34 @@ impl Directories {
         if offset < DOT_DOT {
             dots.push((client.parent(inode).await?, DOT_DOT, ".."));
         }
+        // From the beginning it is always read anew: that is what rewinddir(3) promises.
         let after = if offset <= DOT_DOT { 0 } else { offset };
-        let rest = self.open.lock().get_mut(&handle.0).and_then(|open| open.rest.take());
-        if let Some(rest) = rest.filter(|rest| rest.after == after && after != 0 && rest.fetched.elapsed() < FRESH)
-            && (rest.end || !rest.entries.is_empty())
+        let known = self.open.lock().get(&handle.0).and_then(|open| open.window.clone());
+        if let Some(window) = &known
+            && after != 0
+            && window.fetched.elapsed() < FRESH
+            && let Some(next) = window.position(after)
         {
             return Ok(Listing {
                 dots,
-                after,
-                entries: rest.entries,
-                end: rest.end,
-                fetched: rest.fetched,
+                entries: Arc::clone(&window.entries),
+                next,
             });
         }
+        let near = |window: Window| window.position(after).is_some() || window.ends_at(after);
+        let reads_on = after == 0 || known.is_some_and(near);
+        let limit = if reads_on { PAGE_ENTRIES } else { SEEK_ENTRIES };
         let fetched = Instant::now();
-        let (entries, end) = client.read_directory(inode, after, PAGE_ENTRIES).await?;
-        Ok(Listing {
-            dots,
-            after,
-            entries: entries.into(),
-            end,
-            fetched,
-        })
-    }
-
-    /// Keeps what did not fit.
-    pub(crate) fn keep(&self, handle: FileHandle, listing: Listing) {
-        let rest = Rest {
-            after: listing.after,
-            entries: listing.entries,
-            end: listing.end,
-            fetched: listing.fetched,
-        };
+        let (entries, end) = client.read_directory(inode, after, limit).await?;
+        let entries: Arc<[DirectoryEntry]> = entries.into();
         if let Some(open) = self.open.lock().get_mut(&handle.0) {
-            open.rest = Some(rest);
+            open.window = Some(Window {
+                after,
+                entries: Arc::clone(&entries),
+                end,
+                fetched,
+            });
         }
+        Ok(Listing { dots, entries, next: 0 })
     }
 }

@@ -512,11 +512,11 @@ impl Filesystem for Adapter {
 
     fn readdir(&self, request: &Request, inode: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
         let (client, inode) = (self.client.clone(), inode_of(inode));
-        let (directories, kept) = (Arc::clone(&self.directories), Arc::clone(&self.directories));
+        let directories = Arc::clone(&self.directories);
         let subject = Subject::reading(request, "readdir", inode);
         let work = async move { directories.list(&client, inode, handle, offset).await };
         self.requests.serve(subject, work, move |result| match result {
-            Ok(mut listing) => {
+            Ok(listing) => {
                 for (dot, offset, name) in &listing.dots {
                     let _ = reply.add(INodeNo(dot.get()), *offset, fuser::FileType::Directory, name);
                 }
@@ -528,7 +528,6 @@ impl Filesystem for Adapter {
                         OsStr::from_bytes(name),
                     )
                 });
-                kept.keep(handle, listing);
                 reply.ok();
             }
             Err(errno) => reply.error(errno),
@@ -544,12 +543,12 @@ impl Filesystem for Adapter {
         mut reply: ReplyDirectoryPlus,
     ) {
         let (client, inode) = (self.client.clone(), inode_of(inode));
-        let (directories, kept) = (Arc::clone(&self.directories), Arc::clone(&self.directories));
+        let directories = Arc::clone(&self.directories);
         let privileged = Arc::clone(&self.privileged);
         let subject = Subject::reading(request, "readdirplus", inode);
         let work = async move { directories.list(&client, inode, handle, offset).await };
         self.requests.serve(subject, work, move |result| match result {
-            Ok(mut listing) => {
+            Ok(listing) => {
                 for (dot, offset, name) in &listing.dots {
                     let attr = convert::dot_attr(*dot);
                     let _ = reply.add(attr.ino, *offset, name, &Duration::ZERO, &attr, GENERATION);
@@ -565,7 +564,6 @@ impl Filesystem for Adapter {
                         GENERATION,
                     )
                 });
-                kept.keep(handle, listing);
                 reply.ok();
             }
             Err(errno) => reply.error(errno),

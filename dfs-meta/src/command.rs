@@ -104,6 +104,9 @@ pub enum ClusterEvent {
     },
     /// A member that serves no more in this epoch stays after all.
     Renew { chain: ChainId, epoch: Epoch },
+    /// The head, which serves no more in this epoch, becomes the tail of a chain whose members all
+    /// serve.
+    Rotate { chain: ChainId, epoch: Epoch },
 }
 
 /// What applying a command returned; the same bytes on every server.

@@ -7,6 +7,7 @@ pub mod chains;
 pub mod command;
 pub mod consensus;
 pub mod namespace;
+pub mod room;
 pub mod service;
 pub mod state;
 pub mod store;

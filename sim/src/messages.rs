@@ -34,6 +34,7 @@ pub(crate) enum Request {
         chain: ChainId,
         epoch: Epoch,
         level: Level,
+        forget: Vec<(ChunkId, ChunkVersion)>,
     },
     Stable {
         chain: ChainId,
@@ -337,11 +338,14 @@ impl World {
                 request: request.clone(),
                 payload: payload.clone(),
             },
-            Request::ForwardSync { epoch, level, .. } => Input::ForwardSync {
+            Request::ForwardSync {
+                epoch, level, forget, ..
+            } => Input::ForwardSync {
                 from: sender,
                 epoch: *epoch,
                 waiter,
                 level: *level,
+                forget: forget.clone(),
             },
             Request::Stable { epoch, chunks, .. } => Input::Stable {
                 from: sender,

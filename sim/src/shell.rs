@@ -66,6 +66,9 @@ impl StoreView for View<'_> {
         self.store()
             .map_or_else(Vec::new, |store| store.list(chain, None, usize::MAX))
     }
+    fn gone(&self, chain: ChainId, limit: usize) -> Vec<(ChunkId, ChunkVersion)> {
+        self.store().map_or_else(Vec::new, |store| store.gone(chain, limit))
+    }
     fn has_room(&self, bytes: u64) -> bool {
         let Some(store) = self.store() else { return false };
         let usage = store.usage();
@@ -98,7 +101,11 @@ impl World {
         let (store_work, first): (Vec<_>, Vec<_>) = effects.into_iter().partition(|effect| {
             matches!(
                 effect,
-                Effect::Apply { .. } | Effect::Sync { .. } | Effect::Install { .. } | Effect::Drop { .. }
+                Effect::Apply { .. }
+                    | Effect::Sync { .. }
+                    | Effect::Install { .. }
+                    | Effect::Drop { .. }
+                    | Effect::Forget { .. }
             )
         });
         for effect in first {
@@ -156,12 +163,18 @@ impl World {
                 to,
                 epoch,
                 level,
+                forget,
                 after_ms,
             } => {
                 self.call(
                     at,
                     to,
-                    Request::ForwardSync { chain, epoch, level },
+                    Request::ForwardSync {
+                        chain,
+                        epoch,
+                        level,
+                        forget,
+                    },
                     from_call(For::Told(ticket)),
                     after_ms,
                 );
@@ -338,6 +351,12 @@ impl World {
                     .map_err(Error::from);
                 self.note(at, "drop", chunks.len() as u64, 0);
                 self.feed(at, chain, Input::InstallDone { ticket, result });
+            }
+            Effect::Forget { ticket, chunks } => {
+                let Some(store) = &self.nodes[at].store else { return };
+                let result = store.forget_gone(chain, &chunks).map_err(Error::from);
+                self.note(at, "forget", chunks.len() as u64, 0);
+                self.feed(at, chain, Input::Forgotten { ticket, result });
             }
         }
     }

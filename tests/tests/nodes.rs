@@ -334,3 +334,62 @@ fn resyncs_can_be_paused_and_go_on() {
     assert!(fs::read(&file).unwrap() == vec![8; 9_000_000]);
     cluster.verify_replicas();
 }
+
+/// How many chains each node heads, most first; and the fewest members that serve one of them.
+fn heads_and_fewest(status: &Value) -> (Vec<usize>, usize) {
+    let chains = status["chains"].as_array().unwrap();
+    let heads = ["storage-1", "storage-2", "storage-3"].map(|node| {
+        let headed = chains.iter().filter(|chain| chain["members"][0]["name"] == node);
+        headed.count()
+    });
+    let serving = |chain: &Value| {
+        let members = chain["members"].as_array().unwrap().iter();
+        members.filter(|member| member["state"] == "serving").count()
+    };
+    let mut heads = heads.to_vec();
+    heads.sort_unstable_by(|a, b| b.cmp(a));
+    (heads, chains.iter().map(serving).min().unwrap())
+}
+
+/// Who was away comes back as a tail.
+#[test]
+fn after_a_rolling_restart_every_node_heads_as_many_chains_as_before() {
+    let cluster = DevCluster::up();
+    let (before, _) = heads_and_fewest(&cluster.status().unwrap());
+    for node in ["storage-1", "storage-2", "storage-3"] {
+        cluster.kill(node);
+        cluster.start(node);
+        cluster.wait_healthy(HEALED_WITHIN);
+    }
+    let (uneven, _) = heads_and_fewest(&cluster.status().unwrap());
+    assert_ne!(uneven, before, "nothing to mend");
+    // Somebody who writes now and then, to all chains, and lets them rest in between.
+    let start = Instant::now();
+    let mut longest = Duration::ZERO;
+    for round in 0_u8.. {
+        let began = Instant::now();
+        let at = cluster.mount.join(format!("file-{}", round % 8));
+        write(&at, round);
+        forget_caches();
+        assert!(fs::read(&at).unwrap() == vec![round; 9_000_000]);
+        longest = longest.max(began.elapsed());
+        let until = Instant::now() + Duration::from_secs(2);
+        while Instant::now() < until {
+            let (_, fewest) = heads_and_fewest(&cluster.status().unwrap());
+            assert_eq!(fewest, 3, "a chain with fewer copies");
+            thread::sleep(Duration::from_millis(50));
+        }
+        if heads_and_fewest(&cluster.status().unwrap()).0 == before {
+            break;
+        }
+        assert!(
+            start.elapsed() < 2 * HEALED_WITHIN,
+            "{uneven:?} is still not {before:?}"
+        );
+    }
+    println!(
+        "{uneven:?}, {before:?} again after {:?}; the longest round took {longest:?}",
+        start.elapsed()
+    );
+    cluster.verify_replicas();
+}

@@ -453,6 +453,30 @@ pub struct MetaStatus {
     pub address: SocketAddr,
     pub matched_log_index: Option<u64>,
     pub alive: bool,
+    /// Of its disk; `None` until it has told the leader.
+    pub room: Option<DiskRoom>,
+}
+
+/// Room on the disk of a metadata server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskRoom {
+    pub total_bytes: u64,
+    pub free_bytes: u64,
+    /// With less than this free, it makes nothing that takes room while it leads.
+    pub kept_bytes: u64,
+}
+
+impl DiskRoom {
+    #[must_use]
+    pub const fn is_short(&self) -> bool {
+        self.free_bytes < self.kept_bytes
+    }
+
+    /// Whether it will be short soon.
+    #[must_use]
+    pub const fn is_low(&self) -> bool {
+        self.free_bytes < self.kept_bytes + self.kept_bytes / 2
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

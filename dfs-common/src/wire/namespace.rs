@@ -93,6 +93,22 @@ pub enum RenameMode {
     Replace,
     NoReplace,
     Exchange,
+    /// Leaves a whiteout under the old name: the character device 0:0 that overlayfs takes for a
+    /// removed file.
+    Whiteout,
+    WhiteoutNoReplace,
+}
+
+impl RenameMode {
+    #[must_use]
+    pub const fn replaces(self) -> bool {
+        matches!(self, Self::Replace | Self::Whiteout)
+    }
+
+    #[must_use]
+    pub const fn leaves_whiteout(self) -> bool {
+        matches!(self, Self::Whiteout | Self::WhiteoutNoReplace)
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -225,6 +241,28 @@ pub enum NamespaceOp {
 }
 
 impl NamespaceOp {
+    /// Whether it leaves more to be kept than there was.
+    #[must_use]
+    pub const fn takes_room(&self) -> bool {
+        match self {
+            Self::Create { .. }
+            | Self::Mkdir { .. }
+            | Self::Mknod { .. }
+            | Self::Symlink { .. }
+            | Self::Link { .. }
+            | Self::SetXattr { .. } => true,
+            Self::Unlink { .. }
+            | Self::Rmdir { .. }
+            | Self::Rename { .. }
+            | Self::SetAttributes { .. }
+            | Self::BeginCut { .. }
+            | Self::SetLength { .. }
+            | Self::CommitWrite { .. }
+            | Self::RemoveXattr { .. }
+            | Self::SetPolicy { .. } => false,
+        }
+    }
+
     /// Directories whose entries it changes; none for a change of an inode itself.
     pub fn parents(&self) -> impl Iterator<Item = InodeId> {
         let (first, second) = match *self {

@@ -118,6 +118,9 @@ pub enum StorageRequest {
         chain: ChainId,
         epoch: Epoch,
         level: Level,
+        /// Tombstones of removed files that every member has on its disk: the receiver drops them,
+        /// and then syncs.
+        forget: Vec<(ChunkId, ChunkVersion)>,
     },
     /// A member to its predecessor: every version of these chunks up to this one, whose `Forward` it answered early, is now on
     /// it and on every member after it.

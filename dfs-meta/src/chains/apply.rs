@@ -31,6 +31,7 @@ pub fn apply(routing: &mut RoutingTable, events: &[ClusterEvent]) -> bool {
             }
             ClusterEvent::Leave { chain, epoch, node } => (chain, ChainEvent::Leave { node, epoch }),
             ClusterEvent::Renew { chain, epoch } => (chain, ChainEvent::Renew { epoch }),
+            ClusterEvent::Rotate { chain, epoch } => (chain, ChainEvent::Rotate { epoch }),
             ClusterEvent::NodeUp { .. } | ClusterEvent::NodeDown { .. } => {
                 let (touched, event) = register(routing, event, &moves);
                 changed |= touched;
@@ -139,6 +140,7 @@ fn register(routing: &mut RoutingTable, event: &ClusterEvent, moves: &[ChainEven
         | ClusterEvent::Join { .. }
         | ClusterEvent::Leave { .. }
         | ClusterEvent::Renew { .. }
+        | ClusterEvent::Rotate { .. }
         | ClusterEvent::Settled { .. }
         | ClusterEvent::Rest { .. } => (false, None),
     }

@@ -42,6 +42,17 @@ pub(super) fn change(
     changed
 }
 
+/// Makes the head the tail if that is among `events` and all members serve.
+pub(super) fn rotate(chain: &ChainInfo, members: &mut [ChainMember], events: &[ChainEvent]) -> bool {
+    let asked = events.contains(&ChainEvent::Rotate { epoch: chain.epoch });
+    let everybody = members.iter().all(|member| member.state == MemberState::Serving);
+    let may = asked && everybody && chain.settled && chain.members == members;
+    if may {
+        members.rotate_left(1);
+    }
+    may
+}
+
 /// A member may leave when enough others serve, and the first of them has all that was acknowledged at QUORUM.
 pub(super) fn may_leave(members: &[ChainMember], node: StorageId, complete: &BTreeSet<StorageId>) -> bool {
     let others = members

@@ -24,7 +24,7 @@ mod way_out;
 
 pub use apply::{apply, refused};
 pub use duty::administer;
-pub use moves::{Move, plan_moves};
+pub use moves::{Move, plan_moves, plan_rotation};
 pub use next::{ChainEvent, next_chain};
 pub use plan::plan_chains;
 pub use reports::complete_reports;

@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use dfs_common::level::REPLICATION_TARGET;
-use dfs_common::{ChainId, ChainInfo, Duty, Epoch, MemberState, RoutingTable, StorageId};
+use dfs_common::{ChainId, ChainInfo, Duty, Epoch, MemberState, NodeInfo, RoutingTable, StorageId};
 
 use super::members::{MAX_MEMBERS, may_leave};
 
@@ -27,6 +27,8 @@ pub enum Move {
         epoch: Epoch,
         node: StorageId,
     },
+    /// The head becomes the tail.
+    Rotate { chain: ChainId, epoch: Epoch },
 }
 
 struct Planner<'a> {
@@ -173,11 +175,46 @@ impl<'a> Planner<'a> {
     }
 }
 
+/// A resting chain whose head has more chains to head than another member, so that one rotation, or
+/// two, even that out. Nothing else may be going on. A node that was away comes back as a tail, so
+/// after all have been restarted one by one they would all have the same head.
+#[must_use]
+pub fn plan_rotation(routing: &RoutingTable) -> Option<Move> {
+    let ready = |info: &NodeInfo| info.alive && info.duty == Duty::Active;
+    if !routing.nodes.values().all(ready) {
+        return None;
+    }
+    let mut heads: BTreeMap<StorageId, usize> = BTreeMap::new();
+    for chain in routing.chains.values() {
+        if chain.members.iter().any(|member| member.state != MemberState::Serving) {
+            return None;
+        }
+        *heads.entry(chain.head()?).or_default() += 1;
+    }
+    let count = |node: StorageId| heads.get(&node).copied().unwrap_or(0);
+    let resting = || routing.chains.values().filter(|chain| chain.rest.is_resting());
+    let next_has_fewer = |chain: &&ChainInfo| {
+        let mut serving = chain.serving();
+        matches!((serving.next(), serving.next()), (Some(head), Some(next)) if count(head) >= count(next) + 2)
+    };
+    let another_has_fewer = |chain: &&ChainInfo| {
+        let head = chain.head().map_or(0, count);
+        chain.serving().any(|member| head >= count(member) + 2)
+    };
+    let chain = resting()
+        .find(next_has_fewer)
+        .or_else(|| resting().find(another_has_fewer))?;
+    Some(Move::Rotate {
+        chain: chain.id,
+        epoch: chain.epoch,
+    })
+}
+
 impl Move {
     #[must_use]
     pub const fn chain(&self) -> ChainId {
         match *self {
-            Self::Join { chain, .. } | Self::Leave { chain, .. } => chain,
+            Self::Join { chain, .. } | Self::Leave { chain, .. } | Self::Rotate { chain, .. } => chain,
         }
     }
 }

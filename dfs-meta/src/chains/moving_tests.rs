@@ -123,6 +123,7 @@ fn step(routing: &mut RoutingTable, away: &BTreeSet<StorageId>) -> bool {
                 ClusterEvent::Join { chain, epoch, node }
             }
             Move::Leave { chain, epoch, node } => ClusterEvent::Leave { chain, epoch, node },
+            Move::Rotate { chain, epoch } => ClusterEvent::Rotate { chain, epoch },
         })
         .collect();
     assert!(arriving.values().all(|&count| count <= 2), "{moves:?}");

@@ -31,6 +31,8 @@ pub enum ChainEvent {
     Leave { node: StorageId, epoch: Epoch },
     /// The same members in a new configuration: one of them serves no more in this one.
     Renew { epoch: Epoch },
+    /// The head has given up serving in this one, with nothing under way, and becomes the tail.
+    Rotate { epoch: Epoch },
     /// The chain waits no longer for this node, though nobody else has all that was acknowledged.
     Abandon(StorageId),
 }
@@ -99,6 +101,7 @@ fn reconfigure(chain: &ChainInfo, events: &[ChainEvent]) -> Option<ChainInfo> {
             | ChainEvent::Join { .. }
             | ChainEvent::Leave { .. }
             | ChainEvent::Renew { .. }
+            | ChainEvent::Rotate { .. }
             | ChainEvent::Rest { .. }
             | ChainEvent::Settled { .. } => {}
         }
@@ -117,6 +120,11 @@ fn reconfigure(chain: &ChainInfo, events: &[ChainEvent]) -> Option<ChainInfo> {
     let mut revived = false;
     for &node in &up {
         revived |= bring_up(&mut members, node);
+    }
+    if members::rotate(chain, &mut members, events) {
+        // Nothing was under way, so nobody lacks anything.
+        complete.extend(serving(&members));
+        changed = true;
     }
     changed |= members::change(chain, &mut members, events, &complete);
     settle(&mut members);

@@ -200,6 +200,7 @@ fn name(events: &[ChainEvent]) -> String {
             ChainEvent::Join { node, .. } => format!("{node} joins"),
             ChainEvent::Leave { node, .. } => format!("{node} leaves"),
             ChainEvent::Renew { .. } => "renewed".to_owned(),
+            ChainEvent::Rotate { .. } => "rotated".to_owned(),
             ChainEvent::Abandon(node) => format!("{node} given up"),
         })
         .collect();

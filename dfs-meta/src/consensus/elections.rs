@@ -45,6 +45,8 @@ pub(super) struct Elections {
     is_dead: bool,
     /// It said that it is deaf; that is as good as dead, for a while.
     resigned: Option<Instant>,
+    /// Its disk is nearly full: servers that have room go first.
+    stands_late: bool,
     /// Not before this, after an attempt.
     rest: Option<Instant>,
 }
@@ -60,6 +62,7 @@ impl Elections {
             term: 0,
             is_dead: false,
             resigned: None,
+            stands_late: false,
             rest: None,
         }
     }
@@ -122,10 +125,16 @@ impl Elections {
         self.started + Duration::from_millis(LEASE_MS + MARGIN_MS)
     }
 
+    /// Whether others are to go first, because this server would be a poor leader.
+    pub(super) const fn let_others_stand(&mut self, stands_late: bool) {
+        self.stands_late = stands_late;
+    }
+
     /// How many of the others go before this server. A leader that is missed is not among them.
     fn rank(&self) -> u64 {
         let before = self.members.range(..self.me);
-        before.filter(|&&member| self.leader != Some(member)).count() as u64
+        let others = if self.stands_late { self.members.len() } else { 0 };
+        (before.filter(|&&member| self.leader != Some(member)).count() + others) as u64
     }
 
     /// When to ask the others whether to stand; `chance` is any number.

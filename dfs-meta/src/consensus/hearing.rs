@@ -17,6 +17,9 @@ pub(super) const DEAF_MS: u64 = 300;
 /// How long it is silent then: the others' leases, two attempts at an election, and a little.
 pub(super) const MUTE_MS: u64 = 600;
 
+/// Between two tries of a leader to be followed by another.
+const MAKES_WAY_EVERY: Duration = Duration::from_secs(10);
+
 /// A server that has answered nothing for this long is said to be silent.
 const SILENT_MS: u64 = 1_000;
 
@@ -35,6 +38,7 @@ pub(super) struct Hearing {
     heard: BTreeMap<u64, Instant>,
     asked: Instant,
     mute_until: Option<Instant>,
+    made_way: Option<Instant>,
     silent: BTreeSet<u64>,
     news: Vec<News>,
 }
@@ -47,6 +51,7 @@ impl Hearing {
             heard: BTreeMap::new(),
             asked: now,
             mute_until: None,
+            made_way: None,
             silent: BTreeSet::new(),
             news: Vec::new(),
         }
@@ -82,6 +87,19 @@ impl Hearing {
         if (fresh + 1) * 2 > self.others.len() + 1 {
             return false;
         }
+        let until = now + Duration::from_millis(MUTE_MS);
+        self.mute_until = Some(until);
+        self.hear_all(until);
+        true
+    }
+
+    /// This leader is to be followed by somebody else. `false`: it has tried a moment ago, and
+    /// nobody was elected.
+    pub(super) fn make_way(&mut self, now: Instant) -> bool {
+        if self.made_way.is_some_and(|at| now < at + MAKES_WAY_EVERY) {
+            return false;
+        }
+        self.made_way = Some(now);
         let until = now + Duration::from_millis(MUTE_MS);
         self.mute_until = Some(until);
         self.hear_all(until);

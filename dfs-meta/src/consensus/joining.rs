@@ -1,21 +1,25 @@
 //! A server without its history neither votes nor stands until it has caught up.
 //!
-//! Raft's promise rests on a voter remembering what it acknowledged. A server whose disk was lost or rotten has forgotten;
-//! its vote could elect a server that misses entries committed with its help. So a server that starts without a log is
-//! marked, durably, as joining. Until the mark is removed it votes only for a candidate whose log reaches as far as that of
-//! every other server, each of which must say so: what it acknowledged and forgot is then in the candidate's log, because
-//! another server holds it too. It stands on the same condition. That is also how a new cluster begins, and how one goes on
-//! whose first leader ends before the others have caught up. The mark goes when the server has applied everything that a
-//! leader calls committed, told by messages some time apart (the leader may still have counted an acknowledgement from
-//! before the loss when it sent the first), or when it was elected.
+//! Raft's promise rests on a voter remembering what it acknowledged. A server whose disk was lost
+//! or rotten has forgotten; its vote could elect a server that misses entries committed with its
+//! help. So a server that starts without a log is marked, durably, as joining. Until the mark is
+//! removed it votes only for a candidate whose log reaches as far as that of every other server,
+//! each of which must say so: what it acknowledged and forgot is then in the candidate's log,
+//! because another server holds it too. It stands on the same condition. That is also how a new
+//! cluster begins, and how one goes on whose first leader ends before the others have caught up.
+//! The mark goes when the server has applied everything that a leader calls committed, told by
+//! messages some time apart (the leader may still have counted an acknowledgement from before the
+//! loss when it sent the first), or when it was elected.
 //!
-//! The others are asked after the candidate's request has come. An entry that was committed with this server's forgotten
-//! acknowledgement is by then in the log of the leader that sent it, or of the third server: if that leader has restarted
-//! since without the entry, it counted the third server's acknowledgement before.
+//! The others are asked after the candidate's request has come. An entry that was committed with
+//! this server's forgotten acknowledgement is by then in the log of the leader that sent it, or of
+//! the third server: if that leader has restarted since without the entry, it counted the third
+//! server's acknowledgement before.
 //!
-//! The limit: a joining server can not help to elect a leader while one of the two others is down; a new cluster begins
-//! when all its servers are up. If two of three lose their disks, what only those two had acknowledged is lost, and the
-//! third one's history goes on; without the third nobody is elected.
+//! The limit: a joining server can not help to elect a leader while one of the two others is down;
+//! a new cluster begins when all its servers are up. If two of three lose their disks, what only
+//! those two had acknowledged is lost, and the third one's history goes on; without the third
+//! nobody is elected.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -84,8 +88,8 @@ impl Joining {
         self.active.load(Ordering::Acquire)
     }
 
-    /// Whether `candidate`, whose log ends at `last`, may have this server's vote. `members` is the whole group; who has
-    /// the server's history need not ask it.
+    /// Whether `candidate`, whose log ends at `last`, may have this server's vote. `members` is the
+    /// whole group; who has the server's history need not ask it.
     pub(super) async fn may_vote_for(
         &self,
         candidate: MetaId,

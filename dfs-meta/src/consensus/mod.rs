@@ -19,6 +19,7 @@ mod network;
 mod patience;
 mod queues;
 mod raft;
+mod relief;
 mod small;
 mod snapshot;
 mod standing;
@@ -30,6 +31,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use dfs_common::MetaId;
+use dfs_common::wire::meta::DiskRoom;
 use tokio::sync::watch;
 
 pub use error::{ConsensusError, LogError};
@@ -65,6 +67,8 @@ pub struct ConsensusStatus {
     pub answered_ms_ago: std::collections::BTreeMap<MetaId, u64>,
     /// This server started without its history and neither votes nor stands until it has caught up.
     pub joining: bool,
+    /// What each server has said of its disk.
+    pub rooms: std::collections::BTreeMap<MetaId, DiskRoom>,
     /// Why consensus stopped here, if it did.
     pub stopped: Option<String>,
 }
@@ -83,6 +87,10 @@ pub trait Consensus: Send + Sync + 'static {
     /// A message from another server (`MetaRequest::Consensus`); the caller has checked that `from` is who it says.
     async fn handle(&self, from: MetaId, kind: u8, body: &[u8]) -> Result<Vec<u8>, dfs_common::Error>;
     fn status(&self) -> ConsensusStatus;
+    /// Why nothing that takes room is to be proposed here, if so.
+    fn lacks_room(&self) -> bool {
+        false
+    }
     async fn shutdown(&self);
 }
 

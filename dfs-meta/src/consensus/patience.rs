@@ -1,7 +1,7 @@
 //! Disk calls that are made again while descriptors, memory or the like have run out.
 //!
 //! A metadata server that stops for such a reason finds no more of it when it starts again, and the others run out of it at about the
-//! same time. So it waits a while. Space is not waited for: it does not come back by itself.
+//! same time. So it waits a while. See `room` for space.
 
 use std::io;
 use std::time::{Duration, Instant};

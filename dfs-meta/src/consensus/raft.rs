@@ -4,13 +4,13 @@
 //! a lonely proposal leaves at once and a crowd shares one flush and one round of messages. Readers that can not be
 //! answered from the leader's lease share one round of confirmation the same way.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use dfs_common::wire::meta::LEADER_CONFIRMED_MS;
+use dfs_common::wire::meta::{DiskRoom, LEADER_CONFIRMED_MS};
 use dfs_common::{ClusterId, ErrorCode, MetaId};
 use dfs_net::{BootInstant, wall_clock};
 use openraft::error::{Fatal, InitializeError, RaftError};
@@ -37,6 +37,7 @@ use super::network::{
 use super::queues::{
     BarrierReply, MAX_WAITING_COMMANDS, MAX_WAITING_READERS, Proposal, confirm_reads, propose_batches, stopped,
 };
+use super::relief::relieve;
 use super::snapshot::Snapshots;
 use super::standing::Standing;
 use super::types::{Raft, TypeConfig};
@@ -44,6 +45,7 @@ use super::{
     Consensus, ConsensusError, ConsensusStatus, Leadership, LogError, MAX_COMMAND_SIZE_BYTES, Seal, StateMachine,
     Transport,
 };
+use crate::room::{Room, RoomLeft};
 
 /// Bytes of one part of a snapshot on its way.
 const SNAPSHOT_PART_BYTES: u64 = 512 << 10;
@@ -63,6 +65,8 @@ pub struct RaftOptions {
     /// Log, votes and snapshots live here; created if absent.
     pub directory: PathBuf,
     pub sealer: Arc<dyn Seal>,
+    /// Of the disk that the directory is on.
+    pub room: Arc<Room>,
     /// What the others' clocks say goes here.
     pub clocks: Arc<Mutex<Clocks>>,
     /// Bytes of a log segment.
@@ -90,6 +94,7 @@ impl RaftOptions {
         members: BTreeSet<MetaId>,
         directory: PathBuf,
         sealer: Arc<dyn Seal>,
+        room: Arc<Room>,
     ) -> Self {
         Self {
             cluster,
@@ -97,6 +102,7 @@ impl RaftOptions {
             members,
             directory,
             sealer,
+            room,
             clocks: Arc::default(),
             segment_size_bytes: 16 << 20,
             snapshot_every: 50_000,
@@ -112,6 +118,8 @@ pub struct RaftConsensus {
     transport: Arc<dyn Transport>,
     raft: Raft,
     log: Log,
+    room: Arc<Room>,
+    rooms: Arc<Mutex<BTreeMap<MetaId, DiskRoom>>>,
     joining: Arc<Joining>,
     confirmations: Arc<Mutex<Confirmations>>,
     elections: Arc<Mutex<Elections>>,
@@ -175,6 +183,7 @@ impl RaftConsensus {
             initialize(&raft, &members).await?;
         }
 
+        let rooms = Arc::default();
         let stop = CancellationToken::new();
         let (leadership_sender, leadership) = watch::channel(Leadership::default());
         let (proposals, proposed) = mpsc::channel(MAX_WAITING_COMMANDS);
@@ -185,6 +194,8 @@ impl RaftConsensus {
             transport: Arc::clone(&transport),
             raft: raft.clone(),
             log,
+            room: Arc::clone(&options.room),
+            rooms: Arc::clone(&rooms),
             joining: joining.clone(),
             confirmations,
             elections: elections.clone(),
@@ -205,6 +216,9 @@ impl RaftConsensus {
             transport: transport.clone(),
             hearing,
             clocks: Arc::clone(&options.clocks),
+            elections: Arc::clone(&elections),
+            room: Arc::clone(&options.room),
+            rooms,
             leadership: leadership.clone(),
         };
         tokio::spawn(stop.clone().run_until_cancelled_owned(listening.run()));
@@ -227,6 +241,10 @@ impl RaftConsensus {
         tokio::spawn(
             stop.clone()
                 .run_until_cancelled_owned(propose_batches(raft.clone(), proposed)),
+        );
+        tokio::spawn(
+            stop.clone()
+                .run_until_cancelled_owned(relieve(raft.clone(), Arc::clone(&options.room))),
         );
         tokio::spawn(stop.run_until_cancelled_owned(confirm_reads(raft, asked)));
         Ok(this)
@@ -338,12 +356,14 @@ fn recover(options: &RaftOptions, machine: Arc<dyn StateMachine>) -> Result<Reco
         options.directory.join("snapshots"),
         options.cluster,
         options.sealer.clone(),
+        Arc::clone(&options.room),
     )?);
     let log = Log::open(&LogOptions {
         directory: log_directory,
         cluster: options.cluster,
         sealer: options.sealer.clone(),
         segment_size_bytes: options.segment_size_bytes,
+        room: Arc::clone(&options.room),
     })?;
     let covered = snapshots.covered();
     match MachineStore::open(machine, snapshots, &log) {
@@ -459,6 +479,9 @@ struct Listening {
     transport: Arc<dyn Transport>,
     hearing: Arc<Mutex<Hearing>>,
     clocks: Arc<Mutex<Clocks>>,
+    elections: Arc<Mutex<Elections>>,
+    room: Arc<Room>,
+    rooms: Arc<Mutex<BTreeMap<MetaId, DiskRoom>>>,
     leadership: watch::Receiver<Leadership>,
 }
 
@@ -469,6 +492,8 @@ impl Listening {
         loop {
             ticks.tick().await;
             let leadership = *self.leadership.borrow();
+            let is_short = self.room.left() != RoomLeft::Ample;
+            self.elections.lock().let_others_stand(is_short);
             if !leadership.is_self {
                 continue;
             }
@@ -477,6 +502,7 @@ impl Listening {
                 let mut hearing = self.hearing.lock();
                 (hearing.ask(leadership.term, now), hearing.take_news())
             };
+            let resigns = !deaf && is_short && self.somebody_has_room() && self.hearing.lock().make_way(now);
             for news in news {
                 match news {
                     News::IsSilent(id) => tracing::warn!("metadata server {id} does not answer this leader"),
@@ -489,26 +515,41 @@ impl Listening {
                     "no quorum answers this leader: it falls silent so that another can be elected"
                 );
             }
+            if resigns {
+                tracing::warn!(
+                    term = leadership.term,
+                    "this leader's disk is nearly full: it falls silent so that a server with room can be elected"
+                );
+            }
             for &member in self.members.iter().filter(|&&member| member != self.me) {
                 let (transport, hearing) = (Arc::clone(&self.transport), Arc::clone(&self.hearing));
-                let clocks = Arc::clone(&self.clocks);
+                let (clocks, rooms) = (Arc::clone(&self.clocks), Arc::clone(&self.rooms));
                 // At most DEAF_MS / ASK_EVERY_MS under way to each.
                 tokio::spawn(async move {
                     let deadline = Duration::from_millis(DEAF_MS);
-                    if deaf && let Ok(term) = dfs_common::codec::encode(&leadership.term) {
+                    if (deaf || resigns)
+                        && let Ok(term) = dfs_common::codec::encode(&leadership.term)
+                    {
                         let _ = transport.send(member, KIND_RESIGN, term, deadline).await;
                         return;
                     }
                     let asked = BootInstant::now();
                     if let Ok(answer) = transport.send(member, KIND_HELLO, Vec::new(), deadline).await {
                         hearing.lock().answered(member.0, now);
-                        if let Ok(wall) = dfs_common::codec::decode(&answer) {
+                        if let Ok((wall, room)) = dfs_common::codec::decode(&answer) {
+                            rooms.lock().insert(member, room);
                             clocks.lock().heard(member, wall, (asked, BootInstant::now()));
                         }
                     }
                 });
             }
         }
+    }
+}
+
+impl Listening {
+    fn somebody_has_room(&self) -> bool {
+        self.rooms.lock().values().any(|room| !room.is_short())
     }
 }
 
@@ -605,7 +646,7 @@ impl Consensus for RaftConsensus {
             }
             // Whatever this server has acknowledged, or sent as a leader, is in it.
             KIND_LOG_END => dfs_common::codec::encode(&self.log.state().1),
-            KIND_HELLO => dfs_common::codec::encode(&wall_clock()),
+            KIND_HELLO => dfs_common::codec::encode(&(wall_clock(), self.room.told())),
             KIND_RESIGN => {
                 let term: u64 = dfs_common::codec::decode(body)?;
                 self.elections.lock().resigned(from.0, term, Instant::now());
@@ -616,6 +657,10 @@ impl Consensus for RaftConsensus {
                 format!("meta-{from} sent a consensus message of unknown kind {kind}"),
             )),
         }
+    }
+
+    fn lacks_room(&self) -> bool {
+        self.room.left() != RoomLeft::Ample
     }
 
     fn status(&self) -> ConsensusStatus {
@@ -640,6 +685,11 @@ impl Consensus for RaftConsensus {
                 .map(|(id, at)| (MetaId(id), now.saturating_duration_since(at).as_millis() as u64))
                 .collect(),
             joining: self.joining.is_active(),
+            rooms: {
+                let mut rooms = self.rooms.lock().clone();
+                rooms.insert(self.me, self.room.told());
+                rooms
+            },
             stopped: metrics.running_state.as_ref().err().map(ToString::to_string),
         }
     }

@@ -14,7 +14,7 @@ use std::io::{BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use dfs_common::{ClusterId, DiskCall};
 use parking_lot::Mutex;
@@ -25,6 +25,7 @@ use super::log::sync_directory;
 use super::patience::very_patiently;
 use super::types::{Position, SnapshotMeta};
 use super::{MachineError, Seal, StateMachine};
+use crate::room::{Room, RoomLeft, lacks_space};
 
 const MAGIC: [u8; 8] = *b"DFSMSNP1";
 const VERSION: u32 = 1;
@@ -48,14 +49,35 @@ pub(super) enum SnapshotError {
     #[error(transparent)]
     Log(#[from] LogError),
     #[error("the state machine: {0}")]
-    Machine(MachineError),
+    Machine(#[source] MachineError),
 }
+
+impl SnapshotError {
+    /// Whether there was no room for it on the disk.
+    fn lacks_space(&self) -> bool {
+        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(self);
+        while let Some(error) = cause {
+            if let Some(error) = error.downcast_ref::<std::io::Error>() {
+                return lacks_space(DiskCall::Write, error);
+            }
+            cause = error.source();
+        }
+        false
+    }
+}
+
+/// Between two looks whether there is room.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// After so many it is tried all the same.
+const LOOKS: u32 = 10;
 
 /// The snapshots of one server.
 pub(super) struct Snapshots {
     directory: PathBuf,
     cluster: ClusterId,
     sealer: Arc<dyn Seal>,
+    room: Arc<Room>,
     current: Mutex<Option<(SnapshotMeta, PathBuf)>>,
     /// Shared with the log: entries below stand in a verified snapshot.
     covered: watch::Sender<u64>,
@@ -335,12 +357,18 @@ fn put_aside(path: &Path, error: LogError) -> Result<(), LogError> {
 
 impl Snapshots {
     /// Finds the newest sound snapshot; removes what a crash left half made.
-    pub(super) fn open(directory: PathBuf, cluster: ClusterId, sealer: Arc<dyn Seal>) -> Result<Self, LogError> {
+    pub(super) fn open(
+        directory: PathBuf,
+        cluster: ClusterId,
+        sealer: Arc<dyn Seal>,
+        room: Arc<Room>,
+    ) -> Result<Self, LogError> {
         std::fs::create_dir_all(&directory).map_err(LogError::io("creating", &directory))?;
         let this = Self {
             directory,
             cluster,
             sealer,
+            room,
             current: Mutex::new(None),
             covered: watch::Sender::new(0),
             temporary: AtomicU64::new(0),
@@ -375,6 +403,8 @@ impl Snapshots {
 
     fn set_current(&self, meta: SnapshotMeta, path: PathBuf) {
         let next = meta.last_log_id.map_or(0, |id| id.index + 1);
+        self.room
+            .note_snapshot(std::fs::metadata(&path).map_or(0, |found| found.len()));
         let mut current = self.current.lock();
         if current
             .as_ref()
@@ -465,18 +495,39 @@ impl Snapshots {
     }
 
     /// Exports the state into a new snapshot. Blocks for as long as that takes; applies go on as the machine allows.
+    /// Without room for it, what was written is removed, and it begins again when there is some.
     pub(super) fn build(&self, machine: &dyn StateMachine) -> Result<(SnapshotMeta, PathBuf), SnapshotError> {
+        loop {
+            let path = self.temporary_path("build");
+            let built = self.build_in(&path, machine);
+            if built.is_err() {
+                let _ = std::fs::remove_file(&path);
+            }
+            match &built {
+                Err(error) if error.lacks_space() && !self.room.is_closing() => {}
+                _ => return built,
+            }
+            tracing::warn!("no room for a snapshot: it is made when there is some, or when there is less to put in");
+            for _ in 0..LOOKS {
+                if self.room.look() == RoomLeft::Ample || self.room.is_closing() {
+                    break;
+                }
+                std::thread::sleep(LOOK_EVERY);
+            }
+        }
+    }
+
+    fn build_in(&self, path: &Path, machine: &dyn StateMachine) -> Result<(SnapshotMeta, PathBuf), SnapshotError> {
         let started = std::time::Instant::now();
-        let path = self.temporary_path("build");
         let head = Head {
             cluster: self.cluster,
-            salt: salt(&path),
+            salt: salt(path),
         };
         let id = head
             .salt
             .iter()
             .fold(String::new(), |id, byte| id + &format!("{byte:02x}"));
-        let mut writer = FrameWriter::new(&path, head, &*self.sealer)?;
+        let mut writer = FrameWriter::new(path, head, &*self.sealer)?;
         let mut sink = |key: &[u8], value: &[u8]| writer.row(key, value).map_err(MachineError::from);
         let position = machine.export(&mut sink).map_err(SnapshotError::Machine)?;
         let position: Position =
@@ -487,7 +538,7 @@ impl Snapshots {
             snapshot_id: id,
         };
         writer.finish(&meta)?;
-        let made = self.adopt(&path, &meta)?;
+        let made = self.adopt(path, &meta)?;
         tracing::info!(path = %made.display(), ms = started.elapsed().as_millis() as u64, "snapshot made");
         Ok((meta, made))
     }
@@ -508,7 +559,11 @@ impl Snapshots {
         sync_directory(&self.directory)?;
         self.set_current(meta.clone(), path.clone());
         let all = self.list("snap")?;
-        for old in all.iter().rev().skip(KEPT) {
+        let kept = match self.room.left() {
+            RoomLeft::Ample => KEPT,
+            RoomLeft::Short | RoomLeft::Out => 1,
+        };
+        for old in all.iter().rev().skip(kept) {
             std::fs::remove_file(old).map_err(LogError::io("removing", old))?;
         }
         Ok(path)

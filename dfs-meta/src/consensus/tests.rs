@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 
 use super::snapshot::Snapshots;
 use super::*;
+use crate::room::Room;
 
 const CLUSTER: ClusterId = ClusterId([7; 16]);
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -160,6 +161,7 @@ impl Cluster {
             (1..=3).map(MetaId).collect(),
             self.path(id),
             Arc::new(ToySeal),
+            Arc::new(Room::open(self.directory.path())),
         );
         options.segment_size_bytes = 64 << 10;
         options.snapshot_every = self.snapshot_every;
@@ -355,7 +357,13 @@ async fn a_snapshot_that_rotted_is_put_aside_and_another_one_made() {
     cluster.same_everywhere(1).await;
     let directory = tempfile::tempdir().unwrap();
     let machine = Arc::clone(&cluster.machines[&MetaId(1)]);
-    let snapshots = Snapshots::open(directory.path().to_owned(), CLUSTER, Arc::new(ToySeal)).unwrap();
+    let snapshots = Snapshots::open(
+        directory.path().to_owned(),
+        CLUSTER,
+        Arc::new(ToySeal),
+        Arc::new(Room::open(directory.path())),
+    )
+    .unwrap();
     assert!(snapshots.sound(&*machine).unwrap().is_none());
     let (meta, path) = snapshots.build(&*machine).unwrap();
     assert_eq!(snapshots.sound(&*machine).unwrap(), Some((meta.clone(), path.clone())));

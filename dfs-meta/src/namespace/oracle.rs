@@ -30,7 +30,13 @@ fn path() -> impl Strategy<Value = Path> {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let mode = proptest::sample::select(vec![RenameMode::Replace, RenameMode::NoReplace, RenameMode::Exchange]);
+    let mode = proptest::sample::select(vec![
+        RenameMode::Replace,
+        RenameMode::NoReplace,
+        RenameMode::Exchange,
+        RenameMode::Whiteout,
+        RenameMode::WhiteoutNoReplace,
+    ]);
     prop_oneof![
         3 => path().prop_map(Step::Create),
         4 => path().prop_map(Step::Mkdir),
@@ -156,7 +162,7 @@ impl Oracle {
         let source = *self.paths.get(from).ok_or(ErrorCode::NotFound)?;
         let target = self.paths.get(to).copied();
         match (mode, target) {
-            (RenameMode::NoReplace, Some(_)) => return Err(ErrorCode::Exists),
+            (RenameMode::NoReplace | RenameMode::WhiteoutNoReplace, Some(_)) => return Err(ErrorCode::Exists),
             (RenameMode::Exchange, None) => return Err(ErrorCode::NotFound),
             _ => {}
         }
@@ -190,6 +196,9 @@ impl Oracle {
         }
         let tree = self.take(from);
         self.put(to, tree);
+        if matches!(mode, RenameMode::Whiteout | RenameMode::WhiteoutNoReplace) {
+            self.add(from, FileKind::CharDevice)?;
+        }
         Ok(())
     }
 }

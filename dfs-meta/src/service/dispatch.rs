@@ -258,7 +258,24 @@ async fn close_session(shared: &Shared, session: SessionId, time: Duration) -> R
     Ok(MetaResponse::SessionClosed)
 }
 
+/// What takes room is refused in time: what is committed can not be.
+fn check_room(shared: &Shared) -> Result<()> {
+    if !shared.consensus.lacks_room() {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorCode::NoSpace,
+        format!(
+            "the disk of meta-{} is nearly full, so nothing new is made; make room there, or remove files",
+            shared.me
+        ),
+    ))
+}
+
 async fn change_namespace(shared: &Shared, change: ChangeRequest, time: Duration) -> Result<MetaResponse> {
+    if change.op.takes_room() {
+        check_room(shared)?;
+    }
     let directories: Vec<_> = change
         .op
         .parents()
@@ -304,6 +321,8 @@ async fn change_several(shared: &Shared, changes: Vec<ChangeRequest>, time: Dura
 }
 
 async fn reserve(shared: &Shared, session: SessionId, known: InodeId, time: Duration) -> Result<MetaResponse> {
+    // What was shown by numbers that were reserved before is let in: they are few.
+    check_room(shared)?;
     let command = CommandKind::Reserve {
         session,
         known,
@@ -456,6 +475,7 @@ async fn status(shared: &Arc<Shared>) -> Result<MetaResponse> {
             let status = MetaStatus {
                 address,
                 matched_log_index: engine.matched.get(&id).copied().flatten(),
+                room: engine.rooms.get(&id).copied(),
                 alive: id == shared.me || engine.answered_ms_ago.get(&id).is_some_and(|&ms| ms < ALIVE_WITHIN_MS),
             };
             (id, status)

@@ -451,6 +451,9 @@ impl Term {
                 }
                 ClusterEvent::Join { chain, node, .. } => info!(%node, %chain, "storage node joins a chain"),
                 ClusterEvent::Leave { chain, node, .. } => info!(%node, %chain, "storage node leaves a chain"),
+                ClusterEvent::Rotate { chain, .. } => {
+                    info!(%chain, "the chain's head becomes its tail, so that every node heads as many");
+                }
                 ClusterEvent::Renew { chain, .. } => info!(%chain, "nobody leaves the chain after all"),
             }
         }

@@ -25,6 +25,7 @@ use super::{Parts, assemble};
 use crate::consensus::clocks::Clocks;
 use crate::consensus::{Consensus, MachineError, RaftConsensus, RaftOptions, Seal, StateMachine, reset_for_rebuild};
 use crate::namespace::NameHash;
+use crate::room::Room;
 use crate::state::State;
 use crate::store::{SledStore, ValueSealer, WriteBack};
 
@@ -61,6 +62,9 @@ const SLED_RELEASE: Duration = Duration::from_millis(300);
 /// How often a server looks whether its engine stopped.
 const WATCH_EVERY: Duration = Duration::from_millis(500);
 
+/// How often a server measures its disk.
+const LOOK_AT_ROOM_EVERY: Duration = Duration::from_millis(250);
+
 /// Time for requests and tasks to end at shutdown.
 const STOP_WAIT: Duration = Duration::from_secs(3);
 
@@ -71,6 +75,7 @@ pub struct MetaServer {
     endpoint: Endpoint,
     engine: Arc<RaftConsensus>,
     state: Arc<State<MetaStore>>,
+    room: Arc<Room>,
     tasks: TaskTracker,
     stop: CancellationToken,
     // Last, so that nobody else gets the directory before everything in it is closed.
@@ -128,6 +133,7 @@ impl MetaServer {
     }
 
     async fn close(&self) {
+        self.room.close();
         self.stop.cancel();
         self.tasks.close();
         if tokio::time::timeout(STOP_WAIT, self.tasks.wait()).await.is_err() {
@@ -168,6 +174,7 @@ async fn start(options: MetaOptions) -> Result<MetaServer, StartError> {
         .await
         .map_err(|e| StartError::Network(e.into()))?;
 
+    let room = Arc::new(Room::open(&options.data));
     let clocks: Arc<Mutex<Clocks>> = Arc::default();
     let clock = Arc::new(Clock::new(Arc::clone(&clocks)));
     let base = Base {
@@ -177,6 +184,7 @@ async fn start(options: MetaOptions) -> Result<MetaServer, StartError> {
         key,
         clock,
         clocks,
+        room: Arc::clone(&room),
         endpoint,
         snapshot_every: options.snapshot_every,
         damage: Mutex::default(),
@@ -202,16 +210,27 @@ async fn start(options: MetaOptions) -> Result<MetaServer, StartError> {
     );
     let (serving, service, until) = (base.endpoint.clone(), Arc::new(Requests { shared }), stop.clone());
     tasks.spawn(async move { serving.serve(service, until).await });
+    tasks.spawn(stop.clone().run_until_cancelled_owned(watch_room(Arc::clone(&room))));
     info!(%me, address = %base.endpoint.local_address(), "the metadata server is up");
     Ok(MetaServer {
         me,
         endpoint: base.endpoint,
         engine: engine.consensus,
         state: engine.state,
+        room,
         tasks,
         stop,
         _data: data,
     })
+}
+
+/// Keeps what is known of the disk's room fresh.
+async fn watch_room(room: Arc<Room>) {
+    loop {
+        tokio::time::sleep(LOOK_AT_ROOM_EVERY).await;
+        let room = Arc::clone(&room);
+        let _ = tokio::task::spawn_blocking(move || room.look()).await;
+    }
 }
 
 /// Who the credentials say this is, if that fits the configuration.
@@ -253,6 +272,7 @@ struct Base {
     key: MetaKey,
     clock: Arc<Clock>,
     clocks: Arc<Mutex<Clocks>>,
+    room: Arc<Room>,
     endpoint: Endpoint,
     snapshot_every: Option<u64>,
     damage: Mutex<Vec<MetaDamage>>,
@@ -285,6 +305,7 @@ impl Base {
                 self.members.keys().copied().collect(),
                 data.consensus(),
                 Arc::new(Sealed(self.sealer()?)),
+                Arc::clone(&self.room),
             );
             options.clocks = Arc::clone(&self.clocks);
             if let Some(every) = self.snapshot_every {
@@ -358,7 +379,14 @@ impl Base {
     async fn try_state(&self, data: &DataDirectory) -> Result<State<MetaStore>, StartError> {
         let (directory, cluster) = (data.state(), self.cluster);
         let (sealer, hasher) = (Sealed(self.sealer()?), Names(self.key.name_hasher()));
-        let opening = move || State::open(WriteBack::new(SledStore::open(&directory, sealer)?)?, hasher, cluster);
+        let room = Arc::clone(&self.room);
+        let opening = move || {
+            State::open(
+                WriteBack::new(SledStore::open(&directory, sealer)?, room)?,
+                hasher,
+                cluster,
+            )
+        };
         match tokio::task::spawn_blocking(opening).await {
             Ok(opened) => opened.map_err(|e| StartError::State(e.into())),
             Err(e) => Err(StartError::State(Error::new(

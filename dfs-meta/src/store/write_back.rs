@@ -18,12 +18,16 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex, RwLock};
 
 use super::{Batch, Row, Rows, Store, StoreError};
+use crate::room::{Room, RoomLeft};
 
 /// How long rows gather before they are carried. Rows that change often (a directory, the position) are then carried once.
 const GATHER: Duration = Duration::from_millis(100);
 
 /// Rows in one batch of the store below; sled takes much memory for larger ones.
 const MAX_BATCH_ROWS: usize = 1_000;
+
+/// Between two looks whether there is room.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// Batches that wait. A commit beyond that waits for the store below: memory is bounded by this.
 const MAX_BATCHES: usize = 64;
@@ -36,6 +40,8 @@ pub struct WriteBack<S: Store> {
 
 struct Shared<S> {
     below: S,
+    /// Of the disk of the store below, which can not go on after a write that failed.
+    room: Arc<Room>,
     /// Oldest first; the last one still takes rows. Readers hold the lock only to look here.
     layers: RwLock<VecDeque<Arc<Batch>>>,
     work: Mutex<Work>,
@@ -63,9 +69,10 @@ impl<S: Store> fmt::Debug for WriteBack<S> {
 impl<S: Store> WriteBack<S> {
     /// # Errors
     /// [`StoreError::Broken`] when the system gives no thread.
-    pub fn new(below: S) -> Result<Self, StoreError> {
+    pub fn new(below: S, room: Arc<Room>) -> Result<Self, StoreError> {
         let shared = Arc::new(Shared {
             below,
+            room,
             layers: RwLock::default(),
             work: Mutex::default(),
             changed: Condvar::new(),
@@ -120,6 +127,9 @@ impl<S: Store> Shared<S> {
                     return;
                 }
             }
+            if !self.wait_for_room() {
+                return;
+            }
             if let Err(reason) = self.carry_oldest() {
                 tracing::error!(reason, "the metadata store takes no more rows");
                 self.work.lock().failed = Some(reason);
@@ -129,6 +139,18 @@ impl<S: Store> Shared<S> {
             let _work = self.work.lock();
             self.changed.notify_all();
         }
+    }
+
+    /// `false`: this store ends.
+    fn wait_for_room(&self) -> bool {
+        while self.room.look() == RoomLeft::Out {
+            let mut work = self.work.lock();
+            if work.stop {
+                return false;
+            }
+            self.changed.wait_for(&mut work, LOOK_EVERY);
+        }
+        true
     }
 
     fn carry_oldest(&self) -> Result<(), String> {
@@ -174,9 +196,12 @@ impl<S: Store> Shared<S> {
                 work.hurry = false;
                 return Ok(());
             }
+            if self.room.is_closing() && self.room.left() == RoomLeft::Out {
+                return Err(StoreError::Broken("its disk is full".into()));
+            }
             work.hurry = true;
             self.changed.notify_all();
-            self.changed.wait(&mut work);
+            self.changed.wait_for(&mut work, LOOK_EVERY);
         }
     }
 
@@ -279,6 +304,10 @@ mod tests {
         }
     }
 
+    fn store<S: Store>(below: S) -> WriteBack<S> {
+        WriteBack::new(below, Arc::new(Room::open(std::path::Path::new("/nowhere")))).unwrap()
+    }
+
     fn batch(rows: &[(u8, Option<u8>)]) -> Batch {
         let mut batch = Batch::default();
         for &(key, value) in rows {
@@ -298,7 +327,7 @@ mod tests {
                 (proptest::collection::vec((0_u8..24, proptest::option::of(any::<u8>())), 1..6), any::<bool>()), 0..30),
             from in 0_u8..24, to in 0_u8..26, limit in 0_usize..12,
         ) {
-            let store = WriteBack::new(MemoryStore::default()).unwrap();
+            let store = store(MemoryStore::default());
             let oracle = MemoryStore::default();
             for (rows, drain) in commits {
                 store.commit(batch(&rows)).unwrap();
@@ -318,7 +347,7 @@ mod tests {
 
     #[test]
     fn commits_are_carried_whole_and_in_order() {
-        let store = Arc::new(WriteBack::new(MemoryStore::default()).unwrap());
+        let store = Arc::new(store(MemoryStore::default()));
         let watched = Arc::clone(&store);
         let watcher = std::thread::spawn(move || {
             loop {
@@ -342,7 +371,7 @@ mod tests {
 
     #[test]
     fn a_store_that_fails_is_told_to_the_next_commit() {
-        let store = WriteBack::new(Full::default()).unwrap();
+        let store = store(Full::default());
         store.commit(batch(&[(1, Some(1))])).unwrap();
         assert!(store.drain().is_err());
         assert!(store.commit(batch(&[(2, Some(2))])).is_err());

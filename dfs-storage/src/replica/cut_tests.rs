@@ -55,6 +55,9 @@ impl StoreView for View<'_> {
     fn list(&self, chain: ChainId) -> Vec<(ChunkId, ChunkVersion)> {
         self.store.list(chain, None, usize::MAX)
     }
+    fn gone(&self, chain: ChainId, limit: usize) -> Vec<(ChunkId, ChunkVersion)> {
+        self.store.gone(chain, limit)
+    }
     fn has_room(&self, _: u64) -> bool {
         true
     }
@@ -75,6 +78,7 @@ struct Head {
     held: VecDeque<Effect>,
     answers: Vec<(WaiterId, Result<Answer, Error>)>,
     next: u64,
+    ms: u64,
 }
 
 type Told = Result<StorageResponse, ErrorCode>;
@@ -111,10 +115,16 @@ impl Head {
             held: VecDeque::new(),
             answers: Vec::new(),
             next: 0,
+            ms: 1,
         };
-        head.step(Input::Configure(ChainInfo {
+        head.configure(1);
+        head
+    }
+
+    fn configure(&mut self, epoch: u64) {
+        self.step(Input::Configure(ChainInfo {
             id: CHAIN,
-            epoch: Epoch(1),
+            epoch: Epoch(epoch),
             settled: true,
             rest: Rest::default(),
             headed: Epoch(1),
@@ -125,12 +135,11 @@ impl Head {
                 complete_until: Epoch(0),
             }],
         }));
-        head
     }
 
     fn step(&mut self, input: Input) {
         let now = Now {
-            ms: 1,
+            ms: self.ms,
             wall: Timestamp::from_nanos(1),
             lease: true,
             faulty: false,
@@ -170,8 +179,20 @@ impl Head {
                     let (ticket, result) = done(ticket, self.store.sync());
                     self.step(Input::Synced { ticket, result });
                 }
+                Effect::Forget { ticket, chunks } => {
+                    let (ticket, result) = done(ticket, self.store.forget_gone(CHAIN, &chunks));
+                    self.step(Input::Forgotten { ticket, result });
+                }
                 _ => {}
             }
+        }
+    }
+
+    fn pass(&mut self, seconds: u64) {
+        for _ in 0..seconds {
+            self.ms += 1_000;
+            self.step(Input::Tick);
+            self.run();
         }
     }
 
@@ -414,6 +435,26 @@ fn a_tombstone_of_a_removed_file_is_no_hole() {
             assert_eq!(head.read(chunk(index), level), Err(ErrorCode::StaleInode));
         }
     }
+}
+
+#[test]
+fn tombstones_of_removed_files_are_forgotten_when_they_are_on_every_disk() {
+    let mut head = Head::new();
+    for index in 0..3 {
+        assert_eq!(head.mutate(chunk(index), id(1), 0, write(0)), Ok(1));
+    }
+    assert_eq!(head.remove_range(2, 1), Ok(1));
+    head.pass(60);
+    assert_eq!(head.store.list(CHAIN, None, 9).len(), 3, "the file lives");
+    assert_eq!(head.remove_range(1, u64::MAX), Ok(2));
+    head.pass(15);
+    assert_eq!(head.store.gone(CHAIN, 9).len(), 2, "one round has made sure of them");
+    head.configure(2);
+    head.pass(15);
+    assert_eq!(head.store.gone(CHAIN, 9).len(), 2, "and begins anew");
+    head.pass(10);
+    assert_eq!(head.store.gone(CHAIN, 9).len(), 0);
+    assert_eq!(head.store.list(CHAIN, None, 9).len(), 1);
 }
 
 #[test]

@@ -17,6 +17,7 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 mod admission;
+mod forget;
 mod intake;
 mod pending;
 mod range;
@@ -38,6 +39,7 @@ use dfs_common::{ChainId, ChainInfo, ChunkId, ChunkVersion, Epoch, Error, ErrorC
 pub(crate) use admission::session_expired;
 pub use types::{Answer, CopyReport, Effect, Input, Now, ReadAsk, StoreView, Ticket, WaiterId};
 
+use forget::{Forgetting, HeadsSync};
 use intake::Intake;
 use pending::ChunkQueue;
 use range::RangeJob;
@@ -101,6 +103,8 @@ enum Purpose {
     FlushSuccessor,
     FlushSecond,
     TellStable,
+    /// The sync that is to follow, at a member that its predecessor asks.
+    Forget(Option<HeadsSync>),
 }
 
 /// See the module.
@@ -125,6 +129,7 @@ pub struct ReplicaCore {
     intake: Intake,
     settling: Option<Settling>,
     resting: Resting,
+    forgetting: Forgetting,
     untold: Untold,
     fault: Option<String>,
     effects: Vec<Effect>,
@@ -152,6 +157,7 @@ impl ReplicaCore {
             intake: Intake::default(),
             settling: None,
             resting: Resting::default(),
+            forgetting: Forgetting::default(),
             untold: Untold::default(),
             fault: None,
             effects: Vec::new(),
@@ -180,6 +186,7 @@ impl ReplicaCore {
             || !self.untold.is_empty()
             || self.session.is_some()
             || self.gets_tired()
+            || self.forgets()
     }
 
     /// Whether nothing waits to be committed.
@@ -201,6 +208,7 @@ impl ReplicaCore {
                 self.tell_stable();
                 self.schedule_session(now, store);
                 self.tire(now);
+                self.forget_tombstones(now, store);
             }
             Input::Mutate {
                 waiter,
@@ -246,7 +254,8 @@ impl ReplicaCore {
                 epoch,
                 waiter,
                 level,
-            } => self.forwarded_sync(from, epoch, waiter, level),
+                forget,
+            } => self.forwarded_sync(from, epoch, waiter, level, forget),
             Input::Stable {
                 from,
                 epoch,
@@ -279,6 +288,7 @@ impl ReplicaCore {
             | Input::Synced { ticket, result }
             | Input::ForwardDone { ticket, result }
             | Input::InstallDone { ticket, result }
+            | Input::Forgotten { ticket, result }
             | Input::ChunksDropped { ticket, result } => self.ended(now, ticket, result, store),
             Input::Forwarded { ticket, result } => {
                 if let Some(Purpose::Forward(chunk, version)) = self.under_way.remove(&ticket) {
@@ -322,6 +332,7 @@ impl ReplicaCore {
             Some(Purpose::DropAtSuccessor) => self.dropped(now, ticket, &result, store),
             Some(Purpose::FlushSuccessor) => self.flushed(now, &result, store),
             Some(Purpose::FlushSecond) => self.second_flushed(&result),
+            Some(Purpose::Forget(sync)) => self.forgotten(sync, &result),
             Some(Purpose::TellStable) => self.told_stable(ticket, &result),
         }
     }
@@ -411,6 +422,10 @@ mod tests {
         }
 
         fn list(&self, _: ChainId) -> Vec<(ChunkId, ChunkVersion)> {
+            Vec::new()
+        }
+
+        fn gone(&self, _: ChainId, _: usize) -> Vec<(ChunkId, ChunkVersion)> {
             Vec::new()
         }
 

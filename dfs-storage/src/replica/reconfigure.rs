@@ -2,6 +2,7 @@
 
 use dfs_common::{ChainInfo, Error, MemberState, StorageId};
 
+use super::forget::Forgetting;
 use super::pending::{Downstream, Local, Waiter};
 use super::rest::Resting;
 use super::session::Session;
@@ -48,13 +49,14 @@ impl ReplicaCore {
         self.session = None;
         self.settling = None;
         self.resting = Resting::begin(now);
+        self.forgetting = Forgetting::begin(now);
         self.untold.clear();
         self.intake.clear();
         let orphans = &mut self.orphans;
         self.under_way.retain(|&ticket, purpose| match purpose {
             Purpose::Apply(..) | Purpose::SyncMutation(..) => true,
             // Changes to the store that end at an unknown time: nothing may build on it before they have.
-            Purpose::Install(..) | Purpose::DropForPredecessor(..) => {
+            Purpose::Install(..) | Purpose::DropForPredecessor(..) | Purpose::Forget(_) => {
                 orphans.insert(ticket);
                 false
             }

@@ -282,6 +282,7 @@ impl ReplicaCore {
                 to,
                 epoch,
                 level: Level::All,
+                forget: Vec::new(),
                 after_ms: 0,
             });
         }

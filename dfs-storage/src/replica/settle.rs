@@ -77,6 +77,7 @@ impl ReplicaCore {
             to,
             epoch,
             level: Level::Quorum,
+            forget: Vec::new(),
             after_ms,
         });
     }

@@ -10,6 +10,7 @@ use dfs_common::planted::{self, Bug};
 use dfs_common::wire::storage::StorageResponse;
 use dfs_common::{ChunkId, ChunkVersion, Epoch, Error, ErrorCode, Level, SessionId, StorageId};
 
+use super::forget::Tombstones;
 use super::types::{Answer, Effect, Now, StoreView, WaiterId};
 use super::{Purpose, ReplicaCore, Role, Successor};
 
@@ -26,6 +27,8 @@ pub(super) enum Asker {
     Predecessor(WaiterId),
     /// This head, which lets the chain rest (`rest`).
     Rest,
+    /// This head, which forgets tombstones (`forget`).
+    Forget,
 }
 
 #[derive(Clone, Debug)]
@@ -35,6 +38,8 @@ pub(super) struct SyncJob {
     level: Level,
     /// What must be where the level wants it before the stores are synced.
     first: BTreeSet<(ChunkId, ChunkVersion)>,
+    /// What the members that it reaches drop before.
+    forget: Tombstones,
     local: bool,
     downstream: bool,
 }
@@ -80,8 +85,16 @@ impl ReplicaCore {
         ))
     }
 
-    pub(super) fn forwarded_sync(&mut self, from: StorageId, epoch: Epoch, waiter: WaiterId, level: Level) {
+    pub(super) fn forwarded_sync(
+        &mut self,
+        from: StorageId,
+        epoch: Epoch,
+        waiter: WaiterId,
+        level: Level,
+        forget: Tombstones,
+    ) {
         match self.admit_predecessor(from, epoch) {
+            Ok(()) if !forget.is_empty() => self.forget_for_head(from, waiter, level, forget),
             Ok(()) => {
                 self.add_sync(Asker::Predecessor(waiter), level, BTreeSet::new());
             }
@@ -108,6 +121,25 @@ impl ReplicaCore {
     }
 
     pub(super) fn add_sync(&mut self, asker: Asker, level: Level, first: BTreeSet<(ChunkId, ChunkVersion)>) -> u64 {
+        self.add_sync_that_drops(asker, level, first, Vec::new())
+    }
+
+    pub(super) fn add_predecessors_sync(&mut self, waiter: WaiterId, level: Level, forget: Tombstones) -> u64 {
+        self.add_sync_that_drops(Asker::Predecessor(waiter), level, BTreeSet::new(), forget)
+    }
+
+    /// Of all stores; those behind this one drop these tombstones before.
+    pub(super) fn add_forgetting_sync(&mut self, asker: Asker, forget: Tombstones) -> u64 {
+        self.add_sync_that_drops(asker, Level::All, BTreeSet::new(), forget)
+    }
+
+    fn add_sync_that_drops(
+        &mut self,
+        asker: Asker,
+        level: Level,
+        first: BTreeSet<(ChunkId, ChunkVersion)>,
+        forget: Tombstones,
+    ) -> u64 {
         let job = self.id();
         if self.syncs.len() >= MAX_SYNCS {
             let error = Error::new(
@@ -124,6 +156,7 @@ impl ReplicaCore {
                 asker,
                 level,
                 first,
+                forget,
                 local: false,
                 downstream: false,
             },
@@ -184,12 +217,14 @@ impl ReplicaCore {
         let (Some(to), epoch) = (self.successor(), self.epoch()) else {
             return;
         };
+        let forget = self.syncs.get(&job).map(|sync| sync.forget.clone()).unwrap_or_default();
         let ticket = self.ticket(Purpose::ForwardSyncJob(job));
         self.effects.push(Effect::ForwardSync {
             ticket,
             to,
             epoch,
             level,
+            forget,
             after_ms,
         });
     }
@@ -238,13 +273,14 @@ impl ReplicaCore {
                 self.answer(waiter, Ok(Answer::Response(StorageResponse::Synced)));
             }
             Asker::Rest => self.all_flushed(job),
+            Asker::Forget => self.round_ended(now, job, sync.forget),
         }
     }
 
     fn refuse_sync(&mut self, asker: &Asker, error: &Error) {
         match *asker {
             Asker::Client(waiter, ..) | Asker::Predecessor(waiter) => self.refuse(waiter, error.clone()),
-            Asker::Rest => {}
+            Asker::Rest | Asker::Forget => {}
         }
     }
 

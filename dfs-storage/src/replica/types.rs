@@ -44,6 +44,8 @@ pub trait StoreView {
     fn chunks_of(&self, chain: ChainId, inode: InodeId, from: ChunkIndex) -> Vec<ChunkId>;
     /// Every chunk of the chain with its version, tombstones included.
     fn list(&self, chain: ChainId) -> Vec<(ChunkId, ChunkVersion)>;
+    /// Tombstones of removed files in this chain, at most `limit`.
+    fn gone(&self, chain: ChainId, limit: usize) -> Vec<(ChunkId, ChunkVersion)>;
     /// Whether a write of this many bytes leaves the reserve untouched that repair and removal need.
     fn has_room(&self, bytes: u64) -> bool;
 
@@ -119,6 +121,8 @@ pub enum Input {
         epoch: Epoch,
         waiter: WaiterId,
         level: Level,
+        /// Tombstones that are to be dropped before.
+        forget: Vec<(ChunkId, ChunkVersion)>,
     },
     Stable {
         from: StorageId,
@@ -180,6 +184,10 @@ pub enum Input {
         ticket: Ticket,
         result: Result<CopyReport, Error>,
     },
+    Forgotten {
+        ticket: Ticket,
+        result: Result<(), Error>,
+    },
     ChunksDropped {
         ticket: Ticket,
         result: Result<(), Error>,
@@ -233,6 +241,7 @@ pub enum Effect {
         to: StorageId,
         epoch: Epoch,
         level: Level,
+        forget: Vec<(ChunkId, ChunkVersion)>,
         after_ms: u64,
     },
     /// Then `ForwardDone`.
@@ -245,6 +254,11 @@ pub enum Effect {
     Answer {
         waiter: WaiterId,
         answer: Result<Answer, Error>,
+    },
+    /// Drop these if they are still tombstones of removed files in this version, then `Forgotten`.
+    Forget {
+        ticket: Ticket,
+        chunks: Vec<(ChunkId, ChunkVersion)>,
     },
     /// This replica no longer believes in itself: report it, and acknowledge nothing more.
     Fault(String),

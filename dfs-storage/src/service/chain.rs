@@ -282,6 +282,10 @@ impl Chain {
                 });
                 Some(Input::InstallDone { ticket, result })
             }
+            Effect::Forget { ticket, chunks } => {
+                let result = blocking(usize::MAX, || node.store.forget_gone(self.id, &chunks));
+                Some(Input::Forgotten { ticket, result })
+            }
             _ => None,
         }
     }
@@ -338,6 +342,7 @@ impl Chain {
                     to,
                     epoch,
                     level,
+                    forget,
                     after_ms,
                 } => {
                     pause(after_ms).await;
@@ -345,6 +350,7 @@ impl Chain {
                         chain: id,
                         epoch,
                         level,
+                        forget,
                     };
                     let result = node
                         .network
@@ -446,6 +452,7 @@ impl Chain {
                 | Effect::Sync { .. }
                 | Effect::Install { .. }
                 | Effect::Drop { .. }
+                | Effect::Forget { .. }
                 | Effect::Answer { .. } => return,
             };
             chain.drive(&node, input);
@@ -456,7 +463,11 @@ impl Chain {
 const fn is_store_work(effect: &Effect) -> bool {
     matches!(
         effect,
-        Effect::Apply { .. } | Effect::Sync { .. } | Effect::Install { .. } | Effect::Drop { .. }
+        Effect::Apply { .. }
+            | Effect::Sync { .. }
+            | Effect::Install { .. }
+            | Effect::Drop { .. }
+            | Effect::Forget { .. }
     )
 }
 
@@ -546,6 +557,10 @@ impl StoreView for View<'_> {
 
     fn list(&self, chain: ChainId) -> Vec<(ChunkId, ChunkVersion)> {
         self.0.store.list(chain, None, usize::MAX)
+    }
+
+    fn gone(&self, chain: ChainId, limit: usize) -> Vec<(ChunkId, ChunkVersion)> {
+        self.0.store.gone(chain, limit)
     }
 
     fn has_room(&self, bytes: u64) -> bool {

@@ -285,12 +285,13 @@ async fn answer(
             })
             .await?
         }
-        StorageRequest::ForwardSync { level, .. } => {
+        StorageRequest::ForwardSync { level, forget, .. } => {
             at.ask(node, deadline, |waiter| Input::ForwardSync {
                 from,
                 epoch,
                 waiter,
                 level,
+                forget,
             })
             .await?
         }
@@ -444,6 +445,7 @@ mod tests {
             chain: ChainId(1),
             epoch: Epoch(1),
             level: dfs_common::Level::Quorum,
+            forget: Vec::new(),
         };
         let read = StorageRequest::Read {
             chain: ChainId(1),

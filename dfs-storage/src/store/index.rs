@@ -3,7 +3,7 @@
 //! It is a function of the log: records are published to it strictly in log order, at run time and in recovery alike,
 //! so that a checkpoint and a replay agree. Neighbouring blocks of one record are one extent (40 bytes).
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::ops::Bound;
 use std::sync::Arc;
 
@@ -133,6 +133,11 @@ pub(super) struct Entry {
 }
 
 impl Entry {
+    /// Whether it is the tombstone of a removed file.
+    pub(super) fn is_gone(&self) -> bool {
+        self.removed && self.cut == CutEpoch::GONE
+    }
+
     /// A mutation begins to take effect.
     fn advance(&mut self, origin: Origin, version: ChunkVersion) {
         ChunkVector::advance(&mut self.earlier, self.version, version);
@@ -354,6 +359,8 @@ pub(super) struct Index {
     pub(super) segments: BTreeMap<Sequence, Segment>,
     live_bytes: u64,
     live_chunks: u64,
+    /// Chunks of `chunks` that are tombstones of removed files.
+    gone: BTreeSet<(ChainId, ChunkId)>,
 }
 
 impl Index {
@@ -368,6 +375,13 @@ impl Index {
     pub(super) fn get_mut_health(&mut self, chunk: ChunkId) -> Option<&mut Health> {
         let chain = self.chain_of(chunk)?;
         self.chunks.get_mut(&(chain, chunk)).map(|entry| &mut entry.health)
+    }
+
+    pub(super) fn gone(&self, chain: ChainId) -> impl Iterator<Item = (ChunkId, ChunkVersion)> {
+        let of_chain = self.gone.range((chain, ChunkId::default())..);
+        of_chain
+            .take_while(move |(of, _)| *of == chain)
+            .filter_map(|key| Some((key.1, self.chunks.get(key)?.version)))
     }
 
     pub(super) const fn live_bytes(&self) -> u64 {
@@ -461,6 +475,9 @@ impl Index {
     /// Puts a chunk in as a checkpoint has it.
     pub(super) fn restore(&mut self, chain: ChainId, chunk: ChunkId, entry: Entry) {
         self.live_chunks += u64::from(!entry.removed);
+        if entry.is_gone() {
+            self.gone.insert((chain, chunk));
+        }
         self.chain_of.insert(chunk, chain);
         self.chunks.insert((chain, chunk), entry);
     }
@@ -518,6 +535,11 @@ impl Index {
                         entry.replace(0, u32::MAX, None)
                     }
                 };
+                if entry.is_gone() {
+                    self.gone.insert((chain, chunk));
+                } else {
+                    self.gone.remove(&(chain, chunk));
+                }
                 let is_live = !entry.removed;
                 self.live_chunks = self.live_chunks + u64::from(is_live) - u64::from(was_live);
                 self.account(&taken, &put);
@@ -532,6 +554,7 @@ impl Index {
         let Some(chain) = self.chain_of.remove(&chunk) else {
             return;
         };
+        self.gone.remove(&(chain, chunk));
         if let Some(entry) = self.chunks.remove(&(chain, chunk)) {
             self.live_chunks -= u64::from(!entry.removed);
             self.account(&entry.extents, &[]);

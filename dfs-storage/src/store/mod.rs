@@ -591,28 +591,24 @@ impl ChunkStore {
             .map(drop)
     }
 
-    /// Forgets up to `limit` tombstones of a chain whose version is at most `up_to`.
-    pub fn forget_tombstones(&self, chain: ChainId, up_to: ChunkVersion, limit: usize) -> Result<u64, StoreError> {
-        let old: Vec<ChunkId> = {
-            let index = self.log.index.read();
-            let all = index.chain_after(chain, None);
-            all.filter(|(_, entry)| entry.removed && entry.version <= up_to)
-                .map(|(chunk, _)| chunk)
-                .take(limit)
-                .collect()
-        };
-        let mut forgotten = 0;
-        for chunk in old {
+    /// Tombstones of removed files in this chain, at most `limit`.
+    pub fn gone(&self, chain: ChainId, limit: usize) -> Vec<(ChunkId, ChunkVersion)> {
+        self.log.index.read().gone(chain).take(limit).collect()
+    }
+
+    /// Forgets these if they still are tombstones of removed files in this version.
+    pub fn forget_gone(&self, chain: ChainId, chunks: &[(ChunkId, ChunkVersion)]) -> Result<(), StoreError> {
+        for &(chunk, version) in chunks {
             let draft = Draft {
                 kind: Kind::Drop,
                 ..Draft::state(chain, chunk, ChunkVersion::NONE)
             };
-            forgotten += u64::from(self.log.append_state(draft, |_, _, index| {
+            self.log.append_state(draft, |_, _, index| {
                 let entry = index.get(chunk)?;
-                (entry.removed && entry.version <= up_to).then(|| (Vec::new(), Effect::Drop))
-            })?);
+                (entry.is_gone() && entry.version == version).then(|| (Vec::new(), Effect::Drop))
+            })?;
         }
-        Ok(forgotten)
+        Ok(())
     }
 
     /// Which store this is, since it was made.

@@ -36,6 +36,7 @@ use super::error::LogError;
 use super::patience::patiently;
 use super::small::SmallFile;
 use super::types::{Entry, LogId, Vote};
+use crate::room::Room;
 
 /// Operations that may wait for the writer. openraft has one at a time; the bound is for everybody else.
 const MAX_WAITING_OPS: usize = 1024;
@@ -52,6 +53,7 @@ pub(super) struct LogOptions {
     pub(super) cluster: ClusterId,
     pub(super) sealer: Arc<dyn Seal>,
     pub(super) segment_size_bytes: u64,
+    pub(super) room: Arc<Room>,
 }
 
 /// The log. Clones share it.
@@ -63,6 +65,7 @@ pub(super) struct Log {
     vote: Arc<Mutex<Option<Vote>>>,
     cluster: ClusterId,
     sealer: Arc<dyn Seal>,
+    room: Arc<Room>,
 }
 
 /// Segment files by sequence number.
@@ -157,7 +160,7 @@ impl Log {
                 .map_err(LogError::io("opening", path))?;
             let file = Arc::new(file);
             if is_last {
-                let length = heal_tail(&file, path, &bytes, end, options.segment_size_bytes)?;
+                let length = heal_tail(&options.room, &file, path, &bytes, end, options.segment_size_bytes)?;
                 current = Some(Current {
                     file: file.clone(),
                     path: path.clone(),
@@ -188,8 +191,8 @@ impl Log {
                 previous_end: 0,
             };
             let spare = directory.join("direct.spare");
-            zero_file(&spare, options.segment_size_bytes)?;
-            let current = create_segment(directory, header, &spare, options.segment_size_bytes)?;
+            zero_file(&options.room, &spare, options.segment_size_bytes)?;
+            let current = create_segment(&options.room, directory, header, &spare, options.segment_size_bytes)?;
             segments.insert(
                 1,
                 Segment {
@@ -228,6 +231,7 @@ impl Log {
             vote: Arc::new(Mutex::new(vote_now)),
             cluster: options.cluster,
             sealer: options.sealer.clone(),
+            room: Arc::clone(&options.room),
         };
         let writer = Writer {
             directory: directory.clone(),
@@ -235,13 +239,18 @@ impl Log {
             sealer: options.sealer.clone(),
             segment_size_bytes: options.segment_size_bytes,
             shared,
+            room: Arc::clone(&options.room),
             current,
             next_index,
             synced_next: next_index,
             vote,
             purged,
             committed_written: replay.committed,
-            spares: Some(spawn_spares(directory.clone(), options.segment_size_bytes)?),
+            spares: Some(spawn_spares(
+                directory.clone(),
+                options.segment_size_bytes,
+                Arc::clone(&options.room),
+            )?),
         };
         log.start_writer(writer, receiver, purged_id)?;
         Ok(log)
@@ -493,6 +502,7 @@ impl Log {
 
     /// Writes what waits and ends the writer.
     pub(super) fn close(&self) {
+        self.room.close();
         let _ = self.ops.send(Op::Stop);
         if let Some(thread) = self.thread.lock().take() {
             let _ = thread.join();
@@ -502,13 +512,13 @@ impl Log {
 
 /// Zeroes what stands behind the last good record, so that a later crash can not bring it back, and makes the file as long
 /// as it should be. Returns its length.
-fn heal_tail(file: &File, path: &Path, bytes: &[u8], end: u64, size: u64) -> Result<u64, LogError> {
+fn heal_tail(room: &Room, file: &File, path: &Path, bytes: &[u8], end: u64, size: u64) -> Result<u64, LogError> {
     let length = (bytes.len() as u64).max(size).max(SEGMENT_HEADER_BYTES as u64);
     let dirty = bytes.get(end as usize..).unwrap_or(&[]).iter().any(|&byte| byte != 0);
     if dirty || length != bytes.len() as u64 {
         tracing::warn!(path = %path.display(), end, "dropping the torn end of the log");
         let zeros = vec![0; (length - end) as usize];
-        file.write_all_at(&zeros, end)
+        room.patiently(DiskCall::Write, || file.write_all_at(&zeros, end))
             .map_err(LogError::io("zeroing the torn end of", path))?;
         file.sync_all().map_err(LogError::io("syncing", path))?;
     }
@@ -516,7 +526,7 @@ fn heal_tail(file: &File, path: &Path, bytes: &[u8], end: u64, size: u64) -> Res
 }
 
 /// A thread that keeps one zero-filled file ready. Ends when the writer does.
-fn spawn_spares(directory: PathBuf, size: u64) -> Result<Spares, LogError> {
+fn spawn_spares(directory: PathBuf, size: u64, room: Arc<Room>) -> Result<Spares, LogError> {
     let (want, wanted) = sync_channel::<()>(1);
     let (give, ready) = sync_channel(1);
     let _ = want.try_send(());
@@ -528,7 +538,7 @@ fn spawn_spares(directory: PathBuf, size: u64) -> Result<Spares, LogError> {
             while wanted.recv().is_ok() {
                 number += 1;
                 let path = directory.join(format!("next-{number}.spare"));
-                match zero_file(&path, size) {
+                match zero_file(&room, &path, size) {
                     Ok(_) => {
                         if give.send((path, size)).is_err() {
                             return;

@@ -12,6 +12,7 @@ use crate::consensus::types::CommandBatch;
 
 fn options(directory: &Path) -> LogOptions {
     LogOptions {
+        room: Arc::new(crate::room::Room::open(directory)),
         directory: directory.to_path_buf(),
         cluster: ClusterId([7; 16]),
         sealer: Arc::new(ToySeal),

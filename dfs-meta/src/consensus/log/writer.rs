@@ -23,6 +23,7 @@ use crate::consensus::error::LogError;
 use crate::consensus::patience::patiently;
 use crate::consensus::small::SmallFile;
 use crate::consensus::types::{Entry, LogId, Vote};
+use crate::room::Room;
 
 /// Told when what it waits for is durable, or why it is not.
 pub(crate) type Done = Box<dyn FnOnce(Result<(), LogError>) + Send>;
@@ -62,6 +63,7 @@ pub(crate) struct Writer {
     pub(crate) sealer: Arc<dyn Seal>,
     pub(crate) segment_size_bytes: u64,
     pub(crate) shared: Arc<Shared>,
+    pub(crate) room: Arc<Room>,
     pub(crate) current: Current,
     pub(crate) next_index: u64,
     /// Entries below this index were synced by an earlier write.
@@ -79,16 +81,17 @@ pub(crate) struct Spares {
 }
 
 /// Makes a zero-filled file, synced. Writing zeros (not only reserving) is what makes a later fdatasync cheap.
-pub(crate) fn zero_file(path: &Path, length: u64) -> Result<File, LogError> {
+pub(crate) fn zero_file(room: &Room, path: &Path, length: u64) -> Result<File, LogError> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(true);
-    let file = patiently(DiskCall::Name, || options.open(path)).map_err(LogError::io("creating", path))?;
+    let create = || room.patiently(DiskCall::Name, || options.open(path));
+    let file = patiently(DiskCall::Name, create).map_err(LogError::io("creating", path))?;
     let zeros = vec![0_u8; 1 << 20];
     let mut at = 0;
     while at < length {
         let some = (length - at).min(zeros.len() as u64) as usize;
-        patiently(DiskCall::Write, || file.write_all_at(&zeros[..some], at))
-            .map_err(LogError::io("zero-filling", path))?;
+        let fill = || room.patiently(DiskCall::Write, || file.write_all_at(&zeros[..some], at));
+        patiently(DiskCall::Write, fill).map_err(LogError::io("zero-filling", path))?;
         at += some as u64;
     }
     file.sync_all().map_err(LogError::io("syncing", path))?;
@@ -101,6 +104,7 @@ pub(crate) fn segment_path(directory: &Path, sequence: u64) -> PathBuf {
 
 /// Gives `spare` (zero-filled) its header and its place among the segments, durably.
 pub(crate) fn create_segment(
+    room: &Room,
     directory: &Path,
     header: SegmentHeader,
     spare: &Path,
@@ -112,7 +116,8 @@ pub(crate) fn create_segment(
     patiently(DiskCall::Write, || file.write_all_at(&header.encode(), 0)).map_err(LogError::io("writing", spare))?;
     file.sync_data().map_err(LogError::io("syncing", spare))?;
     let path = segment_path(directory, header.sequence);
-    patiently(DiskCall::Name, || std::fs::rename(spare, &path)).map_err(LogError::io("naming", &path))?;
+    let rename = || room.patiently(DiskCall::Name, || std::fs::rename(spare, &path));
+    patiently(DiskCall::Name, rename).map_err(LogError::io("naming", &path))?;
     sync_directory(directory)?;
     Ok(Current {
         file: Arc::new(file),
@@ -265,11 +270,11 @@ impl Writer {
             _ => {
                 let path = self.directory.join("direct.spare");
                 let length = self.segment_size_bytes.max(need);
-                zero_file(&path, length)?;
+                zero_file(&self.room, &path, length)?;
                 (path, length)
             }
         };
-        self.current = create_segment(&self.directory, header, &spare, length)?;
+        self.current = create_segment(&self.room, &self.directory, header, &spare, length)?;
         self.shared.add_segment(&self.current, next_index);
         if let Some(spares) = &self.spares {
             // Full means that one is being made already.
@@ -285,10 +290,13 @@ impl Writer {
         }
         let current = &mut self.current;
         let begun = Instant::now();
-        patiently(DiskCall::Write, || {
-            current.file.write_all_at(&buffer.bytes, current.end)
-        })
-        .map_err(LogError::io("writing", &current.path))?;
+        let room = &self.room;
+        let write = || {
+            room.patiently(DiskCall::Write, || {
+                current.file.write_all_at(&buffer.bytes, current.end)
+            })
+        };
+        patiently(DiskCall::Write, write).map_err(LogError::io("writing", &current.path))?;
         current
             .file
             .sync_data()
@@ -301,6 +309,7 @@ impl Writer {
             );
         }
         current.end += buffer.bytes.len() as u64;
+        self.room.note_logged(buffer.bytes.len() as u64);
         self.synced_next = self.next_index;
         self.shared.written(&buffer.written);
         buffer.bytes.clear();

@@ -2,14 +2,21 @@
 //! file system even when several are due.
 
 use dfs_common::units::LINK_MAX;
-use dfs_common::wire::namespace::{NamespaceChange, RenameMode};
+use dfs_common::wire::namespace::{FileKind, NamespaceChange, RenameMode};
 use dfs_common::{Error, ErrorCode, InodeId, ValidName};
 
 use super::super::rows::{Body, InodeRow};
 use super::super::transaction::{Found, Transaction};
 use super::super::{OpError, OpResult};
+use super::create::{Node, mknod};
 use super::unlink::check_empty;
 use crate::store::{Rows, StoreError};
+
+const WHITEOUT: Node<'_> = Node {
+    kind: FileKind::CharDevice,
+    rdev: 0,
+    key: None,
+};
 
 type Place<'a> = (InodeId, &'a ValidName);
 
@@ -23,9 +30,9 @@ pub(crate) fn rename<S: Rows + ?Sized>(
     tx.directory(to.0)?;
     let source = tx.entry(from.0, from.1)?;
     let target = tx.find(to.0, to.1)?;
-    match (mode, &target) {
-        (RenameMode::NoReplace, Some(_)) => return Err(ErrorCode::Exists.into()),
-        (RenameMode::Exchange, None) => return Err(ErrorCode::NotFound.into()),
+    match &target {
+        Some(_) if !mode.replaces() && mode != RenameMode::Exchange => return Err(ErrorCode::Exists.into()),
+        None if mode == RenameMode::Exchange => return Err(ErrorCode::NotFound.into()),
         _ => {}
     }
     let moved = tx.inode(source.entry.inode)?;
@@ -34,7 +41,7 @@ pub(crate) fn rename<S: Rows + ?Sized>(
         return Err(Error::new(ErrorCode::InvalidArgument, "a directory can not move into itself").into());
     }
     let Some(target) = target else {
-        return move_over(tx, (from.0, source, moved), to, None);
+        return move_away(tx, from, (source, moved), to, None, mode);
     };
     let replaced = tx.inode(target.entry.inode)?;
     if replaced.is_directory() && from.0 != to.0 && is_within(tx, from.0, target.entry.inode)? {
@@ -58,7 +65,23 @@ pub(crate) fn rename<S: Rows + ?Sized>(
         (true, true) => check_empty(target.entry.inode, &replaced)?,
         (false, false) => {}
     }
-    move_over(tx, (from.0, source, moved), to, Some((target, replaced)))
+    move_away(tx, from, (source, moved), to, Some((target, replaced)), mode)
+}
+
+/// Moves a name, and leaves a whiteout in its place if that is asked for.
+fn move_away<S: Rows + ?Sized>(
+    tx: &mut Transaction<'_, '_, S>,
+    from: Place<'_>,
+    (source, moved): (Found, InodeRow),
+    to: Place<'_>,
+    replaced: Option<(Found, InodeRow)>,
+    mode: RenameMode,
+) -> OpResult<NamespaceChange> {
+    let renamed = move_over(tx, (from.0, source, moved), to, replaced)?;
+    if mode.leaves_whiteout() {
+        mknod(tx, from.0, from.1, 0, WHITEOUT)?;
+    }
+    Ok(renamed)
 }
 
 /// Moves a name, over another one if there is one.

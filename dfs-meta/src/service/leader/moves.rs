@@ -8,14 +8,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use dfs_common::wire::meta::Heartbeat;
-use dfs_common::{ChainId, Epoch, MemberState, RoutingTable, StorageId};
+use dfs_common::{ChainId, ChainInfo, Epoch, MemberState, RoutingTable, StorageId};
 
 use super::super::clock::Moment;
-use crate::chains::{Move, plan_moves};
+use crate::chains::{Move, plan_moves, plan_rotation};
 use crate::command::ClusterEvent;
 
 /// How long a member may be away before another node takes its place. Copying everything it has costs more than a restart.
 const SPARE_AFTER_MS: u64 = 10 * 60 * 1_000;
+
+/// How long nothing else must have happened before heads are spread.
+const CALM_MS: u64 = 5_000;
 
 /// How often it is looked what to move.
 const PLAN_EVERY_MS: u64 = 100;
@@ -23,6 +26,8 @@ const PLAN_EVERY_MS: u64 = 100;
 #[derive(Debug)]
 pub(in crate::service) struct Moves {
     next: Moment,
+    /// Since when all nodes are there, nothing moves, and nothing is copied.
+    calm: Option<Moment>,
     /// Since when this leader misses a node.
     away: BTreeMap<StorageId, Moment>,
     retire: BTreeMap<StorageId, Vec<(ChainId, Epoch)>>,
@@ -33,6 +38,7 @@ impl Moves {
     pub(in crate::service) const fn new(now: Moment) -> Self {
         Self {
             next: now,
+            calm: None,
             away: BTreeMap::new(),
             retire: BTreeMap::new(),
             retired: BTreeMap::new(),
@@ -74,7 +80,8 @@ impl Moves {
         let missed = missed.map(|(&node, _)| node).collect();
         self.retire.clear();
         let mut events = Vec::new();
-        for planned in plan_moves(routing, &missed, full) {
+        let moves = plan_moves(routing, &missed, full);
+        for planned in self.or_rotation(now, moves, routing) {
             match planned {
                 Move::Join { chain, epoch, node } => events.push(ClusterEvent::Join { chain, epoch, node }),
                 Move::Leave { chain, epoch, node } => {
@@ -86,10 +93,35 @@ impl Moves {
                         self.retire.entry(node).or_default().push((chain, epoch));
                     }
                 }
+                Move::Rotate { chain, epoch } => {
+                    let Some(head) = routing.chain(chain).and_then(ChainInfo::head) else {
+                        continue;
+                    };
+                    if self.has_retired(head, chain, epoch) {
+                        events.push(ClusterEvent::Rotate { chain, epoch });
+                    } else {
+                        self.retire.entry(head).or_default().push((chain, epoch));
+                    }
+                }
             }
         }
         self.renew(routing, &mut events);
         events
+    }
+
+    /// When there has been nothing else to do for a while, heads are spread.
+    fn or_rotation(&mut self, now: Moment, moves: Vec<Move>, routing: &RoutingTable) -> Vec<Move> {
+        let serves = |chain: &ChainInfo| chain.members.iter().all(|member| member.state == MemberState::Serving);
+        let calm = moves.is_empty() && self.away.is_empty() && routing.chains.values().all(serves);
+        if !calm {
+            self.calm = None;
+            return moves;
+        }
+        let since = *self.calm.get_or_insert(now);
+        if now.since(since) < CALM_MS {
+            return moves;
+        }
+        plan_rotation(routing).into_iter().collect()
     }
 
     fn has_retired(&self, node: StorageId, chain: ChainId, epoch: Epoch) -> bool {
@@ -106,7 +138,8 @@ impl Moves {
                     .chain(chain)
                     .is_some_and(|info| info.epoch == epoch && info.state_of(node) == Some(MemberState::Serving));
                 let leaves = ClusterEvent::Leave { chain, epoch, node };
-                if present && !events.contains(&leaves) {
+                let rotates = ClusterEvent::Rotate { chain, epoch };
+                if present && !events.contains(&leaves) && !events.contains(&rotates) {
                     events.push(ClusterEvent::Renew { chain, epoch });
                 }
             }
@@ -164,6 +197,69 @@ mod tests {
             let events = self.moves.events(self.now, &self.routing, &BTreeSet::new());
             chains::apply(&mut self.routing, &events);
             events
+        }
+
+        /// Every node is restarted, one after the other, and brought up to date.
+        fn restart_all(&mut self) {
+            let syncing = |info: &ChainInfo| {
+                let (chain, epoch) = (info.id, info.epoch);
+                let node = info
+                    .members
+                    .iter()
+                    .find(|member| member.state == MemberState::Syncing)?
+                    .node;
+                Some(ClusterEvent::Resynced { chain, epoch, node })
+            };
+            for node in 1..=3 {
+                let incarnation = Incarnation(2);
+                let ClusterEvent::NodeUp { store, address, .. } = up(node) else {
+                    continue;
+                };
+                let node = StorageId(node);
+                chains::apply(
+                    &mut self.routing,
+                    &[ClusterEvent::NodeUp {
+                        node,
+                        incarnation,
+                        store,
+                        address,
+                    }],
+                );
+                while let Some(resynced) = self.routing.chains.values().find_map(syncing) {
+                    chains::apply(&mut self.routing, &[resynced]);
+                }
+            }
+        }
+
+        fn all_rest(&mut self) {
+            let rest = |chain: &ChainInfo| ClusterEvent::Rest {
+                chain: chain.id,
+                epoch: chain.epoch,
+                rest: dfs_common::Rest(1),
+            };
+            let settled = |chain: &ChainInfo| ClusterEvent::Settled {
+                chain: chain.id,
+                epoch: chain.epoch,
+            };
+            let both = self
+                .routing
+                .chains
+                .values()
+                .flat_map(|chain| [settled(chain), rest(chain)]);
+            let events: Vec<_> = both.collect();
+            chains::apply(&mut self.routing, &events);
+        }
+
+        /// Chains that each of the three nodes heads.
+        fn heads(&self) -> [usize; 3] {
+            [1, 2, 3].map(|node| {
+                let heads = self
+                    .routing
+                    .chains
+                    .values()
+                    .filter(|chain| chain.head() == Some(StorageId(node)));
+                heads.count()
+            })
         }
 
         /// A fourth node drains with one chain to give away: it has joined, and the others serve.
@@ -240,6 +336,47 @@ mod tests {
         assert!(world.fold().contains(&ClusterEvent::Renew { chain, epoch }));
         assert_eq!(world.routing.chains[&chain].state_of(node), Some(MemberState::Serving));
         assert!(world.routing.chains[&chain].epoch > epoch);
+    }
+
+    #[test]
+    fn heads_are_spread_again_when_all_is_calm_and_no_faster() {
+        let mut routing = RoutingTable::default();
+        chains::apply(&mut routing, &[up(1), up(2), up(3)]);
+        let now = Moment::from_ms(0);
+        let mut world = World {
+            now,
+            routing,
+            moves: Moves::new(now),
+        };
+        assert_eq!(world.heads(), [2, 2, 2]);
+        world.restart_all();
+        let uneven = world.heads();
+        assert_ne!(uneven, [2, 2, 2]);
+        for _ in 0..100 {
+            assert_eq!(world.fold(), [], "no chain rests");
+        }
+        let mut rotations = 0;
+        for _ in 0..40 {
+            world.all_rest();
+            assert!(world.fold().len() <= 1);
+            for (node, chain, epoch) in world.asked() {
+                assert_eq!(world.routing.chains[&chain].head(), Some(node));
+                world.moves.heard(&says(node, vec![(chain, epoch)]));
+                let before = world.routing.chains[&chain].clone();
+                assert_eq!(world.fold(), [ClusterEvent::Rotate { chain, epoch }]);
+                world.moves.heard(&says(node, Vec::new()));
+                let after = &world.routing.chains[&chain];
+                assert_eq!(
+                    (after.head(), after.serving().count(), after.settled),
+                    (before.serving().nth(1), 3, true)
+                );
+                assert!(after.epoch > before.epoch);
+                assert!(after.members.iter().all(|member| member.complete_until == before.epoch));
+                rotations += 1;
+            }
+        }
+        assert_eq!(world.heads(), [2, 2, 2], "after {rotations}");
+        assert!(rotations <= 9, "{rotations}");
     }
 
     #[test]
