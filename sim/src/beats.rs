@@ -11,6 +11,9 @@ use crate::network::GROUP;
 use crate::node::Member;
 use crate::world::World;
 
+/// Of tombstones: a simulated cluster does not live for long.
+const FORGET_EVERY_MS: u64 = 300;
+
 impl World {
     pub(crate) fn beat(&mut self, at: usize) {
         let now = self.now;
@@ -96,7 +99,7 @@ impl World {
             }
             let this = node.id;
             let member = node.chains.entry(id).or_insert_with(|| Member {
-                core: ReplicaCore::new(id, this),
+                core: ReplicaCore::new(id, this).forgetting_every(FORGET_EVERY_MS),
                 settled: Epoch(0),
                 rest: (Epoch(0), Rest::default()),
                 next_waiter: 1,

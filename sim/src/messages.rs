@@ -104,6 +104,15 @@ impl Request {
         }
     }
 
+    /// What a client wants to read or write.
+    const fn chunk_of_client(&self) -> Option<ChunkId> {
+        match self {
+            Self::Mutate(request, ..) if request.id.session.0 != SessionId::SYSTEM.0 => Some(request.chunk),
+            Self::Read { chunk, .. } => Some(*chunk),
+            _ => None,
+        }
+    }
+
     pub(crate) const fn is_clients(&self) -> bool {
         matches!(
             self,
@@ -296,6 +305,21 @@ impl World {
             if tries == 0 {
                 self.reply(to, call, from, Err(error));
             }
+            return;
+        }
+        if request
+            .chunk_of_client()
+            .is_some_and(|chunk| self.forgotten.contains(&chunk))
+        {
+            // Whoever had the file open when it was purged is evicted, and storage nodes know that before: sessions are not
+            // simulated.
+            return self.reply(to, call, from, Err(Error::from(ErrorCode::StaleInode)));
+        }
+        if let Request::Forward(forward, _) = &*request
+            && self.forgotten.contains(&forward.request.chunk)
+        {
+            // Messages are late by up to six seconds here, and the time between the rounds of forgetting, which is ten seconds
+            // in truth, is far shorter.
             return;
         }
         let (chain, epoch) = request.target();

@@ -64,6 +64,7 @@ pub enum Kind {
     UnsyncedLost,
     Cascade,
     DeathsAtRest,
+    Forgotten,
 }
 
 impl Kind {
@@ -110,6 +111,7 @@ impl Kind {
         Self::UnsyncedLost,
         Self::Cascade,
         Self::DeathsAtRest,
+        Self::Forgotten,
     ];
 }
 

@@ -17,7 +17,7 @@ use crate::event::Event;
 use crate::messages::{Call, For, Reply, Request, Waiting, read_of};
 use crate::network::OTHERS;
 use crate::node::Node;
-use crate::schedule::BLOCKS;
+use crate::schedule::{BLOCKS, Kind};
 use crate::world::World;
 
 struct View<'a>(&'a Node);
@@ -356,6 +356,10 @@ impl World {
                 let Some(store) = &self.nodes[at].store else { return };
                 let result = store.forget_gone(chain, &chunks).map_err(Error::from);
                 self.note(at, "forget", chunks.len() as u64, 0);
+                if !chunks.is_empty() {
+                    self.fired(Kind::Forgotten);
+                    self.forgotten.extend(chunks.iter().map(|&(chunk, _)| chunk));
+                }
                 self.feed(at, chain, Input::Forgotten { ticket, result });
             }
         }

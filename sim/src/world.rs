@@ -61,6 +61,8 @@ pub struct World {
     pub(crate) watch: Watch,
     /// The truncation epoch of each chunk's file, as its row in the metadata group has it.
     pub(crate) rows: Vec<CutEpoch>,
+    /// Chunks whose tombstone some member has forgotten.
+    pub(crate) forgotten: BTreeSet<ChunkId>,
     pub(crate) undecided: u64,
     pub(crate) trace: Trace,
     pub(crate) violation: Option<Violation>,
@@ -139,6 +141,7 @@ impl World {
             stood_still_ms: 0,
             watch: Watch::default(),
             rows: vec![CutEpoch::NONE; (CHUNKS + DOOMED) as usize],
+            forgotten: BTreeSet::new(),
             undecided: 0,
             trace: Trace::new(words),
             violation: None,
@@ -531,8 +534,24 @@ impl World {
             self.run(until);
             self.now = self.now.max(until);
         }
+        self.nothing_came_back();
         if self.violation.is_none() {
             self.judge();
+        }
+    }
+
+    /// What everybody had on disk as removed, and has forgotten, nobody has any more.
+    fn nothing_came_back(&mut self) {
+        let back = self.nodes.iter().enumerate().find_map(|(at, node)| {
+            let store = node.store.as_ref()?;
+            let is_back = |chunk: &&ChunkId| !store.version(**chunk).is_none() && !store.is_removed(**chunk);
+            Some((at, *self.forgotten.iter().find(is_back)?))
+        });
+        if let Some((at, chunk)) = back {
+            self.fail(
+                "I3",
+                format!("storage-{} has chunk {chunk} of a removed file again", at + 1),
+            );
         }
     }
 

@@ -21,7 +21,7 @@ use super::types::{Effect, Now, StoreView, WaiterId};
 use super::{Purpose, ReplicaCore, Role, Successor};
 
 /// Between two rounds. Long after whatever was sent before the removal.
-const EVERY_MS: u64 = 10_000;
+pub(super) const EVERY_MS: u64 = 10_000;
 
 /// After a round that left some.
 const AGAIN_MS: u64 = 1_000;
@@ -34,9 +34,10 @@ pub(super) type Tombstones = Vec<(ChunkId, ChunkVersion)>;
 /// Who asks for a sync, in which epoch, of what, and what is dropped before.
 pub(super) type HeadsSync = (StorageId, Epoch, WaiterId, Level, Tombstones);
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(super) struct Forgetting {
     next_ms: u64,
+    every_ms: u64,
     /// On every member's disk, in this epoch.
     durable: Tombstones,
     /// The sync under way, and what will be durable after it.
@@ -44,11 +45,18 @@ pub(super) struct Forgetting {
 }
 
 impl Forgetting {
-    pub(super) fn begin(now: Now) -> Self {
+    pub(super) const fn new(every_ms: u64) -> Self {
         Self {
-            next_ms: now.ms.saturating_add(EVERY_MS),
-            ..Self::default()
+            next_ms: 0,
+            every_ms,
+            durable: Vec::new(),
+            round: None,
         }
+    }
+
+    pub(super) fn begin_anew(&mut self, now: Now) {
+        *self = Self::new(self.every_ms);
+        self.next_ms = now.ms.saturating_add(self.every_ms);
     }
 }
 
@@ -82,7 +90,7 @@ impl ReplicaCore {
         found.retain(|tombstone| !known.contains(tombstone) && !self.queues.contains_key(&tombstone.0));
         found.truncate(MAX_FORGOTTEN);
         if durable.is_empty() && found.is_empty() {
-            self.forgetting.next_ms = now.ms.saturating_add(EVERY_MS);
+            self.forgetting.next_ms = now.ms.saturating_add(self.forgetting.every_ms);
             return;
         }
         let job = self.add_forgetting_sync(Asker::Forget, durable);
@@ -94,10 +102,11 @@ impl ReplicaCore {
         let Some((_, found)) = self.forgetting.round.take_if(|(round, _)| *round == job) else {
             return;
         };
+        let every_ms = self.forgetting.every_ms;
         let pause_ms = if found.len() < MAX_FORGOTTEN {
-            EVERY_MS
+            every_ms
         } else {
-            AGAIN_MS
+            every_ms.min(AGAIN_MS)
         };
         self.forgetting.next_ms = now.ms.saturating_add(pause_ms);
         self.forgetting.durable = found;

@@ -157,11 +157,18 @@ impl ReplicaCore {
             intake: Intake::default(),
             settling: None,
             resting: Resting::default(),
-            forgetting: Forgetting::default(),
+            forgetting: Forgetting::new(forget::EVERY_MS),
             untold: Untold::default(),
             fault: None,
             effects: Vec::new(),
         }
+    }
+
+    /// With another time between two rounds in which tombstones are forgotten.
+    #[must_use]
+    pub fn forgetting_every(mut self, ms: u64) -> Self {
+        self.forgetting = Forgetting::new(ms);
+        self
     }
 
     /// Epoch of the newest configuration heard.

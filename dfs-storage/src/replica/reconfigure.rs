@@ -2,7 +2,6 @@
 
 use dfs_common::{ChainInfo, Error, MemberState, StorageId};
 
-use super::forget::Forgetting;
 use super::pending::{Downstream, Local, Waiter};
 use super::rest::Resting;
 use super::session::Session;
@@ -49,7 +48,7 @@ impl ReplicaCore {
         self.session = None;
         self.settling = None;
         self.resting = Resting::begin(now);
-        self.forgetting = Forgetting::begin(now);
+        self.forgetting.begin_anew(now);
         self.untold.clear();
         self.intake.clear();
         let orphans = &mut self.orphans;
