@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Context;
 use dfs_common::{ErrorCode, NodeName, Role};
 use dfs_crypto::certificate::Credentials;
-use dfs_meta::room::{Room, RoomLeft};
+use dfs_meta::room::Room;
 use dfs_meta::service::{MetaOptions, MetaServer};
 use dfs_storage::service::{Ended, StorageOptions, StorageServer};
 use tokio::signal::unix::{SignalKind, signal};
@@ -190,8 +190,8 @@ async fn wait_for_room(data: &Path, shutdown: &CancellationToken) -> bool {
     let mut told = false;
     loop {
         let path = data.to_owned();
-        let looked = tokio::task::spawn_blocking(move || Room::open(&path).left()).await;
-        if !matches!(looked, Ok(RoomLeft::Out)) {
+        let looked = tokio::task::spawn_blocking(move || Room::is_out(&path)).await;
+        if !matches!(looked, Ok(true)) {
             return true;
         }
         if !told {

@@ -157,6 +157,12 @@ impl Room {
         this
     }
 
+    /// Whether a server would have to wait for room on this disk. Changes nothing there.
+    pub fn is_out(directory: &Path) -> bool {
+        let ballast = directory.join(BALLAST);
+        statvfs(directory).is_ok_and(|found| found.f_bavail * found.f_frsize <= FLOOR_BYTES) && !ballast.exists()
+    }
+
     /// Measures the disk, and makes or removes the ballast. A disk that can not be measured is as
     /// it was.
     pub fn look(&self) -> RoomLeft {

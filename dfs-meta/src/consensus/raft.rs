@@ -119,7 +119,7 @@ pub struct RaftConsensus {
     raft: Raft,
     log: Log,
     room: Arc<Room>,
-    rooms: Arc<Mutex<BTreeMap<MetaId, DiskRoom>>>,
+    rooms: Rooms,
     joining: Arc<Joining>,
     confirmations: Arc<Mutex<Confirmations>>,
     elections: Arc<Mutex<Elections>>,
@@ -183,7 +183,7 @@ impl RaftConsensus {
             initialize(&raft, &members).await?;
         }
 
-        let rooms = Arc::default();
+        let rooms = Rooms::default();
         let stop = CancellationToken::new();
         let (leadership_sender, leadership) = watch::channel(Leadership::default());
         let (proposals, proposed) = mpsc::channel(MAX_WAITING_COMMANDS);
@@ -472,6 +472,12 @@ async fn beat(raft: Raft, leadership: watch::Receiver<Leadership>) {
     }
 }
 
+/// What the others said of their disks, and when.
+type Rooms = Arc<Mutex<BTreeMap<MetaId, (DiskRoom, Instant)>>>;
+
+/// What a server said of its disk longer ago is no reason to make way for it.
+const ROOM_HOLDS: Duration = Duration::from_secs(1);
+
 /// Finds out whether a leader hears the others: the shell around `hearing`.
 struct Listening {
     me: MetaId,
@@ -481,7 +487,7 @@ struct Listening {
     clocks: Arc<Mutex<Clocks>>,
     elections: Arc<Mutex<Elections>>,
     room: Arc<Room>,
-    rooms: Arc<Mutex<BTreeMap<MetaId, DiskRoom>>>,
+    rooms: Rooms,
     leadership: watch::Receiver<Leadership>,
 }
 
@@ -537,7 +543,7 @@ impl Listening {
                     if let Ok(answer) = transport.send(member, KIND_HELLO, Vec::new(), deadline).await {
                         hearing.lock().answered(member.0, now);
                         if let Ok((wall, room)) = dfs_common::codec::decode(&answer) {
-                            rooms.lock().insert(member, room);
+                            rooms.lock().insert(member, (room, Instant::now()));
                             clocks.lock().heard(member, wall, (asked, BootInstant::now()));
                         }
                     }
@@ -549,7 +555,9 @@ impl Listening {
 
 impl Listening {
     fn somebody_has_room(&self) -> bool {
-        self.rooms.lock().values().any(|room| !room.is_short())
+        let rooms = self.rooms.lock();
+        let mut others = rooms.values();
+        others.any(|(room, heard)| !room.is_short() && heard.elapsed() < ROOM_HOLDS)
     }
 }
 
@@ -686,9 +694,9 @@ impl Consensus for RaftConsensus {
                 .collect(),
             joining: self.joining.is_active(),
             rooms: {
-                let mut rooms = self.rooms.lock().clone();
-                rooms.insert(self.me, self.room.told());
-                rooms
+                let others = self.rooms.lock();
+                let others = others.iter().map(|(&id, &(room, _))| (id, room));
+                others.chain([(self.me, self.room.told())]).collect()
             },
             stopped: metrics.running_state.as_ref().err().map(ToString::to_string),
         }

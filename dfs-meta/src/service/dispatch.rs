@@ -273,8 +273,12 @@ fn check_room(shared: &Shared) -> Result<()> {
 }
 
 async fn change_namespace(shared: &Shared, change: ChangeRequest, time: Duration) -> Result<MetaResponse> {
-    if change.op.takes_room() {
-        check_room(shared)?;
+    // A change that was made is answered as it was.
+    if change.op.takes_room()
+        && let Err(refused) = check_room(shared)
+        && !shared.state.is_answered(change.session, change.sequence)?
+    {
+        return Err(refused);
     }
     let directories: Vec<_> = change
         .op

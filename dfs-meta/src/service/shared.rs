@@ -11,7 +11,8 @@ use dfs_common::wire::meta::{LiveSessions, MetaDamage};
 use dfs_common::wire::namespace::{NamespaceAnswer, NamespaceRead, StatFs};
 use dfs_common::wire::storage::{StorageRequest, StorageResponse};
 use dfs_common::{
-    ClusterId, Error, ErrorCode, Hold, Incarnation, InodeId, MetaId, Result, RoutingTable, SessionId, StorageId, codec,
+    ClusterId, Error, ErrorCode, Hold, Incarnation, InodeId, MetaId, Result, RoutingTable, SequenceNumber, SessionId,
+    StorageId, codec,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -35,6 +36,7 @@ pub(super) trait Applied: Send + Sync + 'static {
     ) -> std::result::Result<Vec<Result<NamespaceAnswer>>, Obstacle>;
     fn is_held(&self, hold: Hold) -> Result<bool>;
     fn sessions(&self) -> Result<Vec<SessionInfo>>;
+    fn is_answered(&self, session: SessionId, sequence: SequenceNumber) -> Result<bool>;
     fn sessions_version(&self) -> (SessionId, u64);
     /// The sessions that live, and which list that is.
     fn live_sessions(&self) -> Result<((SessionId, u64), LiveSessions)>;
@@ -65,6 +67,10 @@ impl<S: Store> Applied for State<S> {
 
     fn sessions(&self) -> Result<Vec<SessionInfo>> {
         Ok(Self::sessions(self)?)
+    }
+
+    fn is_answered(&self, session: SessionId, sequence: SequenceNumber) -> Result<bool> {
+        Ok(Self::is_answered(self, session, sequence)?)
     }
 
     fn sessions_version(&self) -> (SessionId, u64) {

@@ -23,7 +23,7 @@ use std::sync::Arc;
 
 use dfs_common::wire::meta::LiveSessions;
 use dfs_common::wire::namespace::{NamespaceAnswer, NamespaceRead, StatFs};
-use dfs_common::{ClusterId, ErrorCode, Hold, InodeId, RoutingTable, SessionId, Timestamp};
+use dfs_common::{ClusterId, ErrorCode, Hold, InodeId, RoutingTable, SequenceNumber, SessionId, Timestamp};
 use parking_lot::{Mutex, RwLock};
 
 use crate::namespace::{self, Body, Counters, InodeRow, NameHash, Obstacle, OpError, OrphanRow};
@@ -137,6 +137,12 @@ impl<S: Store> State<S> {
                 }
             })
             .collect()
+    }
+
+    /// Whether this change was answered, and the answer is remembered.
+    pub fn is_answered(&self, session: SessionId, sequence: SequenceNumber) -> Result<bool, StoreError> {
+        let _cache = self.cache.read();
+        Ok(self.store.get(&keys::answer(session, sequence))?.is_some())
     }
 
     /// Whether the session still holds what it got in that epoch.
