@@ -65,7 +65,6 @@ pub(super) struct Log {
     vote: Arc<Mutex<Option<Vote>>>,
     cluster: ClusterId,
     sealer: Arc<dyn Seal>,
-    room: Arc<Room>,
 }
 
 /// Segment files by sequence number.
@@ -231,7 +230,6 @@ impl Log {
             vote: Arc::new(Mutex::new(vote_now)),
             cluster: options.cluster,
             sealer: options.sealer.clone(),
-            room: Arc::clone(&options.room),
         };
         let writer = Writer {
             directory: directory.clone(),
@@ -502,7 +500,6 @@ impl Log {
 
     /// Writes what waits and ends the writer.
     pub(super) fn close(&self) {
-        self.room.close();
         let _ = self.ops.send(Op::Stop);
         if let Some(thread) = self.thread.lock().take() {
             let _ = thread.join();
