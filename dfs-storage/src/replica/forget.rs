@@ -94,6 +94,11 @@ impl ReplicaCore {
             return;
         }
         let job = self.add_forgetting_sync(Asker::Forget, durable);
+        if !self.syncs.contains_key(&job) {
+            // Too many are under way.
+            self.forgetting.next_ms = now.ms.saturating_add(self.forgetting.every_ms);
+            return;
+        }
         self.forgetting.round = Some((job, found));
     }
 
