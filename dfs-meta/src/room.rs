@@ -257,21 +257,6 @@ impl Room {
         self.closing.load(Ordering::Relaxed)
     }
 
-    /// Waits until something can be written. `false`: the server ends.
-    pub fn wait(&self) -> bool {
-        let mut pause = FIRST_PAUSE;
-        loop {
-            if self.is_closing() {
-                return false;
-            }
-            if self.look() != RoomLeft::Out {
-                return true;
-            }
-            thread::sleep(pause);
-            pause = (pause * 2).min(LONGEST_PAUSE);
-        }
-    }
-
     /// Makes a disk call again while there is no room for it, giving up the ballast first.
     pub fn patiently<T>(&self, call: DiskCall, mut attempt: impl FnMut() -> io::Result<T>) -> io::Result<T> {
         let mut pause = FIRST_PAUSE;
@@ -410,6 +395,5 @@ mod tests {
         room.close();
         let full = || Err::<(), _>(io::Error::from_raw_os_error(errno::ENOSPC));
         assert!(room.patiently(DiskCall::Write, full).is_err());
-        assert!(!room.wait());
     }
 }

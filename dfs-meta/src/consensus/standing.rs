@@ -109,6 +109,9 @@ impl Standing {
             }
             // Last, so that nothing is committed between the others' answers and the candidacy.
             if !self.has_history().await {
+                tracing::info!(
+                    "this server has no history yet and waits for a leader; in a new cluster, for all metadata servers to be up"
+                );
                 continue;
             }
             tracing::info!("stands for election");
