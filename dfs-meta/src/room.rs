@@ -8,7 +8,8 @@
 //!   [`RoomLeft::Short`].
 //! - A file of its own, the ballast, holds room that nobody else can take. It is removed when the
 //!   disk is full, and made again when there is room for it and as much again.
-//! - Whoever writes when even that is used up waits, for as long as it takes, and goes on by itself.
+//! - Whoever writes when even that is used up waits, for as long as it takes, and goes on by
+//!   itself.
 
 use std::fs::{self, File};
 use std::io::{self, Write};

@@ -311,15 +311,15 @@ impl World {
             .chunk_of_client()
             .is_some_and(|chunk| self.forgotten.contains(&chunk))
         {
-            // Whoever had the file open when it was purged is evicted, and storage nodes know that before: sessions are not
-            // simulated.
+            // Whoever had the file open when it was purged is evicted, and storage nodes know that
+            // before: sessions are not simulated.
             return self.reply(to, call, from, Err(Error::from(ErrorCode::StaleInode)));
         }
         if let Request::Forward(forward, _) = &*request
             && self.forgotten.contains(&forward.request.chunk)
         {
-            // Messages are late by up to six seconds here, and the time between the rounds of forgetting, which is ten seconds
-            // in truth, is far shorter.
+            // Messages are late by up to six seconds here, and the time between the rounds of
+            // forgetting, which is ten seconds in production, is far shorter.
             return;
         }
         let (chain, epoch) = request.target();

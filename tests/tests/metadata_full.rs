@@ -147,7 +147,8 @@ fn a_leader_whose_disk_is_full_makes_way() {
     let _ = cluster.down().expect_ok("dev down");
 }
 
-/// What the file system itself has put there makes room when it is removed and the state is rebuilt.
+/// What the file system itself has put there makes room when it is removed and the state is
+/// rebuilt.
 #[test]
 fn metadata_fills_its_disks_and_is_removed() {
     let (cluster, _disks) = cluster();
