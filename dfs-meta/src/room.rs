@@ -9,7 +9,8 @@
 //! - A file of its own, the ballast, holds room that nobody else can take. It is removed when the
 //!   disk is full, and made again when there is room for it and as much again.
 //! - Whoever writes when even that is used up waits, for as long as it takes, and goes on by
-//!   itself.
+//!   itself. Log and snapshots wait first: the last bytes are for the store of the applied state,
+//!   which can not go on after a write that failed.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -38,8 +39,17 @@ const SHORT_UNITS: u64 = 2;
 /// So much more than what makes it short again must be free before the ballast is made.
 const AGAIN_UNITS: u64 = 1;
 
-/// The applied state is not written below this. Its store can not go on after a write that failed.
-const FLOOR_BYTES: u64 = 2 << 20;
+/// The applied state is not written below this.
+const FLOOR_BYTES: u64 = 4 << 20;
+
+/// Log and snapshots leave this much to the applied state.
+const RESERVED_BYTES: u64 = 8 << 20;
+
+/// The ballast is removed below this.
+const BALLAST_GOES_BYTES: u64 = RESERVED_BYTES + (4 << 20);
+
+/// A batch takes at most so many times its size there.
+const STATE_TIMES: u64 = 2;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_millis(200);
@@ -98,10 +108,11 @@ impl Look {
         }
     }
 
-    fn step(self) -> Step {
+    /// Somebody needs `wanted_bytes` free.
+    fn step(self, wanted_bytes: u64) -> Step {
         if self.total_bytes == 0 {
             Step::Nothing
-        } else if self.has_ballast && self.free_bytes <= 2 * FLOOR_BYTES {
+        } else if self.has_ballast && self.free_bytes <= BALLAST_GOES_BYTES.max(wanted_bytes) {
             Step::RemoveBallast
         } else if !self.has_ballast && self.free_bytes >= self.kept() + AGAIN_UNITS * self.unit() {
             Step::MakeBallast
@@ -167,9 +178,33 @@ impl Room {
     /// Measures the disk, and makes or removes the ballast. A disk that can not be measured is as
     /// it was.
     pub fn look(&self) -> RoomLeft {
+        self.look_for(0).left()
+    }
+
+    /// Whether the applied state can take a batch of so many bytes.
+    pub fn has_for_state(&self, batch_bytes: u64) -> bool {
+        let wanted = FLOOR_BYTES + STATE_TIMES * batch_bytes;
+        let look = self.look_for(wanted);
+        look.total_bytes == 0 || look.free_bytes > wanted
+    }
+
+    /// Whether something else than the applied state can take so many bytes.
+    ///
+    /// # Errors
+    /// ENOSPC if not.
+    pub fn check(&self, bytes: u64) -> io::Result<()> {
+        match statvfs(&self.directory) {
+            Ok(found) if found.f_bavail * found.f_frsize < bytes + RESERVED_BYTES => {
+                Err(io::Error::from_raw_os_error(errno::ENOSPC))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn look_for(&self, wanted_bytes: u64) -> Look {
         let mut ballast = self.ballast.lock();
         let mut look = self.measure(&ballast);
-        match look.step() {
+        match look.step(wanted_bytes) {
             Step::Nothing => {}
             Step::MakeBallast => match make(&ballast.path, look.ballast()) {
                 Ok(()) => ballast.is_there = true,
@@ -206,7 +241,7 @@ impl Room {
                 }
             }
         }
-        left
+        look
     }
 
     fn measure(&self, ballast: &Ballast) -> Look {
@@ -315,14 +350,14 @@ mod tests {
         // Units of 20 MiB, and two of them in the ballast.
         let at = |free_mib: u64, has_ballast| {
             let look = disk(1_280, free_mib << 10, has_ballast);
-            (look.left(), look.step())
+            (look.left(), look.step(0))
         };
         assert_eq!(at(300, false), (RoomLeft::Ample, Step::MakeBallast));
         assert_eq!(at(260, true), (RoomLeft::Ample, Step::Nothing));
         assert_eq!(at(39, true), (RoomLeft::Short, Step::Nothing));
-        assert_eq!(at(4, true), (RoomLeft::Short, Step::RemoveBallast));
+        assert_eq!(at(12, true), (RoomLeft::Short, Step::RemoveBallast));
         assert_eq!(at(44, false), (RoomLeft::Short, Step::Nothing));
-        assert_eq!(at(2, false), (RoomLeft::Out, Step::Nothing));
+        assert_eq!(at(4, false), (RoomLeft::Out, Step::Nothing));
         assert_eq!(at(99, false), (RoomLeft::Ample, Step::Nothing));
         assert_eq!(at(100, false), (RoomLeft::Ample, Step::MakeBallast));
     }
@@ -332,14 +367,14 @@ mod tests {
         for total_mib in [64, 100, 300, 1_000, 10_000, 1_000_000] {
             for part in 0..=1_000 {
                 let look = disk(total_mib, total_mib * part * 1024 / 1_000, false);
-                if look.step() == Step::MakeBallast {
+                if look.step(0) == Step::MakeBallast {
                     let after = Look {
                         free_bytes: look.free_bytes - look.ballast(),
                         has_ballast: true,
                         ..look
                     };
                     assert_eq!(
-                        (after.step(), after.left()),
+                        (after.step(0), after.left()),
                         (Step::Nothing, RoomLeft::Ample),
                         "{look:?}"
                     );
@@ -348,20 +383,27 @@ mod tests {
                     has_ballast: true,
                     ..look
                 };
-                if full.step() == Step::RemoveBallast {
+                if full.step(0) == Step::RemoveBallast {
                     let after = Look {
                         free_bytes: full.free_bytes + full.ballast(),
                         has_ballast: false,
                         ..full
                     };
                     assert_eq!(
-                        (after.step(), after.left()),
+                        (after.step(0), after.left()),
                         (Step::Nothing, RoomLeft::Short),
                         "{full:?}"
                     );
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_large_batch_of_the_state_takes_the_ballast() {
+        let look = disk(1_280, 30 << 10, true);
+        assert_eq!(look.step(29 * MIB), Step::Nothing);
+        assert_eq!(look.step(30 * MIB), Step::RemoveBallast);
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod elections;
 mod error;
 mod hearing;
 mod joining;
+mod listening;
 pub mod log;
 mod machine;
 mod network;

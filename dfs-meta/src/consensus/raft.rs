@@ -4,13 +4,13 @@
 //! a lonely proposal leaves at once and a crowd shares one flush and one round of messages. Readers that can not be
 //! answered from the leader's lease share one round of confirmation the same way.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use dfs_common::wire::meta::{DiskRoom, LEADER_CONFIRMED_MS};
+use dfs_common::wire::meta::LEADER_CONFIRMED_MS;
 use dfs_common::{ClusterId, ErrorCode, MetaId};
 use dfs_net::{BootInstant, wall_clock};
 use openraft::error::{Fatal, InitializeError, RaftError};
@@ -27,8 +27,9 @@ use super::confirm::{
     leader_id,
 };
 use super::elections::Elections;
-use super::hearing::{ASK_EVERY_MS, DEAF_MS, Hearing, News};
+use super::hearing::Hearing;
 use super::joining::{self, Joining};
+use super::listening::{Listening, Rooms};
 use super::log::{Log, LogOptions, LogStore, has_segments};
 use super::machine::MachineStore;
 use super::network::{
@@ -366,6 +367,7 @@ fn recover(options: &RaftOptions, machine: Arc<dyn StateMachine>) -> Result<Reco
         room: Arc::clone(&options.room),
     })?;
     let covered = snapshots.covered();
+    options.room.note_logged(log.bytes_since(*covered.borrow()));
     match MachineStore::open(machine, snapshots, &log) {
         Ok(machine) => Ok((log, covered, machine, Joining::open(&options.directory))),
         Err(error) => {
@@ -472,95 +474,6 @@ async fn beat(raft: Raft, leadership: watch::Receiver<Leadership>) {
     }
 }
 
-/// What the others said of their disks, and when.
-type Rooms = Arc<Mutex<BTreeMap<MetaId, (DiskRoom, Instant)>>>;
-
-/// What a server said of its disk longer ago is no reason to make way for it.
-const ROOM_HOLDS: Duration = Duration::from_secs(1);
-
-/// Finds out whether a leader hears the others: the shell around `hearing`.
-struct Listening {
-    me: MetaId,
-    members: BTreeSet<MetaId>,
-    transport: Arc<dyn Transport>,
-    hearing: Arc<Mutex<Hearing>>,
-    clocks: Arc<Mutex<Clocks>>,
-    elections: Arc<Mutex<Elections>>,
-    room: Arc<Room>,
-    rooms: Rooms,
-    leadership: watch::Receiver<Leadership>,
-}
-
-impl Listening {
-    async fn run(self) {
-        let mut ticks = tokio::time::interval(Duration::from_millis(ASK_EVERY_MS));
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        loop {
-            ticks.tick().await;
-            let leadership = *self.leadership.borrow();
-            let is_short = self.room.left() != RoomLeft::Ample;
-            self.elections.lock().let_others_stand(is_short);
-            if !leadership.is_self {
-                continue;
-            }
-            let now = Instant::now();
-            let (deaf, news) = {
-                let mut hearing = self.hearing.lock();
-                (hearing.ask(leadership.term, now), hearing.take_news())
-            };
-            let resigns = !deaf && is_short && self.somebody_has_room() && self.hearing.lock().make_way(now);
-            for news in news {
-                match news {
-                    News::IsSilent(id) => tracing::warn!("metadata server {id} does not answer this leader"),
-                    News::AnswersAgain(id) => tracing::info!("metadata server {id} answers again"),
-                }
-            }
-            if deaf {
-                tracing::warn!(
-                    term = leadership.term,
-                    "no quorum answers this leader: it falls silent so that another can be elected"
-                );
-            }
-            if resigns {
-                tracing::warn!(
-                    term = leadership.term,
-                    "this leader's disk is nearly full: it falls silent so that a server with room can be elected"
-                );
-            }
-            for &member in self.members.iter().filter(|&&member| member != self.me) {
-                let (transport, hearing) = (Arc::clone(&self.transport), Arc::clone(&self.hearing));
-                let (clocks, rooms) = (Arc::clone(&self.clocks), Arc::clone(&self.rooms));
-                // At most DEAF_MS / ASK_EVERY_MS under way to each.
-                tokio::spawn(async move {
-                    let deadline = Duration::from_millis(DEAF_MS);
-                    if (deaf || resigns)
-                        && let Ok(term) = dfs_common::codec::encode(&leadership.term)
-                    {
-                        let _ = transport.send(member, KIND_RESIGN, term, deadline).await;
-                        return;
-                    }
-                    let asked = BootInstant::now();
-                    if let Ok(answer) = transport.send(member, KIND_HELLO, Vec::new(), deadline).await {
-                        hearing.lock().answered(member.0, now);
-                        if let Ok((wall, room)) = dfs_common::codec::decode(&answer) {
-                            rooms.lock().insert(member, (room, Instant::now()));
-                            clocks.lock().heard(member, wall, (asked, BootInstant::now()));
-                        }
-                    }
-                });
-            }
-        }
-    }
-}
-
-impl Listening {
-    fn somebody_has_room(&self) -> bool {
-        let rooms = self.rooms.lock();
-        let mut others = rooms.values();
-        others.any(|(room, heard)| !room.is_short() && heard.elapsed() < ROOM_HOLDS)
-    }
-}
-
 /// Puts a damaged log and its snapshots aside (renamed, kept for people) and marks this server as one that must catch up
 /// before it votes. The vote is kept if it can be read, so that the server does not vote twice in a term.
 pub fn reset_for_rebuild(directory: &Path) -> Result<(), ConsensusError> {
@@ -640,6 +553,10 @@ impl Consensus for RaftConsensus {
             KIND_VOTE => self.handle_vote(dfs_common::codec::decode(body)?).await,
             KIND_SNAPSHOT_PART => {
                 let request: InstallSnapshotRequest<TypeConfig> = dfs_common::codec::decode(body)?;
+                let room = self.room.check(request.data.len() as u64);
+                room.map_err(|error| {
+                    dfs_common::Error::new(ErrorCode::NoSpace, format!("this server's disk: {error}"))
+                })?;
                 let (term, leader) = leader_id(&request.vote);
                 let answer = self.raft.install_snapshot(request).await;
                 if answer.is_ok() {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::types::Raft;
-use crate::room::{Room, RoomLeft};
+use crate::room::Room;
 
 /// Between two looks; a snapshot takes a while.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -13,13 +13,13 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 const WORTH_ENTRIES: u64 = 100;
 const AFTER_A_WHILE: Duration = Duration::from_secs(10);
 
-/// While the disk is short, makes snapshots early and keeps nothing of the log behind them. Who
+/// While the disk is low, makes snapshots early and keeps nothing of the log behind them. Who
 /// falls behind meanwhile is sent the snapshot.
 pub(super) async fn relieve(raft: Raft, room: Arc<Room>) {
     let mut made = Instant::now();
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
-        if room.left() == RoomLeft::Ample {
+        if !room.told().is_low() {
             continue;
         }
         let (applied, snapshot, purged) = {

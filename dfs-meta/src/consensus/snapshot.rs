@@ -102,6 +102,7 @@ fn aad(head: &Head, number: u64, kind: u32) -> Vec<u8> {
 /// Writes frames and hashes on the way.
 struct FrameWriter<'a> {
     path: &'a Path,
+    room: &'a Room,
     file: BufWriter<File>,
     hasher: blake3::Hasher,
     head: Head,
@@ -112,10 +113,11 @@ struct FrameWriter<'a> {
 }
 
 impl<'a> FrameWriter<'a> {
-    fn new(path: &'a Path, head: Head, sealer: &'a dyn Seal) -> Result<Self, LogError> {
+    fn new(path: &'a Path, room: &'a Room, head: Head, sealer: &'a dyn Seal) -> Result<Self, LogError> {
         let file = very_patiently(DiskCall::Name, || File::create(path)).map_err(LogError::io("creating", path))?;
         let mut this = Self {
             path,
+            room,
             file: BufWriter::with_capacity(1 << 20, file),
             hasher: blake3::Hasher::new(),
             head,
@@ -152,6 +154,9 @@ impl<'a> FrameWriter<'a> {
             return Err(LogError::TooBig(sealed.len()));
         }
         self.number += 1;
+        self.room
+            .check(sealed.len() as u64)
+            .map_err(LogError::io("writing", self.path))?;
         self.put(&(sealed.len() as u32).to_le_bytes())?;
         self.put(&kind.to_le_bytes())?;
         self.put(&sealed)
@@ -527,7 +532,7 @@ impl Snapshots {
             .salt
             .iter()
             .fold(String::new(), |id, byte| id + &format!("{byte:02x}"));
-        let mut writer = FrameWriter::new(path, head, &*self.sealer)?;
+        let mut writer = FrameWriter::new(path, &self.room, head, &*self.sealer)?;
         let mut sink = |key: &[u8], value: &[u8]| writer.row(key, value).map_err(MachineError::from);
         let position = machine.export(&mut sink).map_err(SnapshotError::Machine)?;
         let position: Position =

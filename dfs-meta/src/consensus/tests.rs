@@ -478,17 +478,23 @@ async fn a_state_ahead_of_its_log_is_told() {
 /// The others have entries by then, but have not caught up with anybody.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_new_cluster_goes_on_whose_first_leader_ends_at_once() {
-    let mut cluster = Cluster::new(50_000, 10_000).await;
-    cluster.propose("before").await;
-    let first = cluster.leader().await.me();
-    cluster.stop(first).await;
-    let joining = cluster.live().iter().filter(|server| server.status().joining).count();
-    println!("{joining} of the two others had not caught up");
-    cluster.start(first, false).await.unwrap();
-    cluster.propose("after").await;
-    cluster.same_everywhere(2).await;
-    cluster.nobody_joins().await;
-    cluster.close().await;
+    // How far the others are then is a matter of milliseconds.
+    for _ in 0..10 {
+        let mut cluster = Cluster::new(50_000, 10_000).await;
+        cluster.propose("before").await;
+        let first = cluster.leader().await.me();
+        cluster.stop(first).await;
+        let joining = cluster.live().iter().filter(|server| server.status().joining).count();
+        cluster.start(first, false).await.unwrap();
+        cluster.propose("after").await;
+        cluster.same_everywhere(2).await;
+        cluster.nobody_joins().await;
+        cluster.close().await;
+        if joining > 0 {
+            return;
+        }
+    }
+    panic!("the others had caught up in every one of the clusters");
 }
 
 /// Two empty servers look like a new cluster to each other.

@@ -5,6 +5,7 @@
 //! command, and a commit only has to be atomic: after a crash either all rows of a batch are there or none, and batches
 //! survive in order. [`keys`] has the keys of every kind of row.
 
+mod compaction;
 pub mod keys;
 mod memory;
 mod overlay;
@@ -14,6 +15,7 @@ mod write_back;
 
 use std::collections::BTreeMap;
 
+use dfs_common::wire::meta::DiskRoom;
 use dfs_common::{ClusterId, Error, ErrorCode};
 
 pub use memory::MemoryStore;
@@ -95,20 +97,30 @@ pub trait Store: Rows + Send + Sync + 'static {
 
     /// Removes every row. Not atomic: a crash leaves some.
     fn clear(&self) -> Result<(), StoreError>;
+
+    /// Does one bounded piece of what gives room back to the disk, which stands like this. For the thread that commits.
+    /// `true`: there is more to do.
+    fn compact(&self, _disk: DiskRoom) -> Result<bool, StoreError> {
+        Ok(false)
+    }
 }
 
 /// Rows to write (`Some`) and to delete (`None`) together.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Batch {
     rows: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
+    /// Keys and values, those that later ones replaced as well.
+    bytes: usize,
 }
 
 impl Batch {
     pub fn put(&mut self, key: Vec<u8>, value: Vec<u8>) {
+        self.bytes += key.len() + value.len();
         self.rows.insert(key, Some(value));
     }
 
     pub fn delete(&mut self, key: Vec<u8>) {
+        self.bytes += key.len();
         self.rows.insert(key, None);
     }
 
@@ -119,6 +131,7 @@ impl Batch {
 
     /// Later rows win.
     pub fn append(&mut self, later: Self) {
+        self.bytes += later.bytes;
         // Not BTreeMap::append, which goes through all that is here already.
         self.rows.extend(later.rows);
     }
@@ -129,6 +142,11 @@ impl Batch {
 
     pub fn len(&self) -> usize {
         self.rows.len()
+    }
+
+    /// At least what its keys and values take.
+    pub const fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// In order of keys.

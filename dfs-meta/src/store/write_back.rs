@@ -26,8 +26,14 @@ const GATHER: Duration = Duration::from_millis(100);
 /// Rows in one batch of the store below; sled takes much memory for larger ones.
 const MAX_BATCH_ROWS: usize = 1_000;
 
+/// So much of keys and values in one batch, or one commit. It bounds what a batch takes on a disk that is nearly full.
+const MAX_BATCH_BYTES: usize = 1 << 20;
+
 /// Between two looks whether there is room.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+/// Between two looks, when nothing is committed, whether the store below should be made smaller.
+const TIDY_EVERY: Duration = Duration::from_secs(1);
 
 /// Batches that wait. A commit beyond that waits for the store below: memory is bounded by this.
 const MAX_BATCHES: usize = 64;
@@ -115,14 +121,17 @@ impl<S: Store> Drop for WriteBack<S> {
 impl<S: Store> Shared<S> {
     /// The carrying thread.
     fn carry(&self) {
+        let mut is_compacting = false;
         loop {
             {
                 let mut work = self.work.lock();
-                while !work.stop && self.layers.read().is_empty() {
-                    self.changed.wait(&mut work);
+                if !work.stop && !is_compacting && self.layers.read().is_empty() {
+                    self.changed.wait_for(&mut work, TIDY_EVERY);
                 }
                 let gathers = |work: &mut Work| !work.stop && !work.hurry && self.layers.read().len() == 1;
-                self.changed.wait_while_for(&mut work, gathers, GATHER);
+                if !is_compacting {
+                    self.changed.wait_while_for(&mut work, gathers, GATHER);
+                }
                 if work.stop {
                     return;
                 }
@@ -130,20 +139,34 @@ impl<S: Store> Shared<S> {
             if !self.wait_for_room() {
                 return;
             }
-            if let Err(reason) = self.carry_oldest() {
-                tracing::error!(reason, "the metadata store takes no more rows");
-                self.work.lock().failed = Some(reason);
-                self.changed.notify_all();
-                return;
+            let done = self.carry_oldest().and_then(|()| self.compact());
+            match done {
+                Ok(more) => is_compacting = more,
+                Err(reason) => {
+                    tracing::error!(reason, "the metadata store takes no more rows");
+                    self.work.lock().failed = Some(reason);
+                    self.changed.notify_all();
+                    return;
+                }
             }
             let _work = self.work.lock();
             self.changed.notify_all();
         }
     }
 
+    /// While the disk is low, the store below gives back what it does not need. `true`: there is more to do.
+    fn compact(&self) -> Result<bool, String> {
+        let compact = || self.below.compact(self.room.told());
+        match catch_unwind(AssertUnwindSafe(compact)) {
+            Ok(done) => done.map_err(|error| dfs_common::Error::from(error).detail),
+            Err(_) => Err("the store below panicked".to_owned()),
+        }
+    }
+
     /// `false`: this store ends.
     fn wait_for_room(&self) -> bool {
-        while self.room.look() == RoomLeft::Out {
+        let bytes = self.layers.read().front().map_or(0, |layer| layer.bytes()) as u64;
+        while !self.room.has_for_state(bytes) {
             let mut work = self.work.lock();
             if work.stop {
                 return false;
@@ -210,6 +233,13 @@ impl<S: Store> Shared<S> {
     }
 }
 
+impl Batch {
+    /// Whether another one can go with it.
+    fn takes(&self, other: &Self) -> bool {
+        self.len() + other.len() <= MAX_BATCH_ROWS && self.bytes() + other.bytes() <= MAX_BATCH_BYTES
+    }
+}
+
 impl<S: Store> Rows for WriteBack<S> {
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
         {
@@ -247,9 +277,7 @@ impl<S: Store> Store for WriteBack<S> {
         }
         let new_layer = {
             let mut layers = self.shared.layers.write();
-            let fits = layers
-                .back()
-                .is_some_and(|last| last.is_empty() || last.len() + batch.len() <= MAX_BATCH_ROWS);
+            let fits = layers.back().is_some_and(|last| last.is_empty() || last.takes(&batch));
             if !fits {
                 layers.push_back(Arc::default());
             }

@@ -498,6 +498,13 @@ impl Log {
         count
     }
 
+    /// What the entries from this one on take.
+    pub(super) fn bytes_since(&self, from: u64) -> u64 {
+        let index = self.shared.table.lock();
+        let since = index.slots.iter().filter(|slot| slot.id.index >= from);
+        since.map(|slot| slot.size_bytes as u64).sum()
+    }
+
     /// Writes what waits and ends the writer.
     pub(super) fn close(&self) {
         let _ = self.ops.send(Op::Stop);

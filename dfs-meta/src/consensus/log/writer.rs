@@ -90,7 +90,12 @@ pub(crate) fn zero_file(room: &Room, path: &Path, length: u64) -> Result<File, L
     let mut at = 0;
     while at < length {
         let some = (length - at).min(zeros.len() as u64) as usize;
-        let fill = || room.patiently(DiskCall::Write, || file.write_all_at(&zeros[..some], at));
+        let fill = || {
+            room.patiently(DiskCall::Write, || {
+                room.check(some as u64)?;
+                file.write_all_at(&zeros[..some], at)
+            })
+        };
         patiently(DiskCall::Write, fill).map_err(LogError::io("zero-filling", path))?;
         at += some as u64;
     }
