@@ -24,6 +24,7 @@ use crate::chunks::Chunks;
 use crate::conflicts;
 use crate::data::allocate::{Allocation, check_room};
 use crate::data::state::{FileState, Word};
+use crate::data::writer::too_big;
 use crate::keys::Keys;
 use crate::meta::refusals::Told;
 use crate::meta::{Leader, LeaderSearch, Session};
@@ -641,6 +642,9 @@ impl Client {
         }
         let length = file.inner.lock().length();
         let end = check_room((offset, bytes), length, free_bytes)?;
+        if end > file.layout.max_length_bytes() {
+            return Err(too_big(&file, end));
+        }
         if how == Allocation::KeepSize || end <= length {
             return Ok(());
         }

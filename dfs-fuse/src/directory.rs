@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use dfs_client::{Client, OpenDirectory};
-use dfs_common::wire::namespace::{Attributes, DirectoryEntry};
+use dfs_common::wire::namespace::{Attributes, DirectoryEntry, FileKind};
 use dfs_common::{Error, ErrorCode, InodeId, Result};
 use fuser::FileHandle;
 use parking_lot::Mutex;
@@ -28,16 +28,33 @@ const FRESH: Duration = Duration::from_millis(100);
 pub(crate) const DOT: u64 = 1;
 pub(crate) const DOT_DOT: u64 = 2;
 
+/// Directories whose attributes are remembered until they are opened.
+const MAX_SEEN: usize = 4_096;
+
 #[derive(Debug, Default)]
 pub(crate) struct Directories {
     next: AtomicU64,
     open: Mutex<HashMap<u64, Open>>,
+    /// Attributes that the kernel was told last.
+    seen: Mutex<HashMap<InodeId, Attributes>>,
 }
 
 #[derive(Debug)]
 struct Open {
+    inode: InodeId,
     directory: Arc<OpenDirectory>,
     window: Option<Window>,
+    /// As they were before it was opened, for when it is removed.
+    attributes: Option<Attributes>,
+}
+
+/// A directory that is gone has no entries any more, which is no error: readdir(3) ends at ENOENT.
+fn ends_if_removed(error: Error) -> Error {
+    if error.code == ErrorCode::StaleInode {
+        Error::new(ErrorCode::NotFound, error.detail)
+    } else {
+        error
+    }
 }
 
 /// What one answer had.
@@ -89,14 +106,42 @@ impl Directories {
     pub(crate) fn open(&self, client: &Client, inode: InodeId) -> FileHandle {
         let handle = self.next.fetch_add(1, Ordering::Relaxed);
         let directory = Arc::new(client.open_directory(inode));
+        let recent = client.recent_directory(inode).map(|(attributes, _)| attributes);
+        let attributes = recent.or_else(|| self.seen.lock().get(&inode).cloned());
         self.open.lock().insert(
             handle,
             Open {
+                inode,
                 directory,
                 window: None,
+                attributes,
             },
         );
         FileHandle(handle)
+    }
+
+    /// The kernel is told these attributes.
+    pub(crate) fn note(&self, attributes: &Attributes) {
+        if attributes.kind != FileKind::Directory {
+            return;
+        }
+        let mut seen = self.seen.lock();
+        if seen.len() >= MAX_SEEN {
+            seen.clear();
+        }
+        seen.insert(attributes.inode, attributes.clone());
+    }
+
+    /// What a directory that was removed while it is open looks like: as it was, without links and entries.
+    pub(crate) fn removed(&self, inode: InodeId) -> Option<Attributes> {
+        let open = self.open.lock();
+        let mut handles = open.values().filter(|open| open.inode == inode);
+        let last = handles.find_map(|open| open.attributes.as_ref())?;
+        Some(Attributes {
+            nlink: 0,
+            length_bytes: 0,
+            ..last.clone()
+        })
     }
 
     pub(crate) async fn fsync(&self, client: &Client, handle: FileHandle) -> Result<()> {
@@ -125,7 +170,7 @@ impl Directories {
             dots.push((inode, DOT, "."));
         }
         if offset < DOT_DOT {
-            dots.push((client.parent(inode).await?, DOT_DOT, ".."));
+            dots.push((client.parent(inode).await.map_err(ends_if_removed)?, DOT_DOT, ".."));
         }
         // From the beginning it is always read anew: that is what rewinddir(3) promises.
         let after = if offset <= DOT_DOT { 0 } else { offset };
@@ -145,7 +190,10 @@ impl Directories {
         let reads_on = after == 0 || known.is_some_and(near);
         let limit = if reads_on { PAGE_ENTRIES } else { SEEK_ENTRIES };
         let fetched = Instant::now();
-        let (entries, end) = client.read_directory(inode, after, limit).await?;
+        let (entries, end) = client
+            .read_directory(inode, after, limit)
+            .await
+            .map_err(ends_if_removed)?;
         let entries: Arc<[DirectoryEntry]> = entries.into();
         if let Some(open) = self.open.lock().get_mut(&handle.0) {
             open.window = Some(Window {

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use dfs_client::{Allocation, Client};
 use dfs_common::wire::namespace::{Attributes, Caller, SetAttributes};
-use dfs_common::{FileHandleId, InodeId, Result, ValidName};
+use dfs_common::{ErrorCode, FileHandleId, InodeId, Result, ValidName};
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo,
     InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
@@ -61,10 +61,11 @@ impl Adapter {
     where
         W: Future<Output = Result<Attributes>> + Send + 'static,
     {
-        let privileged = Arc::clone(&self.privileged);
+        let (privileged, directories) = (Arc::clone(&self.privileged), Arc::clone(&self.directories));
         self.requests.serve(subject, work, move |result| match result {
             Ok(attributes) => {
                 privileged.note(&attributes);
+                directories.note(&attributes);
                 reply.entry(&ttl_of(attributes.kind), &file_attr(&attributes), GENERATION);
             }
             Err(errno) => reply.error(errno),
@@ -163,10 +164,17 @@ impl Filesystem for Adapter {
         }
         let privileged = Arc::clone(&self.privileged);
         let subject = Subject::reading(request, "getattr", inode);
-        let work = async move { client.attributes(inode).await };
+        let (directories, told) = (Arc::clone(&self.directories), Arc::clone(&self.directories));
+        let work = async move {
+            match client.attributes(inode).await {
+                Err(error) if error.code == ErrorCode::StaleInode => directories.removed(inode).ok_or(error),
+                answer => answer,
+            }
+        };
         self.requests.serve(subject, work, move |result| match result {
             Ok(attributes) => {
                 privileged.note(&attributes);
+                told.note(&attributes);
                 reply.attr(&ttl_of(attributes.kind), &file_attr(&attributes));
             }
             Err(errno) => reply.error(errno),

@@ -281,6 +281,8 @@ os.posix_fallocate(fd, 0, 7000000); os.posix_fallocate(fd, 10, 20); os.write(fd,
         );
     };
     refused("-l 1P huge", "No space left on device");
+    refused("-o 16P -l 4096 huge", "File too large");
+    refused("-n -o 16P -l 4096 file", "File too large");
     refused("-p -o 4096 -l 4096 file", "unsupported");
     assert_eq!(fs::read(b.join("file")).unwrap(), content);
     // What another mount cut off is not taken for there.

@@ -10,6 +10,7 @@
 use std::fs::{self, File, FileTimes, OpenOptions, Permissions};
 use std::io::{Read, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
 use dfs_tests::DevCluster;
@@ -114,6 +115,66 @@ fn times_of_a_file_being_written_stand() {
     }
 }
 
+/// Backup programs and git take a new ctime for a change.
+#[test]
+fn a_plain_write_gives_one_time_and_keeps_it() {
+    let mut cluster = DevCluster::up();
+    let (a, b) = (cluster.mount.clone(), cluster.mount_again());
+    let times = |at: &Path| {
+        let found = fs::metadata(at).unwrap();
+        let modified = (found.mtime(), found.mtime_nsec());
+        assert_eq!(modified, (found.ctime(), found.ctime_nsec()), "{}", at.display());
+        modified
+    };
+    let names = ["closed", "synced", "open"];
+    let mut files = names.map(|name| File::create(a.join(name)).unwrap());
+    for (file, name) in files.iter_mut().zip(names) {
+        file.write_all(b"once").unwrap();
+        if name == "synced" {
+            file.sync_all().unwrap();
+        }
+    }
+    let [closed, _synced, _open] = files;
+    drop(closed);
+    let seen = names.map(|name| times(&a.join(name)));
+    for _ in 0..6 {
+        std::thread::sleep(Duration::from_millis(400));
+        assert_eq!(names.map(|name| times(&a.join(name))), seen);
+    }
+    assert_eq!(names.map(|name| times(&b.join(name))), seen);
+}
+
+/// As on other file systems, whichever mount removed it.
+#[test]
+fn a_directory_that_is_removed_while_it_is_open_is_empty() {
+    let mut cluster = DevCluster::up();
+    let (a, b) = (cluster.mount.clone(), cluster.mount_again());
+    for (round, remover) in [&a, &b].into_iter().enumerate() {
+        let name = format!("dir-{round}");
+        fs::create_dir(a.join(&name)).unwrap();
+        fs::write(a.join(&name).join("entry"), b"").unwrap();
+        let opened = File::open(a.join(&name)).unwrap();
+        assert_eq!(opened.metadata().unwrap().nlink(), 2);
+        fs::remove_dir_all(remover.join(&name)).unwrap();
+        if remover == &b {
+            // What the kernel knows of a directory that another mount changes may be a second old.
+            std::thread::sleep(Duration::from_millis(1_100));
+        }
+        let found = opened.metadata().unwrap();
+        assert_eq!((found.nlink(), found.is_dir()), (0, true), "round {round}");
+        let entries = rustix::fs::Dir::read_from(&opened).unwrap();
+        let names: Result<Vec<_>, _> = entries
+            .map(|entry| entry.map(|entry| entry.file_name().to_owned()))
+            .collect();
+        match names {
+            Ok(names) => assert!(names.iter().all(|name| name.to_bytes().starts_with(b".")), "{names:?}"),
+            // readdir(3) ends there.
+            Err(error) => assert_eq!(error, rustix::io::Errno::NOENT, "round {round}"),
+        }
+        assert!(fs::metadata(a.join(&name)).is_err());
+    }
+}
+
 /// The client's own read-ahead, which works where the kernel was told to do without, must not outlive another mount's close:
 /// it would go into the page cache that the next open keeps.
 #[test]
@@ -158,7 +219,7 @@ fn an_append_goes_where_the_file_ends_now() {
     let mut cluster = DevCluster::up();
     let (a, b) = (cluster.mount.clone(), cluster.mount_again());
     fs::write(a.join("log"), b"").unwrap();
-    let open = |at: &std::path::Path| OpenOptions::new().append(true).read(true).open(at.join("log")).unwrap();
+    let open = |at: &Path| OpenOptions::new().append(true).read(true).open(at.join("log")).unwrap();
     let (mut first, mut second) = (open(&a), open(&b));
     let mut expected = Vec::new();
     for round in 0..20_u8 {

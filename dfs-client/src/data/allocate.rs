@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::commit::SYSTEM;
 use super::state::FileState;
-use super::writer::{timeout, too_big};
+use super::writer::timeout;
 use crate::mount::Mount;
 
 /// What becomes of the length of a file that is shorter than what is asked for.
@@ -24,9 +24,6 @@ pub enum Allocation {
 impl Mount {
     /// Makes the file at least this long; what is new of it are zeros.
     pub(crate) async fn grow_to(self: &Arc<Self>, file: &Arc<FileState>, length: u64, deadline: Instant) -> Result<()> {
-        if length > file.layout.max_length_bytes() {
-            return Err(too_big(file, length));
-        }
         let _alone = timeout(deadline, file.gate.write(), || {
             format!("fallocate of inode {}: writes to it do not end", file.inode)
         })

@@ -1,11 +1,13 @@
 //! The data of files: pure buffers and plans, and the shells that move them.
 
+pub(crate) mod acknowledged;
 pub(crate) mod allocate;
 pub(crate) mod background;
 pub(crate) mod blocks;
 pub(crate) mod commit;
 pub(crate) mod dirty;
 pub(crate) mod errseq;
+pub(crate) mod fate;
 pub(crate) mod fsync;
 pub(crate) mod kept;
 pub(crate) mod reader;

@@ -19,9 +19,10 @@ use dfs_common::{BlockIndex, ChainId, ChunkId, ChunkIndex, ChunkVersion, CutEpoc
 use tokio::sync::SemaphorePermit;
 use tokio::time::Instant;
 
+use super::acknowledged::{Entry, WrittenRun};
 use super::blocks::{PlannedRun, plan};
+use super::fate::{Fate, FoundBlock, Touched, fate, merged, touched, uncovered};
 use super::fsync::VOUCHES_FOR_NOTHING;
-use super::kept::{Entry, Fate, FoundBlock, Touched, WrittenRun, fate, merged, touched, uncovered};
 use super::state::FileState;
 use super::writer::timeout;
 use crate::mount::Mount;

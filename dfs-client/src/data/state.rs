@@ -16,9 +16,10 @@ use dfs_crypto::block::BlockCipher;
 use parking_lot::Mutex;
 use tokio::sync::{RwLock, Semaphore, watch};
 
+use super::acknowledged::{Entry, Lacks};
 use super::dirty::{DirtyBuffer, Slab};
 use super::errseq::LateErrors;
-use super::kept::{Entry, Kept, Lacks};
+use super::kept::Kept;
 use super::reader::Reading;
 use super::unsynced::{Owing, Unsynced};
 use super::writer::{FLUSH_AGE_MS, Written};
@@ -613,7 +614,7 @@ mod tests {
     use dfs_common::wire::namespace::FileKind;
     use dfs_common::{ChainTableId, Policy};
 
-    use super::super::kept::WrittenRun;
+    use super::super::acknowledged::WrittenRun;
 
     use super::*;
 

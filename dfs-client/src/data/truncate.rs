@@ -23,8 +23,8 @@ use dfs_common::{
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use super::acknowledged::{Base, WrittenRun};
 use super::commit::SYSTEM;
-use super::kept::{Base, WrittenRun};
 use super::state::{FileState, Word};
 use super::writer::{join_all, timeout, too_big, unexpected_change};
 use crate::mount::Mount;

@@ -16,9 +16,10 @@ use tokio::sync::SemaphorePermit;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use super::acknowledged::{Base, WrittenRun};
 use super::blocks::{PlannedRun, plan};
 use super::dirty::{Slab, SlabIndex};
-use super::kept::{Base, MAX_KEPT_BYTES, WrittenRun};
+use super::kept::MAX_KEPT_BYTES;
 use super::state::{Arrival, FileState, Tail};
 use crate::chunks::Written as Placed;
 use crate::mount::{Handle, Mount};

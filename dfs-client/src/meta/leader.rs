@@ -105,10 +105,11 @@ impl Leader {
                     self.search.lock().leads(by);
                     answer
                 }
-                Heard::Leads(leader) => {
+                Heard::Leads(leader, address) => {
                     repeated = true;
                     let (now_ms, mut search) = (self.now_ms(), self.search.lock());
                     search.failed(server.0, now_ms);
+                    search.learn(leader, address);
                     search.leads(leader);
                     continue;
                 }
@@ -154,8 +155,8 @@ enum Heard {
     First(Result<MetaResponse>),
     /// Another answered as the leader does.
     Other(MetaId, Result<MetaResponse>),
-    /// Another says that this one leads.
-    Leads(MetaId),
+    /// Another says that this one leads, and where it is.
+    Leads(MetaId, SocketAddr),
 }
 
 impl Leader {
@@ -185,7 +186,9 @@ impl Leader {
                 answer = self.network.meta(other, request, HEDGE_TIME + patience) => answer,
             };
             match answer {
-                Ok(MetaResponse::NotLeader { leader: Some((id, _)) }) if id != first.0 => return Heard::Leads(id),
+                Ok(MetaResponse::NotLeader { leader: Some((id, at)) }) if (id, at) != first => {
+                    return Heard::Leads(id, at);
+                }
                 // It believes in the first as well, or there is none.
                 Ok(MetaResponse::NotLeader { .. }) => {}
                 Ok(response) => return Heard::Other(other.0, Ok(response)),

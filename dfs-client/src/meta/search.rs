@@ -30,12 +30,24 @@ impl LeaderSearch {
         }
     }
 
+    /// The group says that a server is there. A server that moved is not suspect any more.
+    pub(crate) fn learn(&mut self, id: MetaId, address: SocketAddr) {
+        if let Some(server) = self.servers.iter_mut().find(|server| server.0 == id)
+            && server.1 != address
+        {
+            (server.1, server.2) = (address, 0);
+        }
+    }
+
     pub(crate) fn current(&self) -> Option<(MetaId, SocketAddr)> {
         self.servers.get(self.guess).map(|server| (server.0, server.1))
     }
 
     /// `asked` is not the leader. Returns the pause before the next attempt.
     pub(crate) fn not_leader(&mut self, asked: MetaId, hint: Option<(MetaId, SocketAddr)>, now_ms: u64) -> u64 {
+        if let Some((id, address)) = hint {
+            self.learn(id, address);
+        }
         if self.current().is_none_or(|(id, _)| id != asked) {
             return 0;
         }
@@ -121,6 +133,23 @@ mod tests {
         assert_eq!(search.current().map(|server| server.0), Some(MetaId(2)));
         search.not_leader(MetaId(2), Some((MetaId(1), address(1))), 1000 + SUSPECT_MS);
         assert_eq!(search.current().map(|server| server.0), Some(MetaId(1)));
+    }
+
+    #[test]
+    fn a_server_that_moved_is_found_through_the_others() {
+        let mut search = three();
+        search.failed(MetaId(1), 1000);
+        assert_eq!(search.not_leader(MetaId(2), Some((MetaId(1), address(9))), 1010), 0);
+        assert_eq!(
+            search.current(),
+            Some((MetaId(1), address(9))),
+            "another address, another try"
+        );
+        search.failed(MetaId(1), 2000);
+        search.learn(MetaId(1), address(9));
+        assert!(search.not_leader(MetaId(2), Some((MetaId(1), address(9))), 2010) > 0);
+        search.learn(MetaId(7), address(7));
+        assert_eq!(search.others(MetaId(1)).len(), 2, "a server that is not configured");
     }
 
     #[test]

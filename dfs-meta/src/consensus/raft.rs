@@ -553,7 +553,12 @@ impl Consensus for RaftConsensus {
             KIND_VOTE => self.handle_vote(dfs_common::codec::decode(body)?).await,
             KIND_SNAPSHOT_PART => {
                 let request: InstallSnapshotRequest<TypeConfig> = dfs_common::codec::decode(body)?;
-                let room = self.room.check(request.data.len() as u64);
+                let bytes = request.data.len() as u64;
+                let room = self.room.check(bytes).or_else(|_| {
+                    // It may give up what is kept for this.
+                    self.room.look();
+                    self.room.check(bytes)
+                });
                 room.map_err(|error| {
                     dfs_common::Error::new(ErrorCode::NoSpace, format!("this server's disk: {error}"))
                 })?;

@@ -16,7 +16,7 @@ use crate::store::{self, Overlay, Rows, StoreError, keys};
 const BY_POLICY: &str = "policy lww";
 
 /// While a member is brought up to date it may be asked about the same again: an hour is more than that takes or is tried.
-const ASKED_AGAIN_NS: i64 = 3_600_000_000_000;
+const ASKED_AGAIN_NS: u64 = 3_600_000_000_000;
 
 /// Storage nodes count as writers of what they bring in; their numbers must not be taken for a session's.
 fn actor(node: StorageId) -> ActorId {
@@ -221,12 +221,13 @@ fn put<S: Rows + ?Sized>(rows: &mut Overlay<'_, S>, conflict: &Conflict) -> Resu
     Ok(())
 }
 
-/// Forgets the oldest of what is settled, but nothing that may be asked for again.
+/// Forgets the oldest of what is settled, but nothing that may be asked for again. What was found at a time that has not
+/// come is from a clock that was wrong.
 fn prune<S: Rows + ?Sized>(rows: &mut Overlay<'_, S>, inode: InodeId, now: Timestamp) -> Result<(), StoreError> {
     let settled: Vec<ConflictId> = of_inode(rows, inode)?
         .iter()
         .filter(|conflict| conflict.state.is_settled())
-        .filter(|conflict| now.nanos.saturating_sub(conflict.found_at.nanos) > ASKED_AGAIN_NS)
+        .filter(|conflict| now.nanos.abs_diff(conflict.found_at.nanos) > ASKED_AGAIN_NS)
         .map(|conflict| conflict.id)
         .collect();
     for &id in settled.iter().take(settled.len().saturating_sub(MAX_SETTLED)) {

@@ -547,6 +547,36 @@ fn a_commit_comes_before_the_attributes_it_travels_with() {
     assert_eq!((now.length_bytes, now.mtime, now.ctime), (100, old, bench.now()));
 }
 
+/// Who looks before a write is told and after sees one ctime.
+#[test]
+fn a_write_that_is_told_later_changes_the_file_when_it_was_made() {
+    let mut bench = Bench::new();
+    let inode = bench.create(TOP, "a").unwrap().inode;
+    let commit = |bench: &mut Bench, mtime| {
+        let commit = WriteCommit {
+            extend_to_bytes: Some(5),
+            mtime: Some(mtime),
+            clear_suid: false,
+            growing: false,
+            cut: CutEpoch::NONE,
+        };
+        bench.entry(NamespaceOp::CommitWrite { inode, commit }).unwrap()
+    };
+    bench.create(TOP, "b").unwrap();
+    let made = bench.now();
+    bench.create(TOP, "c").unwrap();
+    let now = commit(&mut bench, made);
+    assert_eq!((now.mtime, now.ctime), (made, made));
+    // Chosen by utimes: the change itself is now.
+    let old = Timestamp::from_nanos(1);
+    let now = commit(&mut bench, old);
+    assert_eq!((now.mtime, now.ctime), (old, bench.now()));
+    // By a clock that is ahead.
+    let ahead = Timestamp::from_nanos(1 << 60);
+    let now = commit(&mut bench, ahead);
+    assert_eq!((now.mtime, now.ctime), (ahead, bench.now()));
+}
+
 #[test]
 fn writes_extend_and_lengths_are_exact() {
     let mut bench = Bench::new();

@@ -18,7 +18,7 @@ pub enum StartError {
     #[error("data directory {} is in use by a running dfs meta (pid {pid}): stop it first", path.display())]
     InUse { path: PathBuf, pid: String },
     #[error(
-        "data directory {} belongs to {owner} of cluster {owner_cluster}, this is {me} of cluster {cluster}: give another directory",
+        "data directory {} belongs to {owner} of cluster {owner_cluster}, this is {me} of cluster {cluster}: set another `data` in its node.toml",
         path.display()
     )]
     Foreign {

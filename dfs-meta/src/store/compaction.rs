@@ -40,7 +40,7 @@ const STEP_ROWS: usize = 1_000;
 const STEP_BYTES: usize = 1 << 20;
 
 /// Between two looks whether a copy is worth it.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// After a copy that was given up.
 const PAUSE: Duration = Duration::from_secs(5);

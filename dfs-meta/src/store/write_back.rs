@@ -18,7 +18,7 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex, RwLock};
 
 use super::{Batch, Row, Rows, Store, StoreError};
-use crate::room::{Room, RoomLeft};
+use crate::room::Room;
 
 /// How long rows gather before they are carried. Rows that change often (a directory, the position) are then carried once.
 const GATHER: Duration = Duration::from_millis(100);
@@ -163,10 +163,15 @@ impl<S: Store> Shared<S> {
         }
     }
 
+    /// Whether the disk can take the oldest batch.
+    fn has_room(&self) -> bool {
+        let bytes = self.layers.read().front().map_or(0, |layer| layer.bytes());
+        self.room.has_for_state(bytes as u64)
+    }
+
     /// `false`: this store ends.
     fn wait_for_room(&self) -> bool {
-        let bytes = self.layers.read().front().map_or(0, |layer| layer.bytes()) as u64;
-        while !self.room.has_for_state(bytes) {
+        while !self.has_room() {
             let mut work = self.work.lock();
             if work.stop {
                 return false;
@@ -219,7 +224,7 @@ impl<S: Store> Shared<S> {
                 work.hurry = false;
                 return Ok(());
             }
-            if self.room.is_closing() && self.room.left() == RoomLeft::Out {
+            if self.room.is_closing() && !self.has_room() {
                 return Err(StoreError::Broken("its disk is full".into()));
             }
             work.hurry = true;

@@ -108,7 +108,7 @@ fn lock(path: &Path) -> Result<File> {
         return Err(Error::new(
             ErrorCode::Busy,
             format!(
-                "data directory {} is in use by a running dfs storage (pid {pid}): stop it, or choose another --data",
+                "data directory {} is in use by a running dfs storage (pid {pid}): stop it, or set another `data` in its node.toml",
                 path.display()
             ),
         ));
@@ -149,13 +149,13 @@ fn check_identity(path: &Path, cluster: ClusterId, name: NodeName) -> Result<()>
     }
     if found.cluster != cluster.to_string() {
         return wrong(format!(
-            "belongs to cluster {}, not to {cluster}: choose another --data",
+            "belongs to cluster {}, not to {cluster}: set another `data` in its node.toml",
             found.cluster
         ));
     }
     if found.node != name.to_string() {
         return wrong(format!(
-            "belongs to {}, not to {name}: choose another --data",
+            "belongs to {}, not to {name}: set another `data` in its node.toml",
             found.node
         ));
     }

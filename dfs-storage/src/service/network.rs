@@ -11,6 +11,7 @@ use dfs_common::wire::Lane;
 use dfs_common::wire::meta::{MetaRequest, MetaResponse};
 use dfs_common::wire::storage::{StorageRequest, StorageResponse};
 use dfs_common::{Error, ErrorCode, MetaId, NodeName, Result, RoutingTable, StorageId};
+use parking_lot::Mutex;
 
 pub(crate) type Answering<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'a>>;
 
@@ -41,7 +42,7 @@ const HEDGE_AFTER: Duration = Duration::from_millis(300);
 #[derive(Debug)]
 pub(crate) struct Network {
     transport: Arc<dyn Transport>,
-    meta: Vec<(MetaId, SocketAddr)>,
+    meta: Mutex<Vec<(MetaId, SocketAddr)>>,
     /// Who answered last as leader: an index into `meta`.
     leader: AtomicUsize,
 }
@@ -50,7 +51,7 @@ impl Network {
     pub(crate) fn new(transport: Arc<dyn Transport>, meta: Vec<(MetaId, SocketAddr)>) -> Self {
         Self {
             transport,
-            meta,
+            meta: Mutex::new(meta),
             leader: AtomicUsize::new(0),
         }
     }
@@ -80,14 +81,18 @@ impl Network {
     pub(crate) async fn meta(&self, request: &MetaRequest, deadline: Duration) -> Result<MetaResponse> {
         let attempts = async {
             let mut last = Error::new(ErrorCode::Unreachable, "no metadata server is configured");
-            for _ in 0..2 * self.meta.len() {
-                let first = self.leader.load(Ordering::Relaxed) % self.meta.len();
+            let servers = self.meta.lock().len();
+            for _ in 0..2 * servers {
+                let first = self.leader.load(Ordering::Relaxed) % servers;
                 match self.ask_with_hedge(first, request, deadline).await {
                     (at, Ok(MetaResponse::NotLeader { leader })) => {
-                        last = Error::new(ErrorCode::NotLeader, format!("meta-{} does not lead", self.meta[at].0));
-                        let hinted = leader.and_then(|(id, _)| self.meta.iter().position(|&(known, _)| known == id));
+                        last = Error::new(
+                            ErrorCode::NotLeader,
+                            format!("meta-{} does not lead", self.server(at).0),
+                        );
+                        let hinted = leader.and_then(|(id, address)| self.learn(id, address));
                         self.leader
-                            .store(hinted.unwrap_or((at + 1) % self.meta.len()), Ordering::Relaxed);
+                            .store(hinted.unwrap_or((at + 1) % servers), Ordering::Relaxed);
                         if hinted.is_none() {
                             // An election takes some hundred milliseconds: no storm meanwhile.
                             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -99,7 +104,7 @@ impl Network {
                     }
                     (at, Err(error)) => {
                         last = error;
-                        self.leader.store((at + 1) % self.meta.len(), Ordering::Relaxed);
+                        self.leader.store((at + 1) % servers, Ordering::Relaxed);
                     }
                 }
             }
@@ -113,6 +118,18 @@ impl Network {
         })
     }
 
+    fn server(&self, at: usize) -> (MetaId, SocketAddr) {
+        self.meta.lock()[at]
+    }
+
+    /// A metadata server says where another one is. Returns the place of that one.
+    fn learn(&self, id: MetaId, address: SocketAddr) -> Option<usize> {
+        let mut meta = self.meta.lock();
+        let at = meta.iter().position(|&(known, _)| known == id)?;
+        meta[at].1 = address;
+        Some(at)
+    }
+
     async fn ask_with_hedge(
         &self,
         first: usize,
@@ -120,27 +137,28 @@ impl Network {
         deadline: Duration,
     ) -> (usize, Result<MetaResponse>) {
         let ask = |at: usize| async move {
-            let (id, address) = self.meta[at];
+            let (id, address) = self.server(at);
             (at, self.transport.meta(id.into(), address, request, deadline).await)
         };
         let preferred = ask(first);
         tokio::pin!(preferred);
         // A request that is meant to wait at the leader is not hedged: silence is its normal state.
         let waits = matches!(request, MetaRequest::Routing { wait_ms, .. } if *wait_ms > 0);
-        if waits || self.meta.len() == 1 {
+        let servers = self.meta.lock().len();
+        if waits || servers == 1 {
             return preferred.await;
         }
         tokio::select! {
             answer = &mut preferred => return answer,
             () = tokio::time::sleep(HEDGE_AFTER) => {}
         }
-        let other = ask((first + 1) % self.meta.len());
+        let other = ask((first + 1) % servers);
         tokio::pin!(other);
         tokio::select! {
             answer = &mut preferred => answer,
             answer = &mut other => match answer {
                 // It knows better only if it leads or knows who else does.
-                (_, Ok(MetaResponse::NotLeader { leader: Some((id, _)) })) if id == self.meta[first].0 => preferred.await,
+                (_, Ok(MetaResponse::NotLeader { leader: Some(named) })) if named == self.server(first) => preferred.await,
                 answer => answer,
             },
         }
