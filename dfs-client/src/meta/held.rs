@@ -524,7 +524,8 @@ fn write_to(
     file.versions.bump(ActorId(setting.session.0));
     attributes.length_bytes = length;
     attributes.mtime = mtime.unwrap_or(setting.now);
-    touch(attributes, setting.now);
+    let ctime = Timestamp::ctime_of_write(attributes.ctime, mtime, setting.now);
+    touch(attributes, ctime);
     true
 }
 

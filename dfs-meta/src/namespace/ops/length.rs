@@ -222,11 +222,8 @@ fn write_to<S: Rows + ?Sized>(
         Body::Directory { .. } => return Err(ErrorCode::IsDirectory.into()),
         _ => return Err(ErrorCode::InvalidArgument.into()),
     }
-    // A write is told a moment after it was made. Its ctime is when it was made, so that nobody who looked in between sees
-    // the file change once more. A time that a program chose does not set the ctime back.
     let now = tx.now();
-    let made = mtime.filter(|&at| row.ctime <= at && at <= now);
-    row.touch_mtime(made.unwrap_or(now));
-    row.mtime = mtime.unwrap_or(row.mtime);
+    row.touch_ctime(Timestamp::ctime_of_write(row.ctime, mtime, now));
+    row.mtime = mtime.unwrap_or(now);
     Ok(())
 }
