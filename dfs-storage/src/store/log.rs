@@ -23,8 +23,10 @@ use super::format::{
     DATA_START, Kind, Lsn, RECORD_ALIGN_BYTES, RecordHeader, SegmentHeader, SegmentState, Sequence, record_length_bytes,
 };
 use super::index::{Effect, Extent, Index, Publication, Sealed, Segment, SegmentFile};
+use super::quiet::Quiet;
 use super::recovery::write_synced;
 use super::trouble::{Fault, Shortage};
+use super::types::StoreOptions;
 use crate::disk::{Disk, DiskFile, meaning};
 
 /// Segments that only removing, truncating and compaction may begin, so that a full store can always be emptied.
@@ -111,6 +113,8 @@ pub(super) struct State {
     /// Last record that the checkpoint on disk is sure to know of.
     pub(super) checkpointed: Lsn,
     pub(super) since_maintain_bytes: u64,
+    /// Since the store was opened.
+    pub(super) appended_bytes: u64,
     /// What was appended since the last sync began, about: what is being written at that moment may be on either side.
     pub(super) unsynced_bytes: u64,
     pub(super) staged: HashMap<ChunkId, Staged>,
@@ -149,7 +153,8 @@ pub(super) struct Log {
     /// Held (shared) from a staged block's append until it is counted, and (alone) while a segment is given up.
     pub(super) staging: RwLock<()>,
     /// One step of maintenance at a time.
-    pub(super) maintenance: Mutex<()>,
+    pub(super) maintenance: Mutex<Quiet>,
+    pub(super) at_rest_after: Duration,
     pub(super) checkpoint_interval_bytes: u64,
 }
 
@@ -177,8 +182,7 @@ impl Log {
         max_slots: u32,
         mut index: Index,
         start: Start,
-        checkpoint_interval_bytes: u64,
-        patience: Duration,
+        options: &StoreOptions,
     ) -> Result<Self, StoreError> {
         let mut free = start.free;
         let (mut slots, mut next_slot) = (start.slots, start.next_slot);
@@ -265,16 +269,18 @@ impl Log {
                 since_checkpoint_bytes: 0,
                 checkpointed: start.checkpointed,
                 since_maintain_bytes: 0,
+                appended_bytes: 0,
                 unsynced_bytes: 0,
                 staged: HashMap::new(),
             }),
             changed: Condvar::new(),
             shortage: Mutex::default(),
-            patience,
+            patience: options.patience,
             index: RwLock::new(index),
             staging: RwLock::new(()),
-            maintenance: Mutex::new(()),
-            checkpoint_interval_bytes,
+            maintenance: Mutex::default(),
+            at_rest_after: options.at_rest_after,
+            checkpoint_interval_bytes: options.checkpoint_interval_bytes,
         })
     }
 
@@ -391,6 +397,7 @@ impl Log {
         state.offset += length as u32;
         state.since_checkpoint_bytes += length as u64;
         state.since_maintain_bytes += length as u64;
+        state.appended_bytes += length as u64;
         state.unsynced_bytes += length as u64;
         Ok(place)
     }

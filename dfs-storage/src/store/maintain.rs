@@ -32,6 +32,16 @@ const DEAD_SLACK_FRACTION: u64 = 50;
 /// The log is quiet while less than this part of a segment is written since the last look.
 const QUIET_FRACTION: u64 = 16;
 
+/// A store at rest has no more dead bytes than live ones, but for so many segments.
+const DEAD_SEGMENTS_AT_REST: u64 = 2;
+
+/// Free segments that a store at rest keeps: these beside the reserve, and one for so many in use.
+const READY_SEGMENTS: u32 = 2;
+const READY_FRACTION: u32 = 8;
+
+/// Segment files that are removed in one step.
+const GIVEN_BACK_AT_ONCE: u32 = 8;
+
 /// A segment is zeroed in pieces of this size.
 const ZERO_PIECE_BYTES: usize = 1 << 20;
 
@@ -55,6 +65,16 @@ pub(super) type Pace<'a> = &'a dyn Fn(Duration) -> Option<Duration>;
 /// How soon a pause ends when it must.
 const PAUSE_SLICE: Duration = Duration::from_millis(20);
 
+impl State {
+    /// Segments that a store at rest does not need.
+    fn surplus(&self) -> u32 {
+        let free = self.free.len() as u32;
+        let kept = RESERVE_SEGMENTS + READY_SEGMENTS + self.slots.saturating_sub(free) / READY_FRACTION;
+        // What a full disk has to say of later is unknown.
+        if self.disk_full { 0 } else { free.saturating_sub(kept) }
+    }
+}
+
 /// An extent and where its blocks were copied to.
 struct Moved {
     from: Extent,
@@ -76,30 +96,36 @@ impl Log {
     /// `pace` says how long to pause after a part of the work that took so long; `None` ends the step. While space is short
     /// there are no pauses.
     pub(super) fn maintain(&self, pace: Pace<'_>) -> Result<MaintainReport, StoreError> {
-        let _one = self.maintenance.lock();
+        let mut quiet = self.maintenance.lock();
         let mut report = MaintainReport::default();
-        let due = {
+        let (due, appended, slots) = {
             let mut state = self.lock();
             state.check()?;
             // Perhaps somebody made room on the disk.
             state.disk_full = false;
-            state.since_checkpoint_bytes >= self.checkpoint_interval_bytes
+            let due = state.since_checkpoint_bytes >= self.checkpoint_interval_bytes;
+            (due, state.appended_bytes, state.slots)
         };
+        let bound = u64::from(self.geometry.segment_size_bytes) / QUIET_FRACTION;
+        let at_rest = quiet.look(appended, bound) >= self.at_rest_after;
+        let empties = at_rest && *quiet.victims.get_or_insert(slots) > 0;
         report.reclaimed_bytes += self.retire()?;
         if due {
             self.write_checkpoint()?;
             report.checkpointed = true;
-        } else if let Some(victim) = self.victim()? {
+        } else if let Some(victim) = self.victim(empties)? {
             let sequence = victim.file.sequence;
             report.moved_bytes = victim.live_bytes;
+            quiet.victims = quiet.victims.map(|left| left.saturating_sub(1));
             if self.compact(victim, pace, &mut report.rotten)? {
                 report.compacted = Some(sequence.0);
             }
             report.reclaimed_bytes += self.retire()?;
-        } else {
+        } else if !at_rest || !self.give_back()? {
             self.prepare_segment(pace)?;
         }
-        let next = self.victim()?;
+        quiet.appended_bytes += self.lock().appended_bytes - appended;
+        let next = self.victim(empties)?;
         report.more = next.is_some();
         report.urgent = next.is_some_and(|victim| victim.urgent);
         Ok(report)
@@ -142,6 +168,41 @@ impl Log {
                 Meaning::Broken => Err(self.poison("making a log segment", &error)),
             },
         }
+    }
+
+    /// Removes segment files that a store at rest does not need, so that the disk has their room. `true`: something was done.
+    ///
+    /// What their headers say of how far the log was synced stands in a checkpoint before. A file that is there again after
+    /// a crash is free as it was.
+    fn give_back(&self) -> Result<bool, StoreError> {
+        let surplus = self.lock().surplus();
+        if surplus == 0 || !self.write_checkpoint()? {
+            return Ok(false);
+        }
+        for _ in 0..surplus.min(GIVEN_BACK_AT_ONCE) {
+            let segment = {
+                let mut state = self.lock();
+                // Writers may have taken some.
+                if state.surplus() == 0 {
+                    break;
+                }
+                state.free.pop_back()
+            };
+            let Some(segment) = segment else { break };
+            let doing = "removing a log segment";
+            match self.disk().remove(&segment_name(segment.slot)) {
+                Ok(()) => self.lock().slots -= 1,
+                Err(error) => {
+                    let Meaning::NotNow(scarce) = meaning(DiskCall::Name, &error) else {
+                        return Err(self.poison(doing, &error));
+                    };
+                    self.note_shortage(scarce, doing, &error);
+                    self.lock().free.push_back(segment);
+                    break;
+                }
+            }
+        }
+        Ok(true)
     }
 
     fn is_quiet(&self, state: &State) -> bool {
@@ -197,7 +258,7 @@ impl Log {
     }
 
     /// The segment with least alive in it, if it is worth the work.
-    fn victim(&self) -> Result<Option<Victim>, StoreError> {
+    fn victim(&self, at_rest: bool) -> Result<Option<Victim>, StoreError> {
         let short = self.is_short();
         let state = self.lock();
         let (durable, active) = (state.durable, state.active_sequence());
@@ -208,9 +269,14 @@ impl Log {
         };
         let in_use = u64::from(state.slots).saturating_sub(state.free.len() as u64)
             * u64::from(self.geometry.segment_size_bytes - DATA_START);
-        let slack = state.total_bytes(&self.geometry) / DEAD_SLACK_FRACTION;
+        let mut slack = state.total_bytes(&self.geometry) / DEAD_SLACK_FRACTION;
         drop(state);
-        if !short && in_use.saturating_sub(self.index.read().live_bytes()) <= slack {
+        let live = self.index.read().live_bytes();
+        if at_rest {
+            let segments = DEAD_SEGMENTS_AT_REST * u64::from(self.geometry.segment_size_bytes);
+            slack = slack.min(live.max(segments));
+        }
+        if !short && in_use.saturating_sub(live) <= slack {
             return Ok(None);
         }
         let limit = u64::from(self.geometry.segment_size_bytes - DATA_START) * percent / 100;
@@ -413,10 +479,11 @@ impl Log {
     /// Checkpoint now.
     pub(super) fn checkpoint(&self) -> Result<(), StoreError> {
         let _one = self.maintenance.lock();
-        self.write_checkpoint()
+        self.write_checkpoint().map(drop)
     }
 
-    fn write_checkpoint(&self) -> Result<(), StoreError> {
+    /// `false`: there is no room for it.
+    fn write_checkpoint(&self) -> Result<bool, StoreError> {
         let (published, replay_from, appended) = {
             let state = self.lock();
             state.check()?;
@@ -455,13 +522,13 @@ impl Log {
                 let mut state = self.lock();
                 state.checkpointed = published;
                 state.since_checkpoint_bytes = state.since_checkpoint_bytes.saturating_sub(appended);
-                Ok(())
+                Ok(true)
             }
             // A cache that does not fit: the log alone is enough.
             Err(error) if meaning(DiskCall::Name, &error) != Meaning::Broken => {
                 tracing::warn!(%error, "no checkpoint could be made: the next start reads more of the log");
                 self.lock().since_checkpoint_bytes = 0;
-                Ok(())
+                Ok(false)
             }
             Err(error) => Err(self.poison("writing the checkpoint", &error)),
         }

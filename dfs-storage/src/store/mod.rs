@@ -14,6 +14,7 @@ mod install;
 mod log;
 mod maintain;
 mod mend;
+mod quiet;
 mod read;
 mod recovery;
 mod scan;
@@ -270,15 +271,7 @@ impl ChunkStore {
             tracing::error!(store = %geometry.store, "something in the store is lost: it takes a new name and catches up with its peers");
         }
         recovered.report.rebuilt.splice(0..0, rebuilt);
-        let log = Log::new(
-            disk,
-            geometry,
-            max_slots,
-            recovered.index,
-            recovered.start,
-            options.checkpoint_interval_bytes,
-            options.patience,
-        )?;
+        let log = Log::new(disk, geometry, max_slots, recovered.index, recovered.start, options)?;
         if recovered.checkpoint {
             log.checkpoint()?;
         }

@@ -27,6 +27,8 @@ pub struct StoreOptions {
     pub checkpoint_interval_bytes: u64,
     /// How long something that has run out (descriptors, memory) may take to come back before the store ends.
     pub patience: Duration,
+    /// After so long without writers to speak of, what is dead is given back to the disk.
+    pub at_rest_after: Duration,
 }
 
 impl StoreOptions {
@@ -40,6 +42,7 @@ impl StoreOptions {
             segment_size_bytes: SEGMENT_SIZE_BYTES,
             checkpoint_interval_bytes: 1 << 30,
             patience: Duration::from_secs(5),
+            at_rest_after: Duration::from_secs(20),
         }
     }
 }

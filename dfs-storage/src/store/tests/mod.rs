@@ -28,6 +28,7 @@ fn options(segments: u64) -> StoreOptions {
         segment_size_bytes: SEGMENT,
         checkpoint_interval_bytes: 200 << 10,
         patience: std::time::Duration::from_millis(10),
+        at_rest_after: std::time::Duration::ZERO,
         ..StoreOptions::new(ClusterId([7; 16]), StorageId(3), segments * u64::from(SEGMENT))
     }
 }

@@ -14,6 +14,7 @@ fn open(disk: &SimDisk) -> ChunkStore {
     let options = StoreOptions {
         segment_size_bytes: SEGMENT,
         checkpoint_interval_bytes: 1 << 30,
+        at_rest_after: Duration::MAX,
         ..options(1_024)
     };
     ChunkStore::open(Arc::new(disk.clone()), options).unwrap().0
@@ -128,4 +129,53 @@ fn a_step_that_ends_between_two_pieces_leaves_a_good_segment() {
     drop(store);
     let after_power_cut = disk.image(crate::disk::sim::Image::Power);
     assert_eq!(contents(&open(&after_power_cut)), model);
+}
+
+/// What was removed comes back to the disk once nobody writes, also on a disk that is large.
+#[test]
+fn a_store_at_rest_gives_its_room_back() {
+    let disk = SimDisk::new();
+    let resting = StoreOptions {
+        segment_size_bytes: SEGMENT,
+        checkpoint_interval_bytes: 1 << 30,
+        ..options(4_096)
+    };
+    let open = || ChunkStore::open(Arc::new(disk.clone()), resting.clone()).unwrap().0;
+    let store = open();
+    let mut model = Model::new();
+    // 40 segments, of which a few blocks stay.
+    for n in 0..40 * u64::from(SEGMENT) / (64 * 4096) {
+        let op = Op::Write {
+            chunk: (n % 12) as u8,
+            first: 0,
+            blocks: 64,
+            last: 4096,
+        };
+        step(&store, &mut model, &op, n).unwrap();
+    }
+    for chunk in 0..8 {
+        step(&store, &mut model, &Op::Remove { chunk }, 10_000 + u64::from(chunk)).unwrap();
+    }
+    store.sync().unwrap();
+    let before = disk.files().len();
+    let (mut steps, mut idle, mut last) = (0, 0, before);
+    while idle < 3 {
+        steps += 1;
+        let more = store.maintain(&|_| Some(Duration::ZERO)).unwrap().more;
+        let now = disk.files().len();
+        // A crash at any moment leaves what was there.
+        let cut = Arc::new(disk.image(crate::disk::sim::Image::Power));
+        let found = contents(&ChunkStore::open(cut, resting.clone()).unwrap().0);
+        assert!(found == model, "step {steps}");
+        idle = if more || now != last { 0 } else { idle + 1 };
+        last = now;
+        assert!(steps < 500, "it does not end");
+    }
+    println!("{before} files became {last} in {steps} steps");
+    assert!(before > 40 && last < 16, "{before} files became {last}");
+    // It can be written again.
+    write(&store, &mut model, 20_000, 64);
+    store.sync().unwrap();
+    drop(store);
+    assert!(contents(&open()) == model);
 }
