@@ -21,6 +21,7 @@ pub mod policy;
 pub mod time;
 pub mod units;
 pub mod version;
+pub mod whereabouts;
 pub mod wire;
 
 pub use chain::{ChainInfo, ChainMember, ChainTable, Duty, MemberState, NodeInfo, Rest, RoutingTable};
@@ -39,3 +40,4 @@ pub use name::ValidName;
 pub use policy::{ConflictPolicy, Policy, PolicyChange, Profile};
 pub use time::Timestamp;
 pub use version::{Causality, ChunkVector, ChunkVersion, HybridClock, MAX_EARLIER_EPOCHS, VersionVector};
+pub use whereabouts::Whereabouts;

@@ -109,7 +109,7 @@ impl Leader {
                     repeated = true;
                     let (now_ms, mut search) = (self.now_ms(), self.search.lock());
                     search.failed(server.0, now_ms);
-                    search.learn(leader, address);
+                    search.learn(leader, address, now_ms);
                     search.leads(leader);
                     continue;
                 }

@@ -7,7 +7,7 @@
 
 use std::net::SocketAddr;
 
-use dfs_common::MetaId;
+use dfs_common::{MetaId, Whereabouts};
 
 /// How long hints to a server that failed are not believed.
 const SUSPECT_MS: u64 = 600;
@@ -17,36 +17,42 @@ const NO_LEADER_PAUSE_MS: u64 = 25;
 
 #[derive(Debug)]
 pub(crate) struct LeaderSearch {
-    /// Address and the time until which it is suspect.
-    servers: Vec<(MetaId, SocketAddr, u64)>,
+    /// Where it is and the time until which it is suspect.
+    servers: Vec<(MetaId, Whereabouts, u64)>,
     guess: usize,
 }
 
 impl LeaderSearch {
     pub(crate) fn new(servers: impl IntoIterator<Item = (MetaId, SocketAddr)>) -> Self {
         Self {
-            servers: servers.into_iter().map(|(id, address)| (id, address, 0)).collect(),
+            servers: servers
+                .into_iter()
+                .map(|(id, address)| (id, Whereabouts::new(address), 0))
+                .collect(),
             guess: 0,
         }
     }
 
-    /// The group says that a server is there. A server that moved is not suspect any more.
-    pub(crate) fn learn(&mut self, id: MetaId, address: SocketAddr) {
-        if let Some(server) = self.servers.iter_mut().find(|server| server.0 == id)
-            && server.1 != address
+    /// The group says that a server is there. If it has just failed where it was looked for, it is worth another try.
+    pub(crate) fn learn(&mut self, id: MetaId, address: SocketAddr, now_ms: u64) {
+        let server = self.servers.iter_mut().find(|server| server.0 == id);
+        if let Some(server) = server.filter(|server| server.2 > now_ms)
+            && server.1.learn(address)
         {
-            (server.1, server.2) = (address, 0);
+            server.2 = 0;
         }
     }
 
     pub(crate) fn current(&self) -> Option<(MetaId, SocketAddr)> {
-        self.servers.get(self.guess).map(|server| (server.0, server.1))
+        self.servers
+            .get(self.guess)
+            .map(|server| (server.0, server.1.address()))
     }
 
     /// `asked` is not the leader. Returns the pause before the next attempt.
     pub(crate) fn not_leader(&mut self, asked: MetaId, hint: Option<(MetaId, SocketAddr)>, now_ms: u64) -> u64 {
         if let Some((id, address)) = hint {
-            self.learn(id, address);
+            self.learn(id, address, now_ms);
         }
         if self.current().is_none_or(|(id, _)| id != asked) {
             return 0;
@@ -68,7 +74,7 @@ impl LeaderSearch {
         let at = self.servers.iter().position(|server| server.0 == first).unwrap_or(0);
         let after = self.servers.iter().cycle().skip(at + 1).take(self.servers.len());
         let others = after.filter(|server| server.0 != first);
-        others.map(|server| (server.0, server.1)).collect()
+        others.map(|server| (server.0, server.1.address())).collect()
     }
 
     /// Another than was asked leads.
@@ -82,6 +88,7 @@ impl LeaderSearch {
     /// `asked` did not answer. Returns the pause before the next attempt.
     pub(crate) fn failed(&mut self, asked: MetaId, now_ms: u64) -> u64 {
         if let Some(server) = self.servers.iter_mut().find(|server| server.0 == asked) {
+            server.1.failed();
             server.2 = now_ms + SUSPECT_MS;
         }
         if self.current().is_some_and(|(id, _)| id == asked) {
@@ -145,11 +152,18 @@ mod tests {
             Some((MetaId(1), address(9))),
             "another address, another try"
         );
+        // It is looked for at both, in turn.
         search.failed(MetaId(1), 2000);
-        search.learn(MetaId(1), address(9));
-        assert!(search.not_leader(MetaId(2), Some((MetaId(1), address(9))), 2010) > 0);
-        search.learn(MetaId(7), address(7));
+        assert_eq!(search.not_leader(MetaId(2), Some((MetaId(1), address(9))), 2010), 0);
+        assert_eq!(search.current(), Some((MetaId(1), address(9))));
+        search.learn(MetaId(7), address(7), 2010);
         assert_eq!(search.others(MetaId(1)).len(), 2, "a server that is not configured");
+        search.learn(MetaId(2), address(8), 2010);
+        assert_eq!(
+            search.others(MetaId(1))[0],
+            (MetaId(2), address(2)),
+            "it answers where it is"
+        );
     }
 
     #[test]

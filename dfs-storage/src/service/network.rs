@@ -10,7 +10,7 @@ use bytes::Bytes;
 use dfs_common::wire::Lane;
 use dfs_common::wire::meta::{MetaRequest, MetaResponse};
 use dfs_common::wire::storage::{StorageRequest, StorageResponse};
-use dfs_common::{Error, ErrorCode, MetaId, NodeName, Result, RoutingTable, StorageId};
+use dfs_common::{Error, ErrorCode, MetaId, NodeName, Result, RoutingTable, StorageId, Whereabouts};
 use parking_lot::Mutex;
 
 pub(crate) type Answering<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'a>>;
@@ -40,9 +40,17 @@ pub(crate) trait Transport: Send + Sync + std::fmt::Debug {
 const HEDGE_AFTER: Duration = Duration::from_millis(300);
 
 #[derive(Debug)]
+struct Server {
+    id: MetaId,
+    at: Whereabouts,
+    /// It did not answer, or not soon, when it was asked last.
+    failed: bool,
+}
+
+#[derive(Debug)]
 pub(crate) struct Network {
     transport: Arc<dyn Transport>,
-    meta: Mutex<Vec<(MetaId, SocketAddr)>>,
+    meta: Mutex<Vec<Server>>,
     /// Who answered last as leader: an index into `meta`.
     leader: AtomicUsize,
 }
@@ -51,7 +59,15 @@ impl Network {
     pub(crate) fn new(transport: Arc<dyn Transport>, meta: Vec<(MetaId, SocketAddr)>) -> Self {
         Self {
             transport,
-            meta: Mutex::new(meta),
+            meta: Mutex::new(
+                meta.into_iter()
+                    .map(|(id, address)| Server {
+                        id,
+                        at: Whereabouts::new(address),
+                        failed: false,
+                    })
+                    .collect(),
+            ),
             leader: AtomicUsize::new(0),
         }
     }
@@ -99,11 +115,13 @@ impl Network {
                         }
                     }
                     (at, Ok(response)) => {
+                        self.meta.lock()[at].failed = false;
                         self.leader.store(at, Ordering::Relaxed);
                         return Ok(response);
                     }
                     (at, Err(error)) => {
                         last = error;
+                        self.note_failure(at);
                         self.leader.store((at + 1) % servers, Ordering::Relaxed);
                     }
                 }
@@ -119,14 +137,23 @@ impl Network {
     }
 
     fn server(&self, at: usize) -> (MetaId, SocketAddr) {
-        self.meta.lock()[at]
+        let server = &self.meta.lock()[at];
+        (server.id, server.at.address())
+    }
+
+    fn note_failure(&self, at: usize) {
+        let server = &mut self.meta.lock()[at];
+        server.failed = true;
+        server.at.failed();
     }
 
     /// A metadata server says where another one is. Returns the place of that one.
     fn learn(&self, id: MetaId, address: SocketAddr) -> Option<usize> {
         let mut meta = self.meta.lock();
-        let at = meta.iter().position(|&(known, _)| known == id)?;
-        meta[at].1 = address;
+        let at = meta.iter().position(|server| server.id == id)?;
+        if meta[at].failed {
+            meta[at].failed = !meta[at].at.learn(address);
+        }
         Some(at)
     }
 
@@ -152,6 +179,7 @@ impl Network {
             answer = &mut preferred => return answer,
             () = tokio::time::sleep(HEDGE_AFTER) => {}
         }
+        self.meta.lock()[first].failed = true;
         let other = ask((first + 1) % servers);
         tokio::pin!(other);
         tokio::select! {
