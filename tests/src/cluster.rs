@@ -175,9 +175,18 @@ impl DevCluster {
         }
     }
 
-    /// Waits until every chain has three members that may carry it on alone: nothing is written, and nothing is on its way.
+    /// Waits until every chain has three members that may carry it on alone: nothing is written, and nothing is on its way. The
+    /// clean-up of removed files writes as well.
     #[track_caller]
     pub fn wait_at_rest(&self, bound: Duration) {
+        let start = Instant::now();
+        while self.status().is_none_or(|status| status["orphans"] != 0) {
+            assert!(
+                start.elapsed() < bound,
+                "removed files are not cleaned up after {bound:?}"
+            );
+            thread::sleep(Duration::from_millis(100));
+        }
         self.wait_complete(3, bound);
     }
 
