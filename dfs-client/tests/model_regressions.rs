@@ -17,7 +17,11 @@ const MIB: u64 = 1 << 20;
 
 /// Runs it under some seeds: what is quicker than what differs.
 fn must_hold(servers: Servers, steps: &[Step]) {
-    for seed in 0..8 {
+    must_hold_under(0..8, servers, steps);
+}
+
+fn must_hold_under(seeds: impl IntoIterator<Item = u64>, servers: Servers, steps: &[Step]) {
+    for seed in seeds {
         let program = Program {
             seed,
             steps: steps.to_vec(),
@@ -1206,6 +1210,49 @@ fn what_was_committed_before_a_truncation_is_no_loss() {
             },
             opens(2, How::Truncate),
             fsync(0),
+        ],
+    );
+}
+
+/// Two runs of one slab were acknowledged before and after another mount removed what it took for
+/// garbage. The second was there as it was written, and the first was taken for as good.
+#[test]
+fn runs_of_a_slab_that_a_cut_came_between_are_looked_at_one_by_one() {
+    must_hold_under(
+        (0..8).chain([20_025_567]),
+        Servers::NEW,
+        &[
+            create(1),
+            open(1),
+            open(2),
+            Step::Write {
+                m: 1,
+                h: 1,
+                at: MIB + 8192,
+                len: 10,
+            },
+            Step::Write {
+                m: 2,
+                h: 1,
+                at: 0,
+                len: 4096,
+            },
+            opens(2, How::Truncate),
+            create(0),
+            Step::Lose {
+                m: 1,
+                cable: Cable::Both,
+                loss: Loss::Answer,
+                count: 2,
+            },
+            write(1, MIB, 4096),
+            wait(1000),
+            write(0, MIB, 10),
+            Step::Fsync {
+                m: 1,
+                h: 3,
+                data_only: false,
+            },
         ],
     );
 }

@@ -4,6 +4,7 @@
 //! snapshot, do I/O, and come back with the result. The length that callers see is the greatest of: what metadata
 //! says, the end of what is on the chains but not committed (`kept`), and the end of what is dirty.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use dfs_common::planted::{self, Bug};
@@ -16,7 +17,7 @@ use dfs_crypto::block::BlockCipher;
 use parking_lot::Mutex;
 use tokio::sync::{RwLock, Semaphore, watch};
 
-use super::acknowledged::{Entry, Lacks};
+use super::acknowledged::{Entry, Lacks, WrittenRun};
 use super::dirty::{DirtyBuffer, Slab};
 use super::errseq::LateErrors;
 use super::kept::Kept;
@@ -49,6 +50,7 @@ pub(crate) struct Owed {
 }
 
 /// A slab that its chain has acknowledged.
+#[derive(Clone)]
 pub(crate) struct Arrival {
     pub(crate) chain: ChainId,
     pub(crate) slab: Arc<Slab>,
@@ -59,6 +61,36 @@ pub(crate) struct Arrival {
     pub(crate) alone: bool,
     /// When it was first sent, on the mount's clock.
     pub(crate) sent_ms: u64,
+}
+
+impl Arrival {
+    /// Its runs by the truncation epoch in which they were acknowledged: what a cut did to some says nothing of the others.
+    fn by_cut(self, block_start: impl Fn(ChunkIndex, BlockIndex) -> u64) -> Vec<Self> {
+        let cuts: BTreeSet<CutEpoch> = self.written.iter().map(|written| written.cut).collect();
+        if cuts.len() <= 1 {
+            return vec![self];
+        }
+        let part = |cut| {
+            let (mine, others): (Vec<Written>, Vec<Written>) =
+                self.written.iter().cloned().partition(|written| written.cut == cut);
+            let mut slab = Slab::clone(&self.slab);
+            for WrittenRun {
+                chunk, first, blocks, ..
+            } in others.into_iter().map(|written| written.run)
+            {
+                slab.erase(
+                    block_start(chunk, first),
+                    block_start(chunk, BlockIndex(first.0 + blocks)),
+                );
+            }
+            Self {
+                slab: Arc::new(slab),
+                written: mine,
+                ..self.clone()
+            }
+        };
+        cuts.into_iter().map(part).collect()
+    }
 }
 
 /// On what occasion metadata is told.
@@ -251,6 +283,18 @@ impl Inner {
 
     /// A slab has arrived: these runs, with the sync flag or without.
     pub(crate) fn arrived(&mut self, arrival: Arrival, room: &Arc<Semaphore>) {
+        let written_ms = arrival.slab.since_ms;
+        for part in arrival.by_cut(|chunk, block| {
+            let file = self.attributes.file.as_ref();
+            file.map_or(0, |file| file.layout.block_start(chunk, block))
+        }) {
+            self.part_arrived(part, room);
+        }
+        self.owe(written_ms);
+    }
+
+    /// Runs that were acknowledged in one truncation epoch.
+    fn part_arrived(&mut self, part: Arrival, room: &Arc<Semaphore>) {
         let Arrival {
             chain,
             slab,
@@ -258,12 +302,8 @@ impl Inner {
             sync,
             alone,
             sent_ms,
-        } = arrival;
-        let cut = written
-            .iter()
-            .map(|written| written.cut)
-            .min()
-            .unwrap_or_else(|| self.cut());
+        } = part;
+        let cut = written.first().map_or_else(|| self.cut(), |written| written.cut);
         let number = written.iter().map(|written| written.number).max().unwrap_or(0);
         let end = slab.end();
         // A chunk that was not there says nothing of a truncation that this mount has not heard of.
@@ -273,7 +313,6 @@ impl Inner {
             commit: end > self.attributes.length_bytes || cut != self.cut() || (uncertain && !alone),
         };
 
-        let written_ms = slab.since_ms;
         if lacks.sync || lacks.commit || written.iter().any(|written| self.kept.touches(written.run.chunk)) {
             let entry = Entry {
                 chain,
@@ -290,7 +329,6 @@ impl Inner {
                 self.unsynced.gap(chain, number);
             }
         }
-        self.owe(written_ms);
     }
 
     /// A sync that began when `owing` was all on the chain has ended, or has found it lost.
@@ -613,8 +651,6 @@ impl FileState {
 mod tests {
     use dfs_common::wire::namespace::FileKind;
     use dfs_common::{ChainTableId, Policy};
-
-    use super::super::acknowledged::WrittenRun;
 
     use super::*;
 
