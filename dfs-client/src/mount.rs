@@ -69,6 +69,8 @@ pub(crate) struct Files {
 /// What is remembered of a file that nobody has open.
 struct Closed {
     own_change: Option<u64>,
+    /// At which it was written.
+    level: Level,
     unsynced: Unsynced,
     /// What others wrote to it was durable.
     foreign_durable: bool,
@@ -115,6 +117,14 @@ impl Files {
     pub(crate) fn closed_on(&self, chain: ChainId) -> Vec<Owing> {
         let closed = self.closed.iter();
         closed.filter_map(|(_, closed)| closed.unsynced.on(chain)).collect()
+    }
+
+    /// Everything up to these numbers is durable, also what such files have there.
+    pub(crate) fn settle_closed(&mut self, durable_up_to: impl Fn(Level, ChainId) -> u64) {
+        for (_, closed) in &mut self.closed {
+            let level = closed.level;
+            closed.unsynced.settle(|chain| durable_up_to(level, chain));
+        }
     }
 }
 
@@ -302,6 +312,7 @@ impl Mount {
             }
             let closed = Closed {
                 own_change: inner.own_change,
+                level: file.write_level,
                 foreign_durable: inner.foreign_unsynced().is_none(),
                 unsynced: std::mem::take(&mut inner.unsynced),
             };

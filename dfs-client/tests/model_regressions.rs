@@ -1256,3 +1256,21 @@ fn runs_of_a_slab_that_a_cut_came_between_are_looked_at_one_by_one() {
         ],
     );
 }
+
+/// What a sync of the whole mount had made durable of a closed file was still owed by whoever
+/// opened it again, and by the mount: lost power made that an error though nothing was gone.
+#[test]
+fn a_closed_file_owes_nothing_after_a_sync_of_the_mount() {
+    let closed = [
+        create(0),
+        write(0, 0, 10),
+        Step::Close { m: 0, h: 0 },
+        Step::SyncAll { m: 0 },
+    ];
+    let again = [open(0), write(0, 0, 10), flush(0), power()];
+    for last in [fsync(0), Step::SyncAll { m: 0 }] {
+        must_hold(Servers::NEW, &[&closed[..], &again, &[last]].concat());
+    }
+    let meanwhile = [power(), open(0), write(0, 0, 10), power(), fsync(0)];
+    must_hold(Servers::NEW, &[&closed[..], &meanwhile].concat());
+}

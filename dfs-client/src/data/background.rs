@@ -52,6 +52,11 @@ impl Background {
         .collect()
     }
 
+    /// Of the mount's numbers.
+    fn durable_up_to(&self, level: Level, chain: ChainId) -> u64 {
+        self.durable.get(&(level, chain)).copied().unwrap_or(0)
+    }
+
     fn synced(&mut self, level: Level, chain: ChainId, owing: &Owing, now_ms: u64) {
         let Some(unsynced) = self.unsynced.get_mut(&level) else {
             return;
@@ -95,7 +100,7 @@ impl Mount {
     pub(super) fn settle_synced(&self, file: &FileState, inner: &mut Inner) {
         let background = self.background.lock();
         let level = file.write_level;
-        let durable = |chain| background.durable.get(&(level, chain)).copied().unwrap_or(0);
+        let durable = |chain| background.durable_up_to(level, chain);
         for chain in inner.unsynced.settle(durable) {
             inner.kept.synced(chain, durable(chain));
         }
@@ -128,7 +133,12 @@ impl Mount {
             tasks.spawn(async move { mount.sync_for_all(level, chain, &owing, deadline).await });
         }
         join_all(tasks).await?;
-        let files: Vec<_> = self.files.lock().open.values().cloned().collect();
+        let files: Vec<_> = {
+            let mut files = self.files.lock();
+            let background = self.background.lock();
+            files.settle_closed(|level, chain| background.durable_up_to(level, chain));
+            files.open.values().cloned().collect()
+        };
         for file in files {
             self.settle_synced(&file, &mut file.inner.lock());
         }
