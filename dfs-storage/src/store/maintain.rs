@@ -175,8 +175,11 @@ impl Log {
     /// What their headers say of how far the log was synced stands in a checkpoint before. A file that is there again after
     /// a crash is free as it was.
     fn give_back(&self) -> Result<bool, StoreError> {
-        let surplus = self.lock().surplus();
-        if surplus == 0 || !self.write_checkpoint()? {
+        let (surplus, is_covered) = {
+            let state = self.lock();
+            (state.surplus(), state.checkpointed >= state.published)
+        };
+        if surplus == 0 || !(is_covered || self.write_checkpoint()?) {
             return Ok(false);
         }
         for _ in 0..surplus.min(GIVEN_BACK_AT_ONCE) {
