@@ -21,9 +21,10 @@ pub struct Timestamp {
 }
 
 impl Timestamp {
-    /// The ctime of a file after a write that is told `now`. A write is told a moment after it was made, and its mtime is when
-    /// that was; so is its ctime, so that nobody who looked in between sees the file change once more. An mtime that a
-    /// program chose, or that has not come yet, is no such time.
+    /// The ctime of a file after a write that is told `now`. A write is told a moment after it was
+    /// made, and its mtime is when that was; so is its ctime, so that nobody who looked in between
+    /// sees the file change once more. An mtime that a program chose, or that has not come yet, is
+    /// no such time.
     #[must_use]
     pub fn ctime_of_write(before: Self, mtime: Option<Self>, now: Self) -> Self {
         mtime.filter(|&at| before <= at && at <= now).unwrap_or(now)

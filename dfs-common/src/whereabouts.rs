@@ -28,8 +28,8 @@ impl Whereabouts {
         self.address
     }
 
-    /// The server has not answered, and the group says that it is there. `true`: there is an address to try that was not tried
-    /// last.
+    /// The server has not answered, and the group says that it is there. `true`: there is an
+    /// address to try that was not tried last.
     pub fn learn(&mut self, address: SocketAddr) -> bool {
         if address == self.address {
             return false;

@@ -132,7 +132,8 @@ impl Directories {
         seen.insert(attributes.inode, attributes.clone());
     }
 
-    /// What a directory that was removed while it is open looks like: as it was, without links and entries.
+    /// What a directory that was removed while it is open looks like: as it was, without links and
+    /// entries.
     pub(crate) fn removed(&self, inode: InodeId) -> Option<Attributes> {
         let open = self.open.lock();
         let mut handles = open.values().filter(|open| open.inode == inode);

@@ -175,8 +175,8 @@ impl DevCluster {
         }
     }
 
-    /// Waits until every chain has three members that may carry it on alone: nothing is written, and nothing is on its way. The
-    /// clean-up of removed files writes as well.
+    /// Waits until every chain has three members that may carry it on alone: nothing is written,
+    /// and nothing is on its way. The clean-up of removed files writes as well.
     #[track_caller]
     pub fn wait_at_rest(&self, bound: Duration) {
         let start = Instant::now();

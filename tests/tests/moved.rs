@@ -1,5 +1,5 @@
-//! A metadata server gets another address: every configuration is edited, and the metadata servers are started anew. Storage
-//! nodes and mounts run on, and find it.
+//! A metadata server gets another address: every configuration is edited, and the metadata servers
+//! are started anew. Storage nodes and mounts run on, and find it.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -1,5 +1,5 @@
-//! What became of acknowledged writes that may have to be sent again: what their blocks should have, and what was found
-//! there. Pure.
+//! What became of acknowledged writes that may have to be sent again: what their blocks should
+//! have, and what was found there. Pure.
 
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
@@ -13,7 +13,8 @@ use super::acknowledged::{Entry, WrittenRun};
 use super::dirty::{Slab, SlabIndex};
 use crate::routing::KeptSpans;
 
-/// Several writes as one: the bytes of each slab, newer ones on top, whatever order they overlap in; `None` if bytes are missing.
+/// Several writes as one: the bytes of each slab, newer ones on top, whatever order they overlap
+/// in; `None` if bytes are missing.
 pub(crate) fn merged(entries: &[Entry], slab_size_bytes: u64) -> Option<BTreeMap<SlabIndex, Slab>> {
     let mut slabs: BTreeMap<SlabIndex, Slab> = BTreeMap::new();
     let oldest_wins = planted::is(Bug::OldestWins);
@@ -35,7 +36,8 @@ pub(crate) struct Touched {
     pub(crate) oldest: Epoch,
     /// One of them was lost before another wrote.
     pub(crate) lost: bool,
-    /// Somebody else's version between two of them. Nobody can tell whether the earlier one had been lost before it.
+    /// Somebody else's version between two of them. Nobody can tell whether the earlier one had
+    /// been lost before it.
     pub(crate) between: Option<ChunkVersion>,
 }
 
@@ -100,7 +102,8 @@ pub(crate) fn touched(
     blocks
 }
 
-/// What a write gave from an offset on and the newer ones did not write over. `None`: bytes are missing.
+/// What a write gave from an offset on and the newer ones did not write over. `None`: bytes are
+/// missing.
 pub(crate) fn uncovered(entry: &Entry, newer: &[Entry], from: u64) -> Option<Slab> {
     let mut left = Slab::clone(entry.slab.as_ref()?);
     left.erase(0, from);
@@ -122,7 +125,8 @@ pub(crate) enum Fate {
     /// It was cut, and nobody has written there since: what they had from there on is to be sent
     /// again.
     Cut,
-    /// Somebody wrote to it after them, and may not have known of them: nobody can tell whose bytes are which.
+    /// Somebody wrote to it after them, and may not have known of them: nobody can tell whose bytes
+    /// are which.
     Mixed,
 }
 

@@ -64,7 +64,8 @@ pub(crate) struct Arrival {
 }
 
 impl Arrival {
-    /// Its runs by the truncation epoch in which they were acknowledged: what a cut did to some says nothing of the others.
+    /// Its runs by the truncation epoch in which they were acknowledged: what a cut did to some
+    /// says nothing of the others.
     fn by_cut(self, block_start: impl Fn(ChunkIndex, BlockIndex) -> u64) -> Vec<Self> {
         let cuts: BTreeSet<CutEpoch> = self.written.iter().map(|written| written.cut).collect();
         if cuts.len() <= 1 {

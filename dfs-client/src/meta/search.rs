@@ -33,7 +33,8 @@ impl LeaderSearch {
         }
     }
 
-    /// The group says that a server is there. If it has just failed where it was looked for, it is worth another try.
+    /// The group says that a server is there. If it has just failed where it was looked for, it is
+    /// worth another try.
     pub(crate) fn learn(&mut self, id: MetaId, address: SocketAddr, now_ms: u64) {
         let server = self.servers.iter_mut().find(|server| server.0 == id);
         if let Some(server) = server.filter(|server| server.2 > now_ms)

@@ -1,4 +1,5 @@
-//! Finding out whether a leader hears the others, and whether it should make way: the shell around [`hearing`](super::hearing).
+//! Finding out whether a leader hears the others, and whether it should make way: the shell around
+//! [`hearing`](super::hearing).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

@@ -221,8 +221,8 @@ fn put<S: Rows + ?Sized>(rows: &mut Overlay<'_, S>, conflict: &Conflict) -> Resu
     Ok(())
 }
 
-/// Forgets the oldest of what is settled, but nothing that may be asked for again. What was found at a time that has not
-/// come is from a clock that was wrong.
+/// Forgets the oldest of what is settled, but nothing that may be asked for again. What was found
+/// at a time that has not come is from a clock that was wrong.
 fn prune<S: Rows + ?Sized>(rows: &mut Overlay<'_, S>, inode: InodeId, now: Timestamp) -> Result<(), StoreError> {
     let settled: Vec<ConflictId> = of_inode(rows, inode)?
         .iter()

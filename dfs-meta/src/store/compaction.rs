@@ -1,9 +1,10 @@
 //! Copying a database that is much larger than its rows into a new one, while it is in use.
 //!
-//! The copy goes through the keys in order. What is committed meanwhile goes to the current database, and to the copy as
-//! well if its key is one that the copy has passed. When the copy has passed them all it has the same rows, which their
-//! sums prove, and takes the place of the current database. Sealed values are copied as they are: they are sealed to their
-//! keys, which stay the same.
+//! The copy goes through the keys in order. What is committed meanwhile goes to the current
+//! database, and to the copy as well if its key is one that the copy has passed. When the copy has
+//! passed them all it has the same rows, which their sums prove, and takes the place of the current
+//! database. Sealed values are copied as they are: they are sealed to their keys, which stay the
+//! same.
 //!
 //! A copy that fails, for want of room or otherwise, is given up, and the current database goes on.
 
@@ -55,8 +56,8 @@ struct Excess {
     bytes: u64,
 }
 
-/// Whether a database of this size is worth a copy. `settled_bytes` is how large the last copy was: rows that take that
-/// much in a new database are not copied again until there is more.
+/// Whether a database of this size is worth a copy. `settled_bytes` is how large the last copy was:
+/// rows that take that much in a new database are not copied again until there is more.
 const fn is_worth_it(disk: DiskRoom, rows_bytes: u64, database_bytes: u64, settled_bytes: u64) -> bool {
     let excess = if disk.is_low() { WORTH_WHILE_LOW } else { WORTH };
     let least_bytes = if rows_bytes > settled_bytes {
@@ -172,8 +173,8 @@ impl Compaction {
         drop(database.close());
     }
 
-    /// Copies some rows, or looks whether that should begin: then in a new database at `next`. Returns the copy when it
-    /// has all rows.
+    /// Copies some rows, or looks whether that should begin: then in a new database at `next`.
+    /// Returns the copy when it has all rows.
     pub(super) fn step(
         &mut self,
         current: &Database,
@@ -314,20 +315,9 @@ mod tests {
     use std::fs;
     use std::path::Path;
 
-    use super::super::{Batch, MemoryStore, Rows, SledStore, Store, ValueSealer};
+    use super::super::sealed::Plain;
+    use super::super::{Batch, MemoryStore, Rows, SledStore, Store};
     use super::*;
-
-    /// Values as they are: sealing is tested where it is done.
-    struct Plain;
-
-    impl ValueSealer for Plain {
-        fn seal(&self, _: &[u8], plain: &[u8]) -> Result<Vec<u8>, dfs_common::Error> {
-            Ok(plain.to_vec())
-        }
-        fn open(&self, _: &[u8], sealed: &[u8]) -> Result<Vec<u8>, dfs_common::Error> {
-            Ok(sealed.to_vec())
-        }
-    }
 
     const LOW: DiskRoom = DiskRoom {
         total_bytes: 1 << 30,

@@ -98,7 +98,8 @@ pub trait Store: Rows + Send + Sync + 'static {
     /// Removes every row. Not atomic: a crash leaves some.
     fn clear(&self) -> Result<(), StoreError>;
 
-    /// Does one bounded piece of what gives room back to the disk, which stands like this. For the thread that commits.
+    /// Does one bounded piece of what gives room back to the disk, which stands like this. For the
+    /// thread that commits.
     /// `true`: there is more to do.
     fn compact(&self, _disk: DiskRoom) -> Result<bool, StoreError> {
         Ok(false)

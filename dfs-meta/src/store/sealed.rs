@@ -6,9 +6,10 @@
 //! this module's: every batch carries a digest of all rows, and a store whose rows do not add up to it does not open. (A value that
 //! rotted would not open either, but a row that is gone would just not be there.)
 //!
-//! The database stands in a numbered directory inside the store's own. sled does not give the room of removed rows back
-//! to the file system, so a database that is much larger than its rows is copied to the next number while it is in use,
-//! see [`compaction`](super::compaction). The lowest number is the one that counts.
+//! The database stands in a numbered directory inside the store's own. sled does not give the room
+//! of removed rows back to the file system, so a database that is much larger than its rows is
+//! copied to the next number while it is in use, see [`compaction`](super::compaction). The lowest
+//! number is the one that counts.
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -108,7 +109,8 @@ pub(super) struct Database {
     handles: Option<(sled::Tree, sled::Db)>,
 }
 
-/// sled writes out what it has when it is closed. After a write that failed it waits for that for ever.
+/// sled writes out what it has when it is closed. After a write that failed it waits for that for
+/// ever.
 const CLOSES_WITHIN: Duration = Duration::from_secs(10);
 
 impl Database {
@@ -191,8 +193,8 @@ impl Drop for Database {
     }
 }
 
-/// The number of the database that counts. Removes everything else in the store's directory: a copy that was not
-/// finished, and what a finished one has left.
+/// The number of the database that counts. Removes everything else in the store's directory: a copy
+/// that was not finished, and what a finished one has left.
 fn numbered(directory: &Path) -> std::io::Result<u64> {
     std::fs::create_dir_all(directory)?;
     let mut numbers = Vec::new();
@@ -362,21 +364,23 @@ impl Store for SledStore {
     }
 }
 
+/// Values as they are: sealing is tested where it is done.
+#[cfg(test)]
+pub(super) struct Plain;
+
+#[cfg(test)]
+impl ValueSealer for Plain {
+    fn seal(&self, _: &[u8], plain: &[u8]) -> Result<Vec<u8>, dfs_common::Error> {
+        Ok(plain.to_vec())
+    }
+    fn open(&self, _: &[u8], sealed: &[u8]) -> Result<Vec<u8>, dfs_common::Error> {
+        Ok(sealed.to_vec())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// Values as they are: sealing is tested where it is done.
-    struct Plain;
-
-    impl ValueSealer for Plain {
-        fn seal(&self, _: &[u8], plain: &[u8]) -> Result<Vec<u8>, dfs_common::Error> {
-            Ok(plain.to_vec())
-        }
-        fn open(&self, _: &[u8], sealed: &[u8]) -> Result<Vec<u8>, dfs_common::Error> {
-            Ok(sealed.to_vec())
-        }
-    }
 
     fn batch(rows: &[(&[u8], Option<&[u8]>)]) -> Batch {
         let mut batch = Batch::default();

@@ -26,7 +26,8 @@ const GATHER: Duration = Duration::from_millis(100);
 /// Rows in one batch of the store below; sled takes much memory for larger ones.
 const MAX_BATCH_ROWS: usize = 1_000;
 
-/// So much of keys and values in one batch, or one commit. It bounds what a batch takes on a disk that is nearly full.
+/// So much of keys and values in one batch, or one commit. It bounds what a batch takes on a disk
+/// that is nearly full.
 const MAX_BATCH_BYTES: usize = 1 << 20;
 
 /// Between two looks whether there is room.
@@ -154,7 +155,8 @@ impl<S: Store> Shared<S> {
         }
     }
 
-    /// While the disk is low, the store below gives back what it does not need. `true`: there is more to do.
+    /// While the disk is low, the store below gives back what it does not need. `true`: there is
+    /// more to do.
     fn compact(&self) -> Result<bool, String> {
         let compact = || self.below.compact(self.room.told());
         match catch_unwind(AssertUnwindSafe(compact)) {

@@ -170,10 +170,11 @@ impl Log {
         }
     }
 
-    /// Removes segment files that a store at rest does not need, so that the disk has their room. `true`: something was done.
+    /// Removes segment files that a store at rest does not need, so that the disk has their room.
+    /// `true`: something was done.
     ///
-    /// What their headers say of how far the log was synced stands in a checkpoint before. A file that is there again after
-    /// a crash is free as it was.
+    /// What their headers say of how far the log was synced stands in a checkpoint before. A file
+    /// that is there again after a crash is free as it was.
     fn give_back(&self) -> Result<bool, StoreError> {
         let (surplus, is_covered) = {
             let state = self.lock();

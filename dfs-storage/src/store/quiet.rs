@@ -8,8 +8,8 @@ pub(super) struct Quiet {
     since: Instant,
     /// What had been appended then, and by maintenance since.
     pub(super) appended_bytes: u64,
-    /// Segments that may still be emptied for no other reason than rest. As many as there were when it began: what
-    /// emptying them leaves behind is not worth it once more.
+    /// Segments that may still be emptied for no other reason than rest. As many as there were when
+    /// it began: what emptying them leaves behind is not worth it once more.
     pub(super) victims: Option<u32>,
 }
 
@@ -24,7 +24,8 @@ impl Default for Quiet {
 }
 
 impl Quiet {
-    /// So much was appended in all, and writers of so much do not let it rest. How long it has rested.
+    /// So much was appended in all, and writers of so much do not let it rest. How long it has
+    /// rested.
     pub(super) fn look(&mut self, appended_bytes: u64, bound_bytes: u64) -> Duration {
         if appended_bytes.saturating_sub(self.appended_bytes) >= bound_bytes {
             (self.since, self.appended_bytes) = (Instant::now(), appended_bytes);

@@ -1,5 +1,6 @@
-//! What a cluster keeps of files that are gone: files are made, written and removed in rounds, and after each one the memory
-//! of every process and the disk use of every server are measured, once more after a restart.
+//! What a cluster keeps of files that are gone: files are made, written and removed in rounds, and
+//! after each one the memory of every process and the disk use of every server are measured, once
+//! more after a restart.
 //!
 //! `cargo xtask long turnover [--files N]`, as root, on a machine with nothing else to do.
 #![expect(clippy::print_stdout, clippy::expect_used, reason = "a tool that measures")]
