@@ -155,8 +155,7 @@ impl<S: Store> Shared<S> {
         }
     }
 
-    /// While the disk is low, the store below gives back what it does not need. `true`: there is
-    /// more to do.
+    /// The store below gives back what it does not need. `true`: there is more to do.
     fn compact(&self) -> Result<bool, String> {
         let compact = || self.below.compact(self.room.told());
         match catch_unwind(AssertUnwindSafe(compact)) {
