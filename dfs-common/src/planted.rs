@@ -34,6 +34,7 @@ bugs! {
         SkipFsync = "skip an fsync";
         FsyncRetried = "fsync again after EIO, and believe it";
         PoisonIgnored = "a poisoned store goes on";
+        EmptiesTheLastCopy = "a condemned store is emptied whoever else has what is in it";
         TornTailAccepted = "records are not checked when the log is read back";
         ChecksumIgnored = "blocks are not checked when they are read";
         StaleEpochServed = "an old epoch's request is served";

@@ -3,6 +3,7 @@
 //! `replica` is pure: what a member of a chain decides, on messages and configurations. `store` is the block log.
 //! `service` moves messages in and effects out; `resync` copies to a returning neighbour.
 
+pub mod condemned;
 pub mod disk;
 pub mod divergence;
 mod reconcile;

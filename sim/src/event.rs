@@ -125,6 +125,7 @@ pub(crate) enum Event {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Undo {
     Disk(usize),
+    Scarce(usize),
     /// A fault goes on.
     Strike(crate::schedule::Fault),
     Stale {

@@ -146,6 +146,12 @@ impl World {
                 }
             }
             Fault::Media { node, kind, draw } => self.media(node, kind, draw),
+            Fault::Scarce {
+                nodes,
+                kind,
+                operation,
+                ms,
+            } => self.scarce(nodes, kind, operation, ms),
             Fault::Slow { node, ms, until_ms } => {
                 self.fired(Kind::SlowDisk);
                 self.nodes[node].slow = (ms, self.now + until_ms);
@@ -204,6 +210,18 @@ impl World {
         }
     }
 
+    fn scarce(&mut self, nodes: u64, kind: Kind, operation: Operation, ms: u64) {
+        let errno = match kind {
+            Kind::DescriptorsOut => dfs_common::errno::EMFILE,
+            _ => dfs_common::errno::ENOMEM,
+        };
+        for at in (0..NODES).filter(|at| nodes >> at & 1 == 1) {
+            self.nodes[at].disk.fail(operation, 0, errno);
+            self.after(ms, Event::Undo(Undo::Scarce(at)));
+        }
+        self.fired(kind);
+    }
+
     fn media(&mut self, at: usize, kind: Kind, draw: u64) {
         if !self.nodes[at].is_up() {
             return;
@@ -234,7 +252,10 @@ impl World {
             Kind::LostWrite => disk.spoil(Mishap::LostWrite, soon),
             Kind::MisdirectedWrite => disk.spoil(Mishap::Misdirected(1 + random.below(40) as usize), soon),
             Kind::ReadEio => disk.spoil(Mishap::FailsOnce(Operation::Read, dfs_common::errno::EIO), soon),
-            Kind::FsyncEio => disk.spoil(Mishap::FailsOnce(Operation::Sync, dfs_common::errno::EIO), soon),
+            Kind::FsyncEio => {
+                disk.spoil(Mishap::FailsOnce(Operation::Sync, dfs_common::errno::EIO), soon);
+                self.nodes[at].sync_fails = true;
+            }
             Kind::DiskFull => {
                 let used: usize = disk.files().iter().map(|(_, size)| size).sum();
                 disk.limit(used as u64);
@@ -274,6 +295,7 @@ impl World {
     pub(crate) fn undo(&mut self, undo: Undo) {
         match undo {
             Undo::Strike(fault) => self.strike(fault),
+            Undo::Scarce(node) => self.nodes[node].disk.heal(),
             Undo::Disk(node) => self.nodes[node].disk.limit(u64::MAX),
             Undo::Stale { node, apart_ms } => {
                 self.fired(Kind::StaleFirst);
@@ -338,6 +360,7 @@ impl World {
             node.slow = (0, 0);
             node.clock = (now, node.clock_ms(now), 1_000);
             node.disk.limit(u64::MAX);
+            node.disk.heal();
             node.disk.spoil(Mishap::LostWrite, u64::MAX);
             let broken = node.fault.is_some() || node.store.as_ref().is_some_and(|store| store.fault().is_some());
             if broken {

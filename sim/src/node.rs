@@ -42,6 +42,10 @@ pub(crate) struct Node {
     pub(crate) lossy: BTreeMap<ChainId, u64>,
     /// Mishaps of the disk that are to come, with how many there had been.
     pub(crate) due: Vec<(Kind, u64)>,
+    /// A sync of its disk fails, or has failed: it may condemn its store.
+    pub(crate) sync_fails: bool,
+    /// How often its condemned store was not to be emptied yet.
+    pub(crate) waits: u32,
 }
 
 impl Node {

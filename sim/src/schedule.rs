@@ -1,6 +1,7 @@
 //! What a seed will do, drawn before it runs: so a failing schedule can be made smaller, step by step.
 
 use dfs_common::Level;
+use dfs_storage::disk::sim::Operation;
 
 use crate::random::Random;
 use crate::stories;
@@ -65,6 +66,9 @@ pub enum Kind {
     Cascade,
     DeathsAtRest,
     Forgotten,
+    DescriptorsOut,
+    MemoryOut,
+    CondemnedInARow,
 }
 
 impl Kind {
@@ -112,6 +116,9 @@ impl Kind {
         Self::Cascade,
         Self::DeathsAtRest,
         Self::Forgotten,
+        Self::DescriptorsOut,
+        Self::MemoryOut,
+        Self::CondemnedInARow,
     ];
 }
 
@@ -155,6 +162,13 @@ pub enum Fault {
         node: usize,
         kind: Kind,
         draw: u64,
+    },
+    /// These (by bit) lack descriptors or memory for a while: nothing is wrong with their disks.
+    Scarce {
+        nodes: u64,
+        kind: Kind,
+        operation: Operation,
+        ms: u64,
     },
     Slow {
         node: usize,
@@ -359,7 +373,7 @@ fn down_ms(random: &mut Random) -> u64 {
 }
 
 /// Sorts of faults: those that `draw_fault` knows, and one that is a story of its own.
-const FAULTS: u64 = 19;
+const FAULTS: u64 = 20;
 const CASCADE: u64 = 18;
 
 /// One seed in so many tells a story.
@@ -490,6 +504,21 @@ fn draw_fault(random: &mut Random, kind: u64, character: Character) -> Option<Fa
         17 if random.chance(15) => Fault::StandStill {
             ms: random.between(60_000, 7_200_000),
         },
+        19 => {
+            // A sync that fails condemns, whatever its number.
+            let operation = [Operation::Create, Operation::Replace, Operation::Read, Operation::Write];
+            let kind = if random.chance(50) {
+                Kind::DescriptorsOut
+            } else {
+                Kind::MemoryOut
+            };
+            Fault::Scarce {
+                nodes: random.between(1, (1 << NODES) - 1),
+                kind,
+                operation: operation[random.below(if kind == Kind::MemoryOut { 4 } else { 2 }) as usize],
+                ms,
+            }
+        }
         _ => return None,
     })
 }

@@ -13,11 +13,11 @@ use dfs_storage::replica::{Answer, Effect, Input, Now, StoreView, WaiterId};
 use dfs_storage::store::StoreError;
 
 use crate::copying::Copy;
-use crate::event::Event;
+use crate::event::{Event, Undo};
 use crate::messages::{Call, For, Reply, Request, Waiting, read_of};
 use crate::network::OTHERS;
 use crate::node::Node;
-use crate::schedule::{BLOCKS, Kind};
+use crate::schedule::{BLOCKS, Kind, NODES};
 use crate::world::World;
 
 struct View<'a>(&'a Node);
@@ -78,6 +78,9 @@ impl StoreView for View<'_> {
         self.0.full.contains(&member)
     }
 }
+
+/// A process that has to start anew is up again after about twice this.
+const STARTS_ANEW_MS: u64 = 50;
 
 impl World {
     /// The one place where cores are driven.
@@ -372,8 +375,25 @@ impl World {
             if self.trace.in_words() {
                 self.trace.say(format!("             storage-{}: {reason}", at + 1));
             }
+            let store = self.nodes[at].store.as_ref();
+            let stopped = store.is_some_and(|store| store.fault().is_some() && store.condemned().is_none());
+            if stopped {
+                // It lacked something, and starts anew by itself, as its service has it.
+                let incarnation = self.nodes[at].incarnation;
+                let down_ms = STARTS_ANEW_MS;
+                let undo = Undo::Replace {
+                    node: at,
+                    incarnation,
+                    down_ms,
+                };
+                return self.after(STARTS_ANEW_MS, Event::Undo(undo));
+            }
+            let mut others = (0..NODES).filter(|&other| other != at);
+            if self.nodes[at].sync_fails && others.any(|other| self.is_condemned(other)) {
+                self.fired(Kind::CondemnedInARow);
+            }
             // "two histories" is the core's own assertion.
-            if self.schedule.character.victim != Some(at) {
+            if self.schedule.character.victim != Some(at) && !self.nodes[at].sync_fails {
                 self.fail("I5", format!("storage-{} gave up: {reason}", at + 1));
             }
         }

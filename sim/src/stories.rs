@@ -59,8 +59,36 @@ fn write_and_sync(random: &mut Random, chunk: u64, at_ms: u64, steps: &mut Vec<S
     }
 }
 
+/// Syncs fail on one disk after the other, while somebody goes on writing: each store is condemned, and the last must wait.
+fn condemned(random: &mut Random, chunk: u64, steps: &mut Vec<Step>) {
+    let first = random.below(NODES as u64) as usize;
+    let mut at = random.between(300, 900);
+    let apart_ms = random.between(50, 1_500);
+    for turn in 0..random.between(2, NODES as u64) as usize {
+        let fault = Fault::Media {
+            node: (first + turn) % NODES,
+            kind: Kind::FsyncEio,
+            draw: random.next(),
+        };
+        let what = What::Fault(fault);
+        steps.push(Step { at_ms: at, what });
+        let until = at + apart_ms;
+        while at < until {
+            write_and_sync(random, chunk, at, steps);
+            at += random.between(20, 200);
+        }
+    }
+    for _ in 0..random.between(5, 20) {
+        at += random.between(50, 600);
+        write_and_sync(random, chunk, at, steps);
+    }
+}
+
 pub(crate) fn draw(random: &mut Random, steps: &mut Vec<Step>) {
     let chunk = random.below(CHUNKS);
+    if random.chance(25) {
+        return condemned(random, chunk, steps);
+    }
     let mut at = random.between(300, 900);
     for _ in 0..random.between(1, 3) {
         for _ in 0..random.between(1, 4) {

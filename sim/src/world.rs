@@ -8,9 +8,11 @@ use dfs_common::{
     StoreId,
 };
 use dfs_storage::Lease;
-use dfs_storage::disk::SimDisk;
+use dfs_storage::condemned::chains_that_need;
+use dfs_storage::disk::sim::Image;
+use dfs_storage::disk::{Disk as _, SimDisk};
 use dfs_storage::replica::Input;
-use dfs_storage::store::{ChunkStore, StoreOptions};
+use dfs_storage::store::{ChunkStore, StoreError, StoreOptions};
 
 use crate::Violation;
 use crate::clients::Client;
@@ -83,6 +85,18 @@ pub(crate) const fn chain_of(chunk: u64) -> ChainId {
     ChainId(1 + (chunk % 2) as u32)
 }
 
+/// A node that lacks something at its start tries again.
+const OPEN_AGAIN_MS: u64 = 100;
+
+/// A node with a condemned store asks this often whether others have what is in it.
+const ASK_MS: u64 = 200;
+
+/// An administrator trusts a store that waited so often.
+const TRUSTED_AFTER: u32 = 15;
+
+/// As in the service: the first store is not emptied but set aside.
+const COPIES_TO_SET_ASIDE: usize = 1;
+
 pub(crate) fn open_store(
     disk: &SimDisk,
     id: StorageId,
@@ -126,6 +140,8 @@ impl World {
                     rotten: BTreeSet::new(),
                     fetching: false,
                     lossy: BTreeMap::new(),
+                    sync_fails: false,
+                    waits: 0,
                     due: Vec::new(),
                 })
                 .collect(),
@@ -198,18 +214,19 @@ impl World {
         node.incarnation += 1;
         let (store, rotten) = match open_store(&node.disk, node.id, node.incarnation) {
             Ok(opened) => opened,
+            Err(StoreError::NotNow { .. }) => {
+                let incarnation = node.incarnation;
+                return self.after(OPEN_AGAIN_MS, Event::Restart { node: at, incarnation });
+            }
             Err(_) => {
-                // What the message says: an empty directory, and it is rebuilt from its peers.
-                node.disk = SimDisk::new();
-                let chains: Vec<_> = node.chains.keys().copied().collect();
-                let incarnation = node.incarnation - 1;
-                node.lossy.extend(chains.into_iter().map(|chain| (chain, incarnation)));
-                match open_store(&node.disk, node.id, node.incarnation) {
-                    Ok(opened) => opened,
-                    Err(error) => return self.fail("start", format!("an empty disk does not open: {error}")),
-                }
+                let Some(opened) = self.open_condemned(at) else {
+                    let incarnation = self.nodes[at].incarnation;
+                    return self.after(ASK_MS, Event::Restart { node: at, incarnation });
+                };
+                opened
             }
         };
+        let node = &mut self.nodes[at];
         node.store = Some(store);
         node.rotten = rotten;
         node.lease = Lease::new();
@@ -222,6 +239,42 @@ impl World {
         let incarnation = node.incarnation;
         self.note(at, "start", incarnation, 0);
         self.after(1, Event::Beat { node: at, incarnation });
+    }
+
+    /// Emptied, if others have what is in it; else, after a while, as an administrator has it opened who trusts it.
+    fn open_condemned(&mut self, at: usize) -> Option<(ChunkStore, BTreeSet<ChunkId>)> {
+        let table = self.group.decided();
+        let node = &mut self.nodes[at];
+        let may_be_emptied = chains_that_need(&table, node.id, COPIES_TO_SET_ASIDE).is_empty();
+        if may_be_emptied {
+            node.disk = SimDisk::new();
+        } else {
+            node.waits += 1;
+            let marked = ChunkStore::poisoned(&node.disk).is_ok_and(|reason| reason.is_some());
+            if node.waits < TRUSTED_AFTER || !marked {
+                return None;
+            }
+            // What is read shall come from the medium.
+            node.disk = node.disk.image(Image::Power);
+            let _ = node.disk.remove(ChunkStore::FAULT_MARK);
+        }
+        (node.waits, node.sync_fails) = (0, false);
+        let incarnation = node.incarnation - 1;
+        let chains = table.chains.keys();
+        node.lossy.extend(chains.map(|&chain| (chain, incarnation)));
+        match open_store(&node.disk, node.id, node.incarnation) {
+            Ok(opened) => Some(opened),
+            Err(error) => {
+                self.fail("start", format!("storage-{} does not open: {error}", at + 1));
+                None
+            }
+        }
+    }
+
+    /// Its store gave up, in this process or in one before.
+    pub(crate) fn is_condemned(&self, at: usize) -> bool {
+        let node = &self.nodes[at];
+        node.fault.is_some() || node.waits > 0
     }
 
     /// The process is gone, with all that it had in memory.

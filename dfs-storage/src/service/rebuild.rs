@@ -9,10 +9,11 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use dfs_common::wire::meta::{Heartbeat, MetaRequest, MetaResponse, Signs};
-use dfs_common::{Incarnation, MemberState, Result, RoutingTable, RoutingVersion, StorageId, StoreId};
+use dfs_common::{Incarnation, Result, RoutingTable, RoutingVersion, StorageId, StoreId};
 use tokio_util::sync::CancellationToken;
 
 use super::network::Network;
+use crate::condemned::chains_that_need;
 
 /// Between two questions whether the others have everything.
 const ASK: Duration = Duration::from_millis(200);
@@ -39,23 +40,6 @@ pub(super) enum Verdict {
     Stop,
 }
 
-/// Chains that have fewer than `copies` complete copies besides this node's.
-fn needed_for(table: &RoutingTable, node: StorageId, copies: usize) -> Vec<u32> {
-    let needs = |chain: &&dfs_common::ChainInfo| match chain.state_of(node) {
-        None => false,
-        Some(MemberState::Offline | MemberState::Waiting) => {
-            chain.complete().filter(|&other| other != node).count() < copies
-        }
-        Some(_) => true,
-    };
-    table
-        .chains
-        .values()
-        .filter(needs)
-        .map(|chain| chain.id.get())
-        .collect()
-}
-
 /// Waits until `copies` others have all that the store has in each of its chains, or somebody trusts it.
 pub(super) async fn wait_for_verdict(
     network: &Network,
@@ -69,7 +53,7 @@ pub(super) async fn wait_for_verdict(
         match ask(network, me, reason).await {
             Ok(Heard::Trusted) => return Verdict::Reopen,
             Ok(Heard::Table(table)) => {
-                let needed = needed_for(&table, me.node, copies);
+                let needed = chains_that_need(&table, me.node, copies);
                 if needed.is_empty() {
                     return Verdict::BeginAnew;
                 }
@@ -103,6 +87,7 @@ enum Heard {
 async fn ask(network: &Network, me: Me, reason: &str) -> Result<Heard> {
     let heartbeat = MetaRequest::Heartbeat(Heartbeat {
         sessions: 0,
+        configured: network.configured(),
         node: me.node,
         incarnation: me.incarnation,
         store: me.store,
@@ -122,56 +107,5 @@ async fn ask(network: &Network, me: Me, reason: &str) -> Result<Heard> {
         MetaResponse::ReopenStore { store } if store == me.store => Ok(Heard::Trusted),
         MetaResponse::Failed(error) => Err(error),
         _ => Ok(Heard::Nothing),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use dfs_common::{ChainId, ChainInfo, ChainMember, Epoch};
-
-    use super::*;
-
-    #[test]
-    fn a_store_is_only_given_up_beside_complete_copies() {
-        use MemberState::{LastServer, Offline, Serving, Syncing, Waiting};
-        let needed_beside = |copies: usize, settled: bool, states: [MemberState; 3]| {
-            let members = (1..)
-                .zip(states)
-                .map(|(node, state)| ChainMember::new(StorageId(node), state));
-            let chain = ChainInfo {
-                id: ChainId(7),
-                epoch: Epoch(3),
-                settled,
-                rest: dfs_common::Rest::default(),
-                headed: Epoch(1),
-                revived: Epoch(1),
-                members: members.collect(),
-            };
-            let table = RoutingTable {
-                chains: [(ChainId(7), chain)].into(),
-                ..RoutingTable::default()
-            };
-            !needed_for(&table, StorageId(1), copies).is_empty()
-        };
-        let needed = |states| needed_beside(1, true, states);
-        assert!(!needed([Offline, Serving, Serving]));
-        assert!(!needed([Waiting, Serving, Offline]));
-        assert!(
-            needed([Serving, Serving, Serving]),
-            "the others do not know yet that it is out"
-        );
-        assert!(needed([Syncing, Serving, Offline]));
-        assert!(needed([LastServer, LastServer, Offline]));
-        assert!(needed([Offline, LastServer, Offline]));
-        assert!(needed([Offline, Waiting, Offline]));
-        assert!(needed_for(&RoutingTable::default(), StorageId(1), 1).is_empty());
-        // While an earlier one is set aside.
-        assert!(!needed_beside(2, true, [Offline, Serving, Serving]));
-        assert!(needed_beside(2, true, [Offline, Serving, Syncing]));
-        assert!(
-            needed_beside(2, false, [Offline, Serving, Serving]),
-            "the second may lack what was acknowledged"
-        );
-        assert!(!needed_beside(1, false, [Offline, Serving, Serving]));
     }
 }

@@ -189,7 +189,7 @@ impl ChunkStore {
     }
 
     /// The file that says so; see [`Self::poisoned`].
-    pub(crate) const FAULT_MARK: &'static str = POISON_FILE;
+    pub const FAULT_MARK: &'static str = POISON_FILE;
 
     /// Why a store that is not open can not be trusted, if an earlier run found so.
     ///
