@@ -45,9 +45,9 @@ pub(crate) enum Verb {
     /// Make a new cluster: keys, certificates and one configuration a node
     #[command(display_order = 10)]
     Init(InitArgs),
-    /// Run a metadata server
+    /// Run a metadata server; or give one another address, or another machine
     #[command(display_order = 11)]
-    Meta(ServeArgs),
+    Meta(MetaArgs),
     /// Run a storage node
     #[command(display_order = 12)]
     Storage(ServeArgs),
@@ -66,6 +66,9 @@ pub(crate) enum Verb {
     /// Storage nodes: add, drain, look after, remove
     #[command(subcommand, display_order = 25)]
     Node(NodeVerb),
+    /// Certificates: issue them anew
+    #[command(subcommand, display_order = 28)]
+    Credentials(CredentialsVerb),
     /// Copying to replicas that are out of sync: status, pause, resume
     #[command(subcommand, display_order = 26)]
     Resync(ResyncVerb),
@@ -273,6 +276,57 @@ pub(crate) enum NodeVerb {
         name: String,
         #[command(flatten)]
         cluster: ClusterArgs,
+    },
+}
+
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub(crate) struct MetaArgs {
+    #[command(subcommand)]
+    pub(crate) verb: Option<MetaVerb>,
+    #[command(flatten)]
+    pub(crate) serve: Option<ServeArgs>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum CredentialsVerb {
+    /// Issue certificates anew, of those named or of all
+    Renew {
+        /// The directory that `dfs init` made
+        directory: PathBuf,
+        /// Such as admin-1, client-1 or storage-2 [default: all]
+        #[arg(conflicts_with = "new_authority")]
+        names: Vec<String>,
+        /// With a new certificate authority, when the old one is lost, or known to others
+        #[arg(long)]
+        new_authority: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum MetaVerb {
+    /// It is at another address; clients and servers that run hear of it
+    Move {
+        /// Such as meta-2
+        name: String,
+        /// Where the others reach it
+        #[arg(value_name = "HOST:PORT")]
+        address: String,
+        #[command(flatten)]
+        cluster: ClusterArgs,
+    },
+    /// Another machine takes its place, for good: the one before is refused, should it come back
+    Replace {
+        /// The directory that `dfs init` made
+        directory: PathBuf,
+        /// Such as meta-2
+        name: String,
+        /// Where the others reach the new machine
+        #[arg(value_name = "HOST:PORT")]
+        address: String,
+        /// Its data directory; `{}` becomes the server's name [default: data beside its node.toml]
+        #[arg(long, value_name = "DIR")]
+        data: Option<String>,
     },
 }
 

@@ -3,12 +3,14 @@
 //! Paths in it are relative to its own directory, so that a node's directory can be carried to its machine as it is.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
 use dfs_client::AdminClient;
 use dfs_common::config::{ClusterConfig, NodeSection};
+use dfs_common::{MetaId, NodeName};
 use dfs_crypto::certificate::Credentials;
 
 use crate::args::ClusterArgs;
@@ -113,10 +115,68 @@ pub(crate) fn write(path: &Path, config: &ClusterConfig) -> anyhow::Result<()> {
     crate::files::replace(path, &toml::to_string(config)?)
 }
 
+/// Changes a metadata server's address in a file, and in that server's own file where it listens, and leaves the rest as
+/// people wrote it. Whether there was something to change.
+pub(crate) fn move_server(path: &Path, server: MetaId, address: SocketAddr) -> anyhow::Result<bool> {
+    let text = fs::read_to_string(path).with_context(|| format!("{} can not be read", path.display()))?;
+    let mut file: toml_edit::DocumentMut = text.parse().with_context(|| path.display().to_string())?;
+    let address = address.to_string();
+    let mut changed = false;
+    let mut set = |table: &mut toml_edit::Table, key: &str| {
+        if let Some(value) = table.get_mut(key).and_then(toml_edit::Item::as_value_mut)
+            && value.as_str() != Some(address.as_str())
+        {
+            let decor = value.decor().clone();
+            *value = toml_edit::Value::from(address.as_str());
+            *value.decor_mut() = decor;
+            changed = true;
+        }
+    };
+    let servers = file.get_mut("meta").and_then(toml_edit::Item::as_array_of_tables_mut);
+    for table in servers.into_iter().flat_map(toml_edit::ArrayOfTables::iter_mut) {
+        let id = table.get("id").and_then(toml_edit::Item::as_integer);
+        if id.and_then(|id| u64::try_from(id).ok()) == Some(server.get()) {
+            set(table, "address");
+        }
+    }
+    if let Some(node) = file.get_mut("node").and_then(toml_edit::Item::as_table_mut) {
+        let name = node.get("name").and_then(toml_edit::Item::as_str);
+        if name == Some(NodeName::from(server).to_string().as_str()) {
+            set(node, "listen");
+        }
+    }
+    if changed {
+        crate::files::replace(path, &file.to_string())?;
+    }
+    Ok(changed)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use dfs_common::config::MetaServer;
+
+    #[test]
+    fn a_moved_server_is_changed_and_nothing_else() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("node.toml");
+        let text = "# ours\n[node]\nname = \"meta-2\" # rack 4\nlisten = \"10.0.0.2:7\"  # here\n\n[[meta]]\nid = 1\naddress = \"10.0.0.1:7\"\n\n\
+                    [[meta]]\nid = 2\naddress = \"10.0.0.2:7\"\n";
+        fs::write(&path, text).unwrap();
+        let to: SocketAddr = "10.0.0.9:8".parse().unwrap();
+        assert!(move_server(&path, MetaId(2), to).unwrap());
+        assert_eq!(
+            fs::read_to_string(&path).unwrap(),
+            text.replace("10.0.0.2:7", "10.0.0.9:8")
+        );
+        assert!(!move_server(&path, MetaId(2), to).unwrap());
+        assert!(move_server(&path, MetaId(1), "10.0.0.7:7".parse().unwrap()).unwrap());
+        let now = fs::read_to_string(&path).unwrap();
+        assert!(
+            now.contains("listen = \"10.0.0.9:8\"") && now.contains("\"10.0.0.7:7\""),
+            "{now}"
+        );
+    }
 
     #[test]
     fn paths_are_relative_to_the_file_and_wrong_keys_are_named() {

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, anyhow};
 use dfs_common::config::{ClusterConfig, MetaServer, NodeSection};
 use dfs_common::{ClusterId, NodeName, Role};
-use dfs_crypto::certificate::CertificateAuthority;
+use dfs_crypto::certificate::{CertificateAuthority, Credentials};
 use dfs_crypto::key::RootKey;
 
 use crate::args::InitArgs;
@@ -69,8 +69,7 @@ pub(crate) fn create(directory: &Path, meta: &[Member], storage: &[Member], data
     let cluster = ClusterId(id);
     let authority = CertificateAuthority::generate(cluster).context("certificate authority")?;
     let root = RootKey::generate().context("root key")?;
-    make_private(&directory.join("ca"))?;
-    authority.save(&directory.join("ca")).context("certificate authority")?;
+    save_authority(&authority, directory)?;
 
     let client = directory.join("credentials");
     let admin = client.join(ADMIN_CREDENTIALS);
@@ -97,14 +96,14 @@ pub(crate) fn create(directory: &Path, meta: &[Member], storage: &[Member], data
     for (role, member) in nodes {
         let name = NodeName::new(role, member.id);
         let home = directory.join("nodes").join(name.to_string());
-        let credentials = home.join("credentials");
-        make_private(&credentials)?;
-        authority.issue(name)?.save(&credentials)?;
-        if role == Role::Meta {
-            root.meta_key().save(&credentials.join("meta.key"))?;
-        }
-        let file = node_file(cluster, &servers, name, member.address, data);
-        config::write(&home.join("node.toml"), &file)?;
+        let credentials = authority.issue(name)?;
+        let root = (role == Role::Meta).then_some(&root);
+        write_node(
+            &home,
+            &credentials,
+            root,
+            &node_file(cluster, &servers, name, member.address, data),
+        )?;
     }
     let file = ClusterConfig {
         cluster: cluster.to_string(),
@@ -167,22 +166,62 @@ pub(crate) fn add_storage(directory: &Path, member: &Member, data: Option<&str>)
             member.address
         )));
     }
-    let authority = CertificateAuthority::load(&directory.join("ca"))
-        .with_context(|| format!("the certificate authority in {}/ca", directory.display()))?;
-    let credentials = home.join("credentials");
-    make_private(&credentials)?;
-    authority
-        .issue(name)
-        .context("certificate")?
-        .save(&credentials)
-        .context("certificate")?;
+    let credentials = authority(directory)?.issue(name).context("certificate")?;
     let file = node_file(cluster.cluster_id()?, &cluster.meta, name, member.address, data);
-    config::write(&home.join("node.toml"), &file)?;
+    write_node(&home, &credentials, None, &file)?;
     Ok(home)
 }
 
+/// The directory of a metadata server's successor, complete when its `node.toml` is there.
+pub(crate) fn write_meta(
+    home: &Path,
+    cluster: &ClusterConfig,
+    credentials: &Credentials,
+    root: &RootKey,
+    member: &Member,
+    data: Option<&str>,
+) -> Outcome<()> {
+    let name = NodeName::new(Role::Meta, member.id);
+    let file = node_file(cluster.cluster_id()?, &cluster.meta, name, member.address, data);
+    Ok(write_node(home, credentials, Some(root), &file)?)
+}
+
+/// `node.toml` last. Metadata servers have a key that is made from the root key.
+fn write_node(
+    home: &Path,
+    credentials: &Credentials,
+    root: Option<&RootKey>,
+    file: &ClusterConfig,
+) -> anyhow::Result<()> {
+    let directory = home.join("credentials");
+    make_private(&directory)?;
+    credentials.save(&directory).context("certificate")?;
+    if let Some(root) = root {
+        root.meta_key().save(&directory.join("meta.key"))?;
+    }
+    config::write(&home.join("node.toml"), file)
+}
+
+/// The cluster's certificate authority, from the directory that `dfs init` made.
+pub(crate) fn authority(directory: &Path) -> Outcome<CertificateAuthority> {
+    let loaded = CertificateAuthority::load(&directory.join("ca"));
+    Ok(loaded.with_context(|| format!("the certificate authority in {}/ca", directory.display()))?)
+}
+
+pub(crate) fn save_authority(authority: &CertificateAuthority, directory: &Path) -> anyhow::Result<()> {
+    let ca = directory.join("ca");
+    make_private(&ca)?;
+    authority.save(&ca).context("certificate authority")
+}
+
+/// From the credentials of a client.
+pub(crate) fn root_key(credentials: &Path) -> Outcome<RootKey> {
+    let path = credentials.join("root.key");
+    Ok(RootKey::load(&path).with_context(|| format!("the root key {}", path.display()))?)
+}
+
 /// A directory for keys: its owner's alone.
-fn make_private(path: &Path) -> anyhow::Result<()> {
+pub(crate) fn make_private(path: &Path) -> anyhow::Result<()> {
     use std::os::unix::fs::PermissionsExt;
     make_directory(path)?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o700))

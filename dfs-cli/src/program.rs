@@ -16,7 +16,8 @@ use crate::failure::{Code, Failure, Outcome};
 use crate::log_bound::Bounded;
 use crate::log_file::LogFile;
 use crate::{
-    chain, conflicts, dev, init, mounting, node, output, place, policy, resync, scrub, serve, status, sync, verify,
+    chain, conflicts, credentials, dev, init, meta, mounting, node, output, place, policy, resync, scrub, serve,
+    status, sync, verify,
 };
 
 /// Parses, runs, reports.
@@ -57,13 +58,20 @@ fn start(cli: &Cli) -> Outcome {
         Verb::Mount(arguments) => mounting::mount(arguments, cli.log_file.as_deref()),
         Verb::Umount(arguments) => mounting::umount(arguments),
         Verb::Init(arguments) => init::run(arguments),
-        Verb::Meta(arguments) => serve::meta(arguments),
+        Verb::Meta(arguments) => match (&arguments.verb, &arguments.serve) {
+            (Some(verb), _) => meta::run(verb),
+            (None, Some(serve)) => serve::meta(serve),
+            (None, None) => Err(Failure::usage(
+                "dfs meta needs --config FILE, or a verb: dfs meta --help",
+            )),
+        },
         Verb::Storage(arguments) => serve::storage(arguments),
         Verb::Status(arguments) => status::show(arguments),
         Verb::Health(arguments) => status::health(arguments),
         Verb::Chain(verb) => chain::run(verb),
         Verb::Scrub(verb) => scrub::run(verb),
         Verb::Node(verb) => node::run(verb),
+        Verb::Credentials(verb) => credentials::run(verb),
         Verb::Resync(verb) => resync::run(verb),
         Verb::Where(arguments) => place::show(arguments),
         Verb::Verify(arguments) => verify::run(arguments),
@@ -88,7 +96,8 @@ const SERVER_LOG: &str = "info,openraft=off";
 fn start_log(cli: &Cli) -> Outcome<()> {
     // A verb's failure is one line that it prints itself; what lies under it is for who asks.
     let default = match cli.verb {
-        Verb::Meta(_) | Verb::Storage(_) => SERVER_LOG,
+        Verb::Meta(ref arguments) if arguments.verb.is_none() => SERVER_LOG,
+        Verb::Storage(_) => SERVER_LOG,
         Verb::Mount(ref mount) if mount.foreground => SERVER_LOG,
         _ => "off",
     };

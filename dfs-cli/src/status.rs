@@ -35,7 +35,7 @@ impl fmt::Display for Health {
     }
 }
 
-/// One reason why health is not `ok`.
+/// One reason why health is not `ok`; or, with the severity `ok`, something that is to be done in time.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct Finding {
     pub(crate) severity: Health,
@@ -144,7 +144,7 @@ pub(crate) fn chain_list(chains: &[ChainId]) -> String {
     format!("chain{s} {}", numbers.join(", "))
 }
 
-fn meta_name(id: MetaId) -> String {
+pub(crate) fn meta_name(id: MetaId) -> String {
     NodeName::from(id).to_string()
 }
 
@@ -262,6 +262,16 @@ pub(crate) fn findings(status: &ClusterStatus) -> Vec<Finding> {
                 "{}: its clock is {} the cluster's: set it, best by a time service; files get the cluster's time",
                 clock.whose,
                 distance(clock.ahead_ms)
+            ),
+        );
+    }
+    for old in &status.old_addresses {
+        find(
+            Health::Ok,
+            format!(
+                "{}: its configuration names an address that {} has left; it runs on, and is to be changed before its next start",
+                old.whose,
+                meta_name(old.server)
             ),
         );
     }
@@ -467,7 +477,7 @@ pub(crate) fn health(arguments: &HealthArgs) -> Outcome {
             for resync in &view.resyncs {
                 output::line(&format!("  {}", resync_line(resync)));
             }
-            if view.findings.is_empty() {
+            if view.health == Health::Ok {
                 let (members, nodes, chains) = (view.meta.members.len(), view.storage.len(), view.chains.len());
                 output::line(&format!(
                     "  leader {}, {members} metadata servers, {nodes} storage nodes, {chains} chains, every replica in sync",
@@ -612,6 +622,7 @@ pub(crate) mod tests {
             inodes: 2,
             orphans: 0,
             clocks: Vec::new(),
+            old_addresses: Vec::new(),
         }
     }
 

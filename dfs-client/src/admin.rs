@@ -14,8 +14,8 @@ use dfs_common::wire::meta::{ClusterStatus, MetaDamage, MetaRequest, MetaRespons
 use dfs_common::wire::namespace::{Attributes, NamespaceAnswer, NamespaceRead};
 use dfs_common::wire::storage::{ChunkSummary, NodeStatus, ScrubReport, StorageRequest, StorageResponse};
 use dfs_common::{
-    ChainId, ChunkId, ChunkIndex, ClusterId, Error, ErrorCode, InodeId, MetaId, Result, RoutingTable, RoutingVersion,
-    StorageId, ValidName,
+    ChainId, ChunkId, ChunkIndex, ClusterId, Error, ErrorCode, InodeId, MetaId, MetaPlace, Result, RoutingTable,
+    RoutingVersion, StorageId, ValidName,
 };
 use dfs_crypto::certificate::Credentials;
 use dfs_net::Endpoint;
@@ -128,6 +128,21 @@ impl AdminClient {
         }
     }
 
+    /// Tells the group where a metadata server is, and with a higher issue that another machine takes its place. The latter
+    /// is answered when nobody listens to the machine before any more.
+    ///
+    /// # Errors
+    /// Why it is refused, and what to do instead.
+    pub async fn move_meta(&self, server: MetaId, place: MetaPlace) -> Result<()> {
+        let request = MetaRequest::MoveMeta { server, place };
+        let what = || format!("moving meta-{server}");
+        let deadline = Instant::now() + self.deadline;
+        match self.leader.ask(&request, deadline, self.deadline, &what).await? {
+            MetaResponse::Administered => Ok(()),
+            _ => Err(mismatch("metadata server")),
+        }
+    }
+
     /// Every conflict that is remembered, open or settled, by file, with the files' paths.
     pub async fn conflicts(&self) -> Result<Vec<ConflictEntry>> {
         conflicts::every(&self.leader, true, self.deadline).await
@@ -219,7 +234,9 @@ impl AdminClient {
     /// What each metadata server found damaged when it started; an error where it does not answer.
     pub async fn meta_damage(&self) -> Vec<(MetaId, Result<Vec<MetaDamage>>)> {
         let mut found = Vec::with_capacity(self.servers.len());
-        for &server in &self.servers {
+        let table = self.table().await.unwrap_or_default();
+        for &(id, configured) in &self.servers {
+            let server = (id, table.meta.get(&id).copied().unwrap_or(configured));
             let answer = self.network.meta(server, &MetaRequest::Damage, self.deadline).await;
             let damage = answer.and_then(|answer| match answer {
                 MetaResponse::Damage(damage) => Ok(damage),

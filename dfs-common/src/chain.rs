@@ -6,7 +6,9 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::{ChainId, ChainTableId, Epoch, Incarnation, MetaId, RoutingVersion, StorageId, StoreId};
+use crate::id::{
+    CertificateIssue, ChainId, ChainTableId, Epoch, Incarnation, MetaId, RoutingVersion, StorageId, StoreId,
+};
 use crate::level::{Level, QUORUM};
 use crate::planted::{self, Bug};
 
@@ -225,9 +227,21 @@ pub struct RoutingTable {
     pub tables: BTreeMap<ChainTableId, ChainTable>,
     /// Table that new files use; `None` until enough storage nodes have joined.
     pub default_table: Option<ChainTableId>,
+    /// Where the metadata servers are, filled in by the server that hands the table out: what its
+    /// configuration says, but for those in `moved`.
     pub meta: BTreeMap<MetaId, SocketAddr>,
+    /// Metadata servers that an administrator moved or replaced.
+    pub moved: BTreeMap<MetaId, MetaPlace>,
     /// An administrator wants nothing copied for the time being.
     pub resyncs_paused: bool,
+}
+
+/// Where a metadata server is, and which machine may be it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MetaPlace {
+    pub address: SocketAddr,
+    /// Certificates of a lower issue are refused: they are a replaced machine's.
+    pub issue: CertificateIssue,
 }
 
 impl RoutingTable {

@@ -79,6 +79,11 @@ id! {
     MetaId(u64)
 }
 id! {
+    /// Counts the machines that had one name. A machine that takes another's place gets a
+    /// certificate with a higher one, and the group refuses the lower from then on.
+    CertificateIssue(u32)
+}
+id! {
     /// One mount's (or admin tool's) session with the metadata group. 0 is the system itself.
     SessionId(u64)
 }

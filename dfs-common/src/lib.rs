@@ -24,15 +24,15 @@ pub mod version;
 pub mod whereabouts;
 pub mod wire;
 
-pub use chain::{ChainInfo, ChainMember, ChainTable, Duty, MemberState, NodeInfo, Rest, RoutingTable};
+pub use chain::{ChainInfo, ChainMember, ChainTable, Duty, MemberState, MetaPlace, NodeInfo, Rest, RoutingTable};
 pub use conflict::{Conflict, ConflictId, ConflictState, Divergence, Settlement, Verdict};
 pub use cut::{CutEpoch, CutsSince, LastCuts};
 pub use errno::{DiskCall, Meaning, Scarce};
 pub use error::{Error, ErrorCode, Result, RetryClass};
 pub use id::{
-    ActorId, BlockIndex, ChainId, ChainTableId, ChunkId, ChunkIndex, ClusterId, Epoch, FileHandleId, Hold, HoldEpoch,
-    Incarnation, InodeId, MetaId, NodeName, RequestId, Role, RoutingVersion, SequenceNumber, SessionId, StorageId,
-    StoreId,
+    ActorId, BlockIndex, CertificateIssue, ChainId, ChainTableId, ChunkId, ChunkIndex, ClusterId, Epoch, FileHandleId,
+    Hold, HoldEpoch, Incarnation, InodeId, MetaId, NodeName, RequestId, Role, RoutingVersion, SequenceNumber,
+    SessionId, StorageId, StoreId,
 };
 pub use layout::Layout;
 pub use level::Level;

@@ -38,6 +38,13 @@ impl Whereabouts {
         true
     }
 
+    /// The group says that it is there: to be tried when it fails where it was found before.
+    pub fn hear(&mut self, address: SocketAddr) {
+        if address != self.address {
+            self.other = Some(address);
+        }
+    }
+
     /// The server did not answer at [`Self::address`].
     pub const fn failed(&mut self) {
         if let Some(other) = self.other {
@@ -67,5 +74,9 @@ mod tests {
         assert!(server.learn(at(3)), "it moved again");
         server.failed();
         assert_eq!(server.address(), at(2));
+        server.hear(at(4));
+        assert_eq!(server.address(), at(2), "it answers here");
+        server.failed();
+        assert_eq!(server.address(), at(4));
     }
 }

@@ -23,9 +23,9 @@ use dfs_common::wire::storage::{
     BlockCondition, BlockRun, ForwardRequest, MutateRequest, Mutation, StorageRequest, StorageResponse,
 };
 use dfs_common::{
-    BlockIndex, ChainId, ChainInfo, ChainMember, ChunkId, ChunkIndex, ChunkVersion, ClusterId, Epoch, Error, ErrorCode,
-    HybridClock, Incarnation, InodeId, Level, MemberState, RequestId, Rest, RoutingVersion, Scarce, SequenceNumber,
-    SessionId, StorageId, StoreId, Timestamp, ValidName,
+    BlockIndex, CertificateIssue, ChainId, ChainInfo, ChainMember, ChunkId, ChunkIndex, ChunkVersion, ClusterId, Epoch,
+    Error, ErrorCode, HybridClock, Incarnation, InodeId, Level, MemberState, MetaId, MetaPlace, RequestId, Rest,
+    RoutingVersion, Scarce, SequenceNumber, SessionId, StorageId, StoreId, Timestamp, ValidName,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -238,11 +238,23 @@ fn messages_encode_to_their_golden_bytes() {
             closed: vec![],
             report: 12,
             clock: Timestamp::from_nanos(5),
+            configured: [(MetaId(2), "10.0.0.2:7100".parse().unwrap())].into(),
         }),
+    );
+    golden.message(
+        "meta-move",
+        &MetaRequest::MoveMeta {
+            server: MetaId(2),
+            place: MetaPlace {
+                address: "10.0.0.9:7100".parse().unwrap(),
+                issue: CertificateIssue(1),
+            },
+        },
     );
     golden.message(
         "meta-heartbeat",
         &MetaRequest::Heartbeat(Heartbeat {
+            configured: BTreeMap::new(),
             sessions: 0,
             node: StorageId(2),
             incarnation: Incarnation(0xdead_beef),

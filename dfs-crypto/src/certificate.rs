@@ -1,10 +1,11 @@
 //! Who is who: one CA a cluster, and for each member a certificate whose URI SAN names cluster, role and number
-//! (`dfs://<cluster>/<role>/<number>`). The DNS SAN `<role>-<number>.dfs` is what TLS itself compares.
+//! (`dfs://<cluster>/<role>/<number>`, and `/<issue>` where the machine took another's place). The DNS SAN
+//! `<role>-<number>.dfs` is what TLS itself compares.
 
 use std::fs;
 use std::path::Path;
 
-use dfs_common::{ClusterId, NodeName, Role};
+use dfs_common::{CertificateIssue, ClusterId, NodeName, Role};
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
     PKCS_ED25519, SanType,
@@ -38,6 +39,7 @@ impl std::fmt::Debug for CertificateAuthority {
 pub struct Credentials {
     cluster: ClusterId,
     name: NodeName,
+    issue: CertificateIssue,
     ca_pem: String,
     certificate_pem: String,
     key_pem: Zeroizing<String>,
@@ -54,6 +56,7 @@ impl Clone for Credentials {
         Self {
             cluster: self.cluster,
             name: self.name,
+            issue: self.issue,
             ca_pem: self.ca_pem.clone(),
             certificate_pem: self.certificate_pem.clone(),
             key_pem: self.key_pem.clone(),
@@ -66,6 +69,7 @@ impl Clone for Credentials {
 pub struct PeerIdentity {
     pub cluster: ClusterId,
     pub name: NodeName,
+    pub issue: CertificateIssue,
 }
 
 /// Name that TLS compares: `meta-1.dfs`.
@@ -127,13 +131,19 @@ impl CertificateAuthority {
 
     /// A certificate for one member, with a fresh key.
     pub fn issue(&self, name: NodeName) -> Result<Credentials> {
+        self.issue_again(name, CertificateIssue(0))
+    }
+
+    /// The same for a machine that takes the place of another of this name.
+    pub fn issue_again(&self, name: NodeName, issue: CertificateIssue) -> Result<Credentials> {
         let key = KeyPair::generate_for(&PKCS_ED25519)?;
         let mut params = CertificateParams::new(vec![dns_name(name)])?;
         params.distinguished_name.push(DnType::CommonName, name.to_string());
-        params.subject_alt_names.push(SanType::URI(uri(
-            self.cluster,
-            &format!("{}/{}", name.role, name.number),
-        )?));
+        let mut who = format!("{}/{}", name.role, name.number);
+        if issue > CertificateIssue(0) {
+            who = format!("{who}/{issue}");
+        }
+        params.subject_alt_names.push(SanType::URI(uri(self.cluster, &who)?));
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
         validity(&mut params);
@@ -142,6 +152,7 @@ impl CertificateAuthority {
         Ok(Credentials {
             cluster: self.cluster,
             name,
+            issue,
             ca_pem: self.certificate_pem.clone(),
             certificate_pem: certificate.pem(),
             key_pem: Zeroizing::new(key.serialize_pem()),
@@ -163,6 +174,7 @@ impl Credentials {
         Ok(Self {
             cluster: identity.cluster,
             name: identity.name,
+            issue: identity.issue,
             ca_pem: text(&directory.join("ca.pem"))?.to_string(),
             certificate_pem: certificate_pem.to_string(),
             key_pem: text(&directory.join("key.pem"))?,
@@ -190,6 +202,12 @@ impl Credentials {
         self.name
     }
 
+    /// See [`PeerIdentity::issue`].
+    #[must_use]
+    pub const fn issue(&self) -> CertificateIssue {
+        self.issue
+    }
+
     pub(crate) fn ca(&self) -> Result<CertificateDer<'static>> {
         first_certificate(&self.ca_pem, Path::new("ca.pem"))
     }
@@ -209,16 +227,19 @@ impl Credentials {
 /// Identity in a certificate that TLS has verified already.
 ///
 /// # Errors
-/// `BadCertificate` when there is no URI SAN of the form `dfs://<cluster>/<role>/<number>`.
+/// `BadCertificate` when there is no URI SAN of the form `dfs://<cluster>/<role>/<number>` or
+/// `dfs://<cluster>/<role>/<number>/<issue>`.
 pub fn identity_of(certificate: &CertificateDer<'_>) -> Result<PeerIdentity> {
     let (cluster, rest) = split_uri(&uri_of(certificate)?)?;
-    let bad = || CryptoError::BadCertificate(format!("{rest:?} is not role/number"));
+    let bad = || CryptoError::BadCertificate(format!("{rest:?} is neither role/number nor role/number/issue"));
     let (role, number) = rest.split_once('/').ok_or_else(bad)?;
+    let (number, issue) = number.split_once('/').unwrap_or((number, "0"));
     let role: Role = role.parse().map_err(|_| bad())?;
     let number = number.parse().map_err(|_| bad())?;
     Ok(PeerIdentity {
         cluster,
         name: NodeName::new(role, number),
+        issue: CertificateIssue(issue.parse().map_err(|_| bad())?),
     })
 }
 
@@ -292,9 +313,13 @@ mod tests {
             identity_of(&loaded.certificate().unwrap()).unwrap(),
             PeerIdentity {
                 cluster: ca.cluster(),
-                name
+                name,
+                issue: CertificateIssue(0),
             }
         );
+        let again = ca.issue_again(name, CertificateIssue(2)).unwrap();
+        let identity = identity_of(&again.certificate().unwrap()).unwrap();
+        assert_eq!((identity.name, identity.issue), (name, CertificateIssue(2)));
         assert!(identity_of(&loaded.ca().unwrap()).is_err(), "the CA is nobody");
         assert!(
             Credentials::load(&directory.path().join("none"))

@@ -7,8 +7,8 @@ use dfs_common::conflict::{ConflictId, Divergence, Settlement, Verdict};
 use dfs_common::wire::meta::{ChangeRequest, NodeAction, Reservation};
 use dfs_common::wire::namespace::NamespaceChange;
 use dfs_common::{
-    ChainId, ChunkId, Epoch, Error, Hold, HoldEpoch, Incarnation, InodeId, Rest, SessionId, StorageId, StoreId,
-    Timestamp,
+    ChainId, ChunkId, Epoch, Error, Hold, HoldEpoch, Incarnation, InodeId, MetaId, MetaPlace, Rest, SessionId,
+    StorageId, StoreId, Timestamp,
 };
 
 use crate::namespace::{Growing, Obstacle};
@@ -65,6 +65,8 @@ pub enum CommandKind {
     PauseResyncs(bool),
     /// Everything about nodes and chains.
     Cluster(Vec<ClusterEvent>),
+    /// A metadata server is at another address, or another machine takes its place.
+    MoveMeta { server: MetaId, place: MetaPlace },
 }
 
 /// Events that move nodes and chains; `chains::apply` folds them into the routing table.

@@ -210,6 +210,7 @@ impl User {
 
     async fn keep_alive(&self, session: SessionId) -> MetaResponse {
         let request = MetaRequest::KeepAlive(KeepAlive {
+            configured: std::collections::BTreeMap::new(),
             session,
             routing: RoutingVersion(0),
             all: true,
@@ -260,6 +261,7 @@ async fn storage(cluster: &Cluster, id: u32) -> Node {
         let mut sessions = 0;
         while go_on.load(Ordering::Relaxed) {
             let request = MetaRequest::Heartbeat(Heartbeat {
+                configured: std::collections::BTreeMap::new(),
                 sessions,
                 node: StorageId(id),
                 incarnation: Incarnation(7),

@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use dfs_common::wire::ALPN;
-use dfs_common::{ClusterId, Incarnation, NodeName};
+use dfs_common::{CertificateIssue, ClusterId, Incarnation, NodeName};
 use dfs_crypto::{Credentials, tls};
 use parking_lot::Mutex;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
@@ -15,6 +15,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::NetError;
+use crate::issues::RequiredIssues;
 use crate::liveness;
 use crate::peer::{Peer, PeerInner};
 use crate::server::{self, Service};
@@ -46,6 +47,7 @@ pub(crate) struct EndpointInner {
     server_crypto: Arc<QuicServerConfig>,
     /// Kept with their connections while nobody holds a handle: a handshake costs more than any request.
     peers: Mutex<HashMap<(NodeName, SocketAddr), Arc<PeerInner>>>,
+    pub(crate) required: RequiredIssues,
 }
 
 impl std::fmt::Debug for EndpointInner {
@@ -101,6 +103,7 @@ impl Endpoint {
             client_crypto,
             server_crypto,
             peers: Mutex::new(HashMap::new()),
+            required: RequiredIssues::default(),
         };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -124,6 +127,18 @@ impl Endpoint {
     #[must_use]
     pub fn incarnation(&self) -> Incarnation {
         self.inner.incarnation
+    }
+
+    /// From now on no machine with a certificate of a lower issue is accepted as `name`, whoever connects to whom; its
+    /// connections end. What was required before stays so if it is more.
+    pub fn require(&self, name: NodeName, issue: CertificateIssue) {
+        if !self.inner.required.raise(name, issue) {
+            return;
+        }
+        let peers = self.inner.peers.lock();
+        for (_, peer) in peers.iter().filter(|((of, _), _)| *of == name) {
+            peer.close("another machine takes its place");
+        }
     }
 
     /// A handle on another process. Connects when it is used; all handles on one peer share its connections.

@@ -8,6 +8,7 @@ pub mod boot_clock;
 pub mod endpoint;
 pub mod error;
 mod frame;
+mod issues;
 pub mod liveness;
 pub mod peer;
 mod server;

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use dfs_common::units::MAX_PAYLOAD_SIZE_BYTES;
 use dfs_common::wire::{Hello, Lane, PROTOCOL_VERSION};
 use dfs_common::{Error, ErrorCode, NodeName, codec};
-use dfs_crypto::certificate::dns_name;
+use dfs_crypto::certificate::{PeerIdentity, dns_name};
 use dfs_crypto::identity_of;
 use parking_lot::Mutex;
 use quinn::{Connection, ConnectionError, RecvStream, SendStream, VarInt};
@@ -167,6 +167,13 @@ impl PeerInner {
         }
     }
 
+    /// Ends every connection, and with it what is asked over it.
+    pub(crate) fn close(&self, reason: &str) {
+        for slot in self.bulk.iter().chain([&self.control]) {
+            slot.close(reason);
+        }
+    }
+
     async fn exchange(
         &self,
         lane: Lane,
@@ -290,7 +297,11 @@ impl PeerInner {
                     reason: "no answer to the handshake".to_owned(),
                 }),
             };
-            slot.state.lock().finish(&result);
+            // Under the slot's lock: who requires a higher issue meanwhile closes what stands there.
+            let mut state = slot.state.lock();
+            let result = result.and_then(|(connection, identity)| accept(&endpoint, connection, &identity, address));
+            state.finish(&result);
+            drop(state);
             let _ = tell.send(Some(result));
         });
         attempt
@@ -367,12 +378,33 @@ impl Drop for ResetOnDrop {
     }
 }
 
+/// Unless another machine has taken its place.
+fn accept(
+    endpoint: &Weak<EndpointInner>,
+    connection: Connection,
+    identity: &PeerIdentity,
+    address: SocketAddr,
+) -> Result<Connection, NetError> {
+    let required = endpoint.upgrade().map(|endpoint| endpoint.required.clone());
+    match required.map_or(Ok(()), |required| required.check(identity)) {
+        Ok(()) => Ok(connection),
+        Err(reason) => {
+            connection.close(VarInt::from_u32(REFUSED), reason.as_bytes());
+            Err(NetError::Refused {
+                peer: identity.name,
+                address,
+                reason,
+            })
+        }
+    }
+}
+
 async fn connect(
     endpoint: &EndpointInner,
     name: NodeName,
     address: SocketAddr,
     lane: Lane,
-) -> Result<Connection, NetError> {
+) -> Result<(Connection, PeerIdentity), NetError> {
     let unreachable = |reason: String| NetError::Unreachable {
         peer: name,
         address,
@@ -393,8 +425,8 @@ async fn connect(
         .map_err(|error| unreachable(error.to_string()))?;
     let connection = connecting.await.map_err(classify)?;
     let identity = peer_certificate(&connection).and_then(|certificate| identity_of(&certificate).ok());
-    match identity {
-        Some(identity) if identity.cluster == endpoint.cluster && identity.name == name => {}
+    let identity = match identity {
+        Some(identity) if identity.cluster == endpoint.cluster && identity.name == name => identity,
         Some(identity) => {
             connection.close(VarInt::from_u32(REFUSED), b"not who was called");
             return Err(refused(format!(
@@ -406,7 +438,7 @@ async fn connect(
             connection.close(VarInt::from_u32(REFUSED), b"no dfs certificate");
             return Err(refused("its certificate is none of dfs".to_owned()));
         }
-    }
+    };
     let hello = codec::encode(&(
         Hello {
             protocol: PROTOCOL_VERSION,
@@ -439,7 +471,7 @@ async fn connect(
             hello.protocol, hello.cluster
         )));
     }
-    Ok(connection)
+    Ok((connection, identity))
 }
 
 /// Why a connection was refused, if it was refused and not merely lost.

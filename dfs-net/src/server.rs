@@ -125,9 +125,18 @@ async fn connection<S: Service>(
         }
     };
     debug!(%address, peer = %peer.name, ?lane, "connected");
-    while let Ok((send, recv)) = connection.accept_bi().await {
-        let (service, bounds) = (Arc::clone(service), Arc::clone(bounds));
-        tokio::spawn(async move { request(&*service, peer, lane, send, recv, &bounds).await });
+    let serve = async {
+        while let Ok((send, recv)) = connection.accept_bi().await {
+            let (service, bounds) = (Arc::clone(service), Arc::clone(bounds));
+            tokio::spawn(async move { request(&*service, peer, lane, send, recv, &bounds).await });
+        }
+    };
+    tokio::select! {
+        () = serve => {}
+        reason = endpoint.required.refused(&peer) => {
+            warn!(%address, "ended a connection: {reason}");
+            connection.close(VarInt::from_u32(REFUSED), reason.as_bytes());
+        }
     }
 }
 
@@ -161,6 +170,10 @@ async fn establish(
             ),
         ));
     }
+    endpoint
+        .required
+        .check(&identity)
+        .map_err(|reason| refuse(&connection, reason))?;
     let (mut send, mut recv) = connection.accept_bi().await.map_err(certificates)?;
     let hello = recv
         .read_to_end(HELLO_MAX_BYTES)

@@ -30,6 +30,7 @@ impl World {
         let sent_ms = node.clock_ms(now);
         let incarnation = node.incarnation;
         let heartbeat = Heartbeat {
+            configured: std::collections::BTreeMap::new(),
             sessions: 0,
             node: node.id,
             incarnation: Self::incarnation_of(at, incarnation),

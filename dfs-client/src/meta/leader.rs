@@ -1,5 +1,6 @@
 //! Requests to whoever leads the metadata group, until an answer or the deadline.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -49,6 +50,11 @@ impl Leader {
     /// See [`Network::lease_now_ms`].
     pub(super) fn lease_now_ms(&self) -> u64 {
         self.network.lease_now_ms()
+    }
+
+    /// Where the configuration has the metadata servers.
+    pub(super) fn configured(&self) -> BTreeMap<MetaId, SocketAddr> {
+        self.search.lock().configured().clone()
     }
 
     fn now_ms(&self) -> u64 {
@@ -123,7 +129,12 @@ impl Leader {
                     let now_ms = self.now_ms();
                     self.search.lock().not_leader(server.0, leader, now_ms)
                 }
-                Ok(response) => return Ok(Answer { response, repeated }),
+                Ok(response) => {
+                    if let Some(table) = response.routing() {
+                        self.search.lock().hear(&table.meta);
+                    }
+                    return Ok(Answer { response, repeated });
+                }
                 Err(error) if error.retry_class() == RetryClass::Fatal => {
                     let response = MetaResponse::Failed(error);
                     return Ok(Answer { response, repeated });

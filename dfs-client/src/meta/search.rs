@@ -5,6 +5,7 @@
 
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use dfs_common::{MetaId, Whereabouts};
@@ -16,42 +17,75 @@ const SUSPECT_MS: u64 = 600;
 const NO_LEADER_PAUSE_MS: u64 = 25;
 
 #[derive(Debug)]
+struct Server {
+    id: MetaId,
+    at: Whereabouts,
+    /// It did not answer; hints to it are not believed until then.
+    suspect_until_ms: u64,
+    /// It said that it does not lead. If others say until then that it does, elsewhere, then who answered has lost its
+    /// place to another machine.
+    denied_until_ms: u64,
+}
+
+#[derive(Debug)]
 pub(crate) struct LeaderSearch {
-    /// Where it is and the time until which it is suspect.
-    servers: Vec<(MetaId, Whereabouts, u64)>,
+    servers: Vec<Server>,
     guess: usize,
+    configured: BTreeMap<MetaId, SocketAddr>,
 }
 
 impl LeaderSearch {
     pub(crate) fn new(servers: impl IntoIterator<Item = (MetaId, SocketAddr)>) -> Self {
+        let configured: BTreeMap<_, _> = servers.into_iter().collect();
+        let servers = configured.iter().map(|(&id, &address)| Server {
+            id,
+            at: Whereabouts::new(address),
+            suspect_until_ms: 0,
+            denied_until_ms: 0,
+        });
         Self {
-            servers: servers
-                .into_iter()
-                .map(|(id, address)| (id, Whereabouts::new(address), 0))
-                .collect(),
+            servers: servers.collect(),
             guess: 0,
+            configured,
         }
     }
 
-    /// The group says that a server is there. If it has just failed where it was looked for, it is
-    /// worth another try.
+    /// Where the configuration has the servers.
+    pub(crate) const fn configured(&self) -> &BTreeMap<MetaId, SocketAddr> {
+        &self.configured
+    }
+
+    /// Where the group says that its servers are.
+    pub(crate) fn hear(&mut self, meta: &BTreeMap<MetaId, SocketAddr>) {
+        for server in &mut self.servers {
+            if let Some(&address) = meta.get(&server.id) {
+                server.at.hear(address);
+            }
+        }
+    }
+
+    /// The group says that a server leads there. If it has just failed where it was looked for, or
+    /// what answers there says that it does not lead, the other address is worth a try.
     pub(crate) fn learn(&mut self, id: MetaId, address: SocketAddr, now_ms: u64) {
-        let server = self.servers.iter_mut().find(|server| server.0 == id);
-        if let Some(server) = server.filter(|server| server.2 > now_ms)
-            && server.1.learn(address)
+        let server = self.servers.iter_mut().find(|server| server.id == id);
+        if let Some(server) = server.filter(|server| server.suspect_until_ms.max(server.denied_until_ms) > now_ms)
+            && server.at.learn(address)
         {
-            server.2 = 0;
+            (server.suspect_until_ms, server.denied_until_ms) = (0, 0);
         }
     }
 
     pub(crate) fn current(&self) -> Option<(MetaId, SocketAddr)> {
         self.servers
             .get(self.guess)
-            .map(|server| (server.0, server.1.address()))
+            .map(|server| (server.id, server.at.address()))
     }
 
     /// `asked` is not the leader. Returns the pause before the next attempt.
     pub(crate) fn not_leader(&mut self, asked: MetaId, hint: Option<(MetaId, SocketAddr)>, now_ms: u64) -> u64 {
+        if let Some(server) = self.servers.iter_mut().find(|server| server.id == asked) {
+            server.denied_until_ms = now_ms + SUSPECT_MS;
+        }
         if let Some((id, address)) = hint {
             self.learn(id, address, now_ms);
         }
@@ -60,8 +94,8 @@ impl LeaderSearch {
         }
         let hinted = hint
             .filter(|(id, _)| *id != asked)
-            .and_then(|(id, _)| self.servers.iter().position(|server| server.0 == id))
-            .filter(|&at| self.servers[at].2 <= now_ms);
+            .and_then(|(id, _)| self.servers.iter().position(|server| server.id == id))
+            .filter(|&at| self.servers[at].suspect_until_ms <= now_ms);
         if let Some(at) = hinted {
             self.guess = at;
             return 0;
@@ -72,30 +106,30 @@ impl LeaderSearch {
 
     /// Whom else to ask when `first` does not answer.
     pub(crate) fn others(&self, first: MetaId) -> Vec<(MetaId, SocketAddr)> {
-        let at = self.servers.iter().position(|server| server.0 == first).unwrap_or(0);
+        let at = self.servers.iter().position(|server| server.id == first).unwrap_or(0);
         let after = self.servers.iter().cycle().skip(at + 1).take(self.servers.len());
-        let others = after.filter(|server| server.0 != first);
-        others.map(|server| (server.0, server.1.address())).collect()
+        let others = after.filter(|server| server.id != first);
+        others.map(|server| (server.id, server.at.address())).collect()
     }
 
     /// Another than was asked leads.
     pub(crate) fn leads(&mut self, leader: MetaId) {
-        if let Some(at) = self.servers.iter().position(|server| server.0 == leader) {
+        if let Some(at) = self.servers.iter().position(|server| server.id == leader) {
             self.guess = at;
-            self.servers[at].2 = 0;
+            self.servers[at].suspect_until_ms = 0;
         }
     }
 
     /// `asked` did not answer. Returns the pause before the next attempt.
     pub(crate) fn failed(&mut self, asked: MetaId, now_ms: u64) -> u64 {
-        if let Some(server) = self.servers.iter_mut().find(|server| server.0 == asked) {
-            server.1.failed();
-            server.2 = now_ms + SUSPECT_MS;
+        if let Some(server) = self.servers.iter_mut().find(|server| server.id == asked) {
+            server.at.failed();
+            server.suspect_until_ms = now_ms + SUSPECT_MS;
         }
         if self.current().is_some_and(|(id, _)| id == asked) {
             self.rotate(now_ms);
         }
-        if self.servers.iter().all(|server| server.2 > now_ms) {
+        if self.servers.iter().all(|server| server.suspect_until_ms > now_ms) {
             NO_LEADER_PAUSE_MS
         } else {
             0
@@ -106,7 +140,7 @@ impl LeaderSearch {
         let count = self.servers.len().max(1);
         let next = (1..count)
             .map(|step| (self.guess + step) % count)
-            .find(|&at| self.servers[at].2 <= now_ms);
+            .find(|&at| self.servers[at].suspect_until_ms <= now_ms);
         self.guess = next.unwrap_or((self.guess + 1) % count);
     }
 }
@@ -165,6 +199,18 @@ mod tests {
             (MetaId(2), address(2)),
             "it answers where it is"
         );
+    }
+
+    #[test]
+    fn a_replaced_machine_that_answers_hides_nobody() {
+        let mut search = three();
+        // It does not lead; the other machine of its name does.
+        assert!(search.not_leader(MetaId(1), None, 1000) > 0);
+        assert_eq!(search.not_leader(MetaId(2), Some((MetaId(1), address(9))), 1010), 0);
+        assert_eq!(search.current(), Some((MetaId(1), address(9))));
+        // Who was not asked is not looked for elsewhere.
+        assert_eq!(search.not_leader(MetaId(1), Some((MetaId(3), address(8))), 5000), 0);
+        assert_eq!(search.current(), Some((MetaId(3), address(3))));
     }
 
     #[test]

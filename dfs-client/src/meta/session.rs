@@ -484,6 +484,7 @@ impl Session {
             closed: report.closed,
             report: report.report,
             clock: asked,
+            configured: self.leader.configured(),
         });
         let deadline = Instant::now() + Duration::from_millis(2 * KEEP_ALIVE_MS);
         let what = || "keep-alive".to_owned();

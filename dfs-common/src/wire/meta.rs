@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 
 use super::namespace::{Attributes, Caller, NamespaceAnswer, NamespaceChange, NamespaceOp, NamespaceRead};
-use crate::chain::{Rest, RoutingTable};
+use crate::chain::{MetaPlace, Rest, RoutingTable};
 use crate::conflict::{ConflictEntry, ConflictId, Divergence, Settlement, Verdict};
 use crate::errno::Scarce;
 use crate::error::Error;
@@ -110,6 +110,13 @@ pub enum MetaRequest {
     /// Whether nothing is to be copied to members that are out of sync.
     PauseResyncs(bool),
 
+    /// A metadata server is at another address, or (with a higher issue) another machine takes its
+    /// place. That is answered when every other metadata server refuses the one before.
+    MoveMeta {
+        server: MetaId,
+        place: MetaPlace,
+    },
+
     // Metadata servers among themselves: an opaque message of the consensus engine.
     Consensus {
         kind: u8,
@@ -161,6 +168,19 @@ pub enum MetaResponse {
     ReopenStore {
         store: StoreId,
     },
+}
+
+impl MetaResponse {
+    /// The routing table that it brings along, if any.
+    #[must_use]
+    pub fn routing(&self) -> Option<&RoutingTable> {
+        match self {
+            Self::Routing(table) => table.as_ref(),
+            Self::KeepAlive(answer) => answer.routing.as_ref(),
+            Self::Heartbeat(answer) => answer.routing.as_ref(),
+            _ => None,
+        }
+    }
 }
 
 /// How often a client renews its session.
@@ -257,6 +277,8 @@ pub struct KeepAlive {
     pub report: u64,
     /// What the client's machine takes for the time.
     pub clock: Timestamp,
+    /// Where its configuration says that the metadata servers are.
+    pub configured: BTreeMap<MetaId, SocketAddr>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -291,6 +313,8 @@ pub struct Heartbeat {
     pub signs: Signs,
     /// Of the sessions that it knows; see [`LiveSessions::mark`].
     pub sessions: u64,
+    /// Where its configuration says that the metadata servers are.
+    pub configured: BTreeMap<MetaId, SocketAddr>,
 }
 
 /// What an administrator may want of a storage node.
@@ -435,10 +459,24 @@ pub struct ClusterStatus {
     /// Clocks that are off, of metadata servers and clients; no more than [`WRONG_CLOCKS_MAX`] are
     /// told.
     pub clocks: Vec<WrongClock>,
+    /// Who is configured with an address that a metadata server has left; no more than
+    /// [`OLD_ADDRESSES_MAX`] are told.
+    pub old_addresses: Vec<OldAddress>,
 }
 
 /// Clocks that a status tells of.
 pub const WRONG_CLOCKS_MAX: usize = 100;
+
+/// Old addresses that a status tells of.
+pub const OLD_ADDRESSES_MAX: usize = 100;
+
+/// A configuration that names an address which a metadata server has left.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OldAddress {
+    /// For people: a server's name, or a mount's label.
+    pub whose: String,
+    pub server: MetaId,
+}
 
 /// A clock that is far from what the group has for the time.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -13,10 +13,10 @@ use serde::{Deserialize, Serialize};
 use crate::id::ClusterId;
 
 /// Version of every message in this module. Peers with another version are refused in the handshake.
-pub const PROTOCOL_VERSION: u32 = 12;
+pub const PROTOCOL_VERSION: u32 = 13;
 
 /// ALPN of a connection: protocol name with its version, so that TLS itself refuses others.
-pub const ALPN: &[u8] = b"dfs/12";
+pub const ALPN: &[u8] = b"dfs/13";
 
 /// First message on every connection, both ways.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

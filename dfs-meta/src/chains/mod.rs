@@ -19,6 +19,7 @@ mod moves;
 mod next;
 mod plan;
 mod reports;
+mod servers;
 mod table;
 mod way_out;
 
@@ -28,6 +29,7 @@ pub use moves::{Move, plan_moves, plan_rotation};
 pub use next::{ChainEvent, next_chain};
 pub use plan::plan_chains;
 pub use reports::complete_reports;
+pub use servers::{check_place, move_meta};
 pub use table::table_markdown;
 pub use way_out::{Heir, WayOut, way_out};
 

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use dfs_common::MetaId;
-use dfs_common::wire::meta::DiskRoom;
 use dfs_net::BootInstant;
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -15,11 +14,11 @@ use super::clocks::Clocks;
 use super::elections::Elections;
 use super::hearing::{ASK_EVERY_MS, DEAF_MS, Hearing, News};
 use super::network::{KIND_HELLO, KIND_RESIGN};
-use super::{Leadership, Transport};
+use super::{Leadership, SelfReport, Transport};
 use crate::room::{Room, RoomLeft};
 
-/// What the others said of their disks, and when.
-pub(super) type Rooms = Arc<Mutex<BTreeMap<MetaId, (DiskRoom, Instant)>>>;
+/// What the others said of themselves, and when.
+pub(super) type Told = Arc<Mutex<BTreeMap<MetaId, (SelfReport, Instant)>>>;
 
 /// What a server said of its disk longer ago is no reason to make way for it.
 const ROOM_HOLDS: Duration = Duration::from_secs(1);
@@ -33,7 +32,7 @@ pub(super) struct Listening {
     pub(super) clocks: Arc<Mutex<Clocks>>,
     pub(super) elections: Arc<Mutex<Elections>>,
     pub(super) room: Arc<Room>,
-    pub(super) rooms: Rooms,
+    pub(super) told: Told,
     pub(super) leadership: watch::Receiver<Leadership>,
 }
 
@@ -75,7 +74,7 @@ impl Listening {
             }
             for &member in self.members.iter().filter(|&&member| member != self.me) {
                 let (transport, hearing) = (Arc::clone(&self.transport), Arc::clone(&self.hearing));
-                let (clocks, rooms) = (Arc::clone(&self.clocks), Arc::clone(&self.rooms));
+                let (clocks, told) = (Arc::clone(&self.clocks), Arc::clone(&self.told));
                 // At most DEAF_MS / ASK_EVERY_MS under way to each.
                 tokio::spawn(async move {
                     let deadline = Duration::from_millis(DEAF_MS);
@@ -88,8 +87,8 @@ impl Listening {
                     let asked = BootInstant::now();
                     if let Ok(answer) = transport.send(member, KIND_HELLO, Vec::new(), deadline).await {
                         hearing.lock().answered(member.0, now);
-                        if let Ok((wall, room)) = dfs_common::codec::decode(&answer) {
-                            rooms.lock().insert(member, (room, Instant::now()));
+                        if let Ok((wall, report)) = dfs_common::codec::decode(&answer) {
+                            told.lock().insert(member, (report, Instant::now()));
                             clocks.lock().heard(member, wall, (asked, BootInstant::now()));
                         }
                     }
@@ -99,8 +98,8 @@ impl Listening {
     }
 
     fn somebody_has_room(&self) -> bool {
-        let rooms = self.rooms.lock();
-        let mut others = rooms.values();
-        others.any(|(room, heard)| !room.is_short() && heard.elapsed() < ROOM_HOLDS)
+        let told = self.told.lock();
+        let mut others = told.values();
+        others.any(|(report, heard)| !report.room.is_short() && heard.elapsed() < ROOM_HOLDS)
     }
 }

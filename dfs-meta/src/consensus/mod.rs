@@ -28,11 +28,13 @@ mod standing;
 mod tests;
 mod types;
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use dfs_common::MetaId;
 use dfs_common::wire::meta::DiskRoom;
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 pub use error::{ConsensusError, LogError};
@@ -68,10 +70,19 @@ pub struct ConsensusStatus {
     pub answered_ms_ago: std::collections::BTreeMap<MetaId, u64>,
     /// This server started without its history and neither votes nor stands until it has caught up.
     pub joining: bool,
-    /// What each server has said of its disk.
-    pub rooms: std::collections::BTreeMap<MetaId, DiskRoom>,
+    /// At the leader: what each server last said of itself.
+    pub told: std::collections::BTreeMap<MetaId, SelfReport>,
     /// Why consensus stopped here, if it did.
     pub stopped: Option<String>,
+}
+
+/// What a server says of itself to a leader that asks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SelfReport {
+    pub room: DiskRoom,
+    pub applied_index: Option<u64>,
+    /// Where its own configuration says that the servers are.
+    pub configured: std::collections::BTreeMap<MetaId, SocketAddr>,
 }
 
 /// An engine that orders commands.

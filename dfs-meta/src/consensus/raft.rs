@@ -4,7 +4,8 @@
 //! a lonely proposal leaves at once and a crowd shares one flush and one round of messages. Readers that can not be
 //! answered from the leader's lease share one round of confirmation the same way.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -29,7 +30,7 @@ use super::confirm::{
 use super::elections::Elections;
 use super::hearing::Hearing;
 use super::joining::{self, Joining};
-use super::listening::{Listening, Rooms};
+use super::listening::{Listening, Told};
 use super::log::{Log, LogOptions, LogStore, has_segments};
 use super::machine::MachineStore;
 use super::network::{
@@ -43,8 +44,8 @@ use super::snapshot::Snapshots;
 use super::standing::Standing;
 use super::types::{Raft, TypeConfig};
 use super::{
-    Consensus, ConsensusError, ConsensusStatus, Leadership, LogError, MAX_COMMAND_SIZE_BYTES, Seal, StateMachine,
-    Transport,
+    Consensus, ConsensusError, ConsensusStatus, Leadership, LogError, MAX_COMMAND_SIZE_BYTES, Seal, SelfReport,
+    StateMachine, Transport,
 };
 use crate::room::{Room, RoomLeft};
 
@@ -63,6 +64,8 @@ pub struct RaftOptions {
     pub me: MetaId,
     /// All servers of the first configuration, this one included.
     pub members: BTreeSet<MetaId>,
+    /// Where the configuration says that they are; for who asks, the transport has its own.
+    pub configured: BTreeMap<MetaId, SocketAddr>,
     /// Log, votes and snapshots live here; created if absent.
     pub directory: PathBuf,
     pub sealer: Arc<dyn Seal>,
@@ -101,6 +104,7 @@ impl RaftOptions {
             cluster,
             me,
             members,
+            configured: BTreeMap::new(),
             directory,
             sealer,
             room,
@@ -120,7 +124,8 @@ pub struct RaftConsensus {
     raft: Raft,
     log: Log,
     room: Arc<Room>,
-    rooms: Rooms,
+    configured: BTreeMap<MetaId, SocketAddr>,
+    told: Told,
     joining: Arc<Joining>,
     confirmations: Arc<Mutex<Confirmations>>,
     elections: Arc<Mutex<Elections>>,
@@ -184,7 +189,7 @@ impl RaftConsensus {
             initialize(&raft, &members).await?;
         }
 
-        let rooms = Rooms::default();
+        let told = Told::default();
         let stop = CancellationToken::new();
         let (leadership_sender, leadership) = watch::channel(Leadership::default());
         let (proposals, proposed) = mpsc::channel(MAX_WAITING_COMMANDS);
@@ -196,7 +201,8 @@ impl RaftConsensus {
             raft: raft.clone(),
             log,
             room: Arc::clone(&options.room),
-            rooms: Arc::clone(&rooms),
+            configured: options.configured.clone(),
+            told: Arc::clone(&told),
             joining: joining.clone(),
             confirmations,
             elections: elections.clone(),
@@ -219,7 +225,7 @@ impl RaftConsensus {
             clocks: Arc::clone(&options.clocks),
             elections: Arc::clone(&elections),
             room: Arc::clone(&options.room),
-            rooms,
+            told,
             leadership: leadership.clone(),
         };
         tokio::spawn(stop.clone().run_until_cancelled_owned(listening.run()));
@@ -263,6 +269,14 @@ impl RaftConsensus {
 
     fn confirmed(&self, term: u64, within: Duration) -> bool {
         self.confirmations.lock().confirmed(term, within, BootInstant::now())
+    }
+
+    fn report(&self) -> SelfReport {
+        SelfReport {
+            room: self.room.told(),
+            applied_index: self.raft.data_metrics().borrow().last_applied.map(|id| id.index),
+            configured: self.configured.clone(),
+        }
     }
 
     async fn handle_append(&self, request: AppendEntriesRequest<TypeConfig>) -> dfs_common::Result<Vec<u8>> {
@@ -576,7 +590,7 @@ impl Consensus for RaftConsensus {
             }
             // Whatever this server has acknowledged, or sent as a leader, is in it.
             KIND_LOG_END => dfs_common::codec::encode(&self.log.state().1),
-            KIND_HELLO => dfs_common::codec::encode(&(wall_clock(), self.room.told())),
+            KIND_HELLO => dfs_common::codec::encode(&(wall_clock(), self.report())),
             KIND_RESIGN => {
                 let term: u64 = dfs_common::codec::decode(body)?;
                 self.elections.lock().resigned(from.0, term, Instant::now());
@@ -615,10 +629,10 @@ impl Consensus for RaftConsensus {
                 .map(|(id, at)| (MetaId(id), now.saturating_duration_since(at).as_millis() as u64))
                 .collect(),
             joining: self.joining.is_active(),
-            rooms: {
-                let others = self.rooms.lock();
-                let others = others.iter().map(|(&id, &(room, _))| (id, room));
-                others.chain([(self.me, self.room.told())]).collect()
+            told: {
+                let others = self.told.lock();
+                let others = others.iter().map(|(&id, (report, _))| (id, report.clone()));
+                others.chain([(self.me, self.report())]).collect()
             },
             stopped: metrics.running_state.as_ref().err().map(ToString::to_string),
         }

@@ -59,7 +59,7 @@ pub(super) fn authorize(peer: NodeName, request: &MetaRequest) -> Result<(), Err
         ),
         // Whether it is the one that copies is judged against the chain.
         MetaRequest::ResyncDone { .. } => ("end a resync", peer.role == Role::Storage, "storage nodes"),
-        MetaRequest::Administer { .. } | MetaRequest::PauseResyncs(_) => {
+        MetaRequest::Administer { .. } | MetaRequest::PauseResyncs(_) | MetaRequest::MoveMeta { .. } => {
             ("administer nodes", peer.role == Role::Admin, "administrators")
         }
         MetaRequest::Consensus { .. } => ("take part in consensus", peer.role == Role::Meta, "metadata servers"),
@@ -75,6 +75,7 @@ pub(super) fn authorize(peer: NodeName, request: &MetaRequest) -> Result<(), Err
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
     use std::net::SocketAddr;
 
     use dfs_common::wire::meta::{Heartbeat, Signs};
@@ -101,6 +102,7 @@ mod tests {
                 signs: Signs::default(),
                 settled: Vec::new(),
                 rests: Vec::new(),
+                configured: BTreeMap::new(),
             })
         };
         let table: [(MetaRequest, [bool; 4]); 7] = [

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::error::StartError;
 
 /// Version of the directory's layout. A program refuses a newer one.
-pub(super) const FORMAT: u32 = 6;
+pub(super) const FORMAT: u32 = 7;
 
 const LOCK_FILE: &str = "LOCK";
 const NODE_FILE: &str = "node.json";
@@ -48,7 +48,7 @@ impl DataDirectory {
                     cluster: cluster.to_string(),
                     node: node.to_string(),
                 };
-                replace(path, &file, &mine)?;
+                replace(&file, &mine)?;
             }
             Err(e) => return Err(StartError::io("read", &file)(e)),
         }
@@ -66,6 +66,11 @@ impl DataDirectory {
     /// Log, votes and snapshots.
     pub(super) fn consensus(&self) -> PathBuf {
         self.path.join("raft")
+    }
+
+    /// Which machines' certificates are refused.
+    pub(super) fn replaced(&self) -> PathBuf {
+        self.path.join("replaced.json")
     }
 
     /// Deletes the applied state, to be filled again from log and snapshot.
@@ -136,7 +141,7 @@ fn check(path: &Path, bytes: &[u8], cluster: ClusterId, node: NodeName) -> Resul
 }
 
 /// Write, fsync, rename, fsync the directory: the file is there whole or not at all.
-fn replace(directory: &Path, file: &Path, content: &NodeFile) -> Result<(), StartError> {
+pub(super) fn replace(file: &Path, content: &impl Serialize) -> Result<(), StartError> {
     let temporary = file.with_extension("json.new");
     let bytes = serde_json::to_vec_pretty(content).map_err(|source| StartError::NodeFile {
         path: file.to_path_buf(),
@@ -148,6 +153,7 @@ fn replace(directory: &Path, file: &Path, content: &NodeFile) -> Result<(), Star
         out.write_all(b"\n")?;
         out.sync_all()?;
         fs::rename(&temporary, file)?;
+        let directory = file.parent().unwrap_or(Path::new("/"));
         File::open(directory)?.sync_all()
     };
     write().map_err(StartError::io("write", file))

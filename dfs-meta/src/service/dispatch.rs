@@ -1,14 +1,13 @@
 //! Requests to answers: who asks, whether this server may answer, and who does the work.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use dfs_common::conflict::{ConflictId, Divergence};
 use dfs_common::units::{BLOCK_SIZE_BYTES, MAX_CHUNK_SIZE_BYTES};
 use dfs_common::wire::meta::{
-    ChangeAnswer, ChangeRequest, ClusterStatus, MAX_CHANGES_TOGETHER, MetaRequest, MetaResponse, MetaStatus,
-    NodeAction, RESERVED_INODES, SESSION_LEASE_MS, WRONG_CLOCKS_MAX, WrongClock,
+    ChangeAnswer, ChangeRequest, MAX_CHANGES_TOGETHER, MetaRequest, MetaResponse, NodeAction, RESERVED_INODES,
+    SESSION_LEASE_MS,
 };
 use dfs_common::wire::namespace::{NamespaceAnswer, NamespaceRead, StatFs};
 use dfs_common::{
@@ -21,6 +20,7 @@ use tracing::{info, warn};
 use super::authorize::authorize;
 use super::owner::Ask;
 use super::shared::{Shared, not_leader};
+use super::{servers, status};
 use crate::command::{CommandKind, Outcome};
 
 /// Reads in one request: one user action needs a handful.
@@ -46,9 +46,6 @@ const ANSWER_RESERVE: Duration = Duration::from_millis(50);
 
 /// How long a request waits for a leader that is elected but has not applied everything yet.
 const LEADER_WAIT: Duration = Duration::from_millis(500);
-
-/// A metadata server that answered within this is alive.
-const ALIVE_WITHIN_MS: u64 = 2_000;
 
 /// Answers one request; never fails, since every failure has an answer.
 pub(super) async fn answer(shared: &Arc<Shared>, peer: NodeName, request: MetaRequest, time: Duration) -> MetaResponse {
@@ -97,7 +94,7 @@ fn redirect(shared: &Shared) -> MetaResponse {
     MetaResponse::NotLeader {
         leader: leader
             .filter(|&id| id != shared.me)
-            .and_then(|id| Some((id, *shared.members.get(&id)?))),
+            .and_then(|id| Some((id, *shared.routing.borrow().meta.get(&id)?))),
     }
 }
 
@@ -127,7 +124,7 @@ async fn lead(shared: &Arc<Shared>, peer: NodeName, request: MetaRequest, time: 
                 .min(time);
             routing(shared, known, wait).await
         }
-        MetaRequest::Status => status(shared).await,
+        MetaRequest::Status => status::status(shared).await,
         MetaRequest::Damage => Ok(MetaResponse::Damage(shared.damage.clone())),
         MetaRequest::Heartbeat(heartbeat) => shared.ask(|reply| Ask::Heartbeat(Box::new(heartbeat), reply)).await,
         MetaRequest::ResyncDone { chain, epoch, node } => {
@@ -222,6 +219,11 @@ async fn lead(shared: &Arc<Shared>, peer: NodeName, request: MetaRequest, time: 
                 Outcome::Administered(done) => done.map(|()| MetaResponse::Administered),
                 other => Err(unexpected(&other)),
             }
+        }
+        MetaRequest::MoveMeta { server, place } => {
+            info!(%peer, %server, ?place, "an administrator moves a metadata server");
+            servers::move_meta(shared, server, place, time).await?;
+            Ok(MetaResponse::Administered)
         }
         MetaRequest::Consensus { .. } => Err(Error::from(ErrorCode::BadMessage)),
     }
@@ -443,60 +445,4 @@ async fn routing(shared: &Shared, known: RoutingVersion, wait: Duration) -> Resu
         _ = leadership.wait_for(|now| !now.is_self) => Err(not_leader()),
         () = tokio::time::sleep(wait) => Ok(MetaResponse::Routing(None)),
     }
-}
-
-/// The metadata servers' first, then the clients'.
-fn wrong_clocks(shared: &Shared, of_sessions: &BTreeMap<SessionId, i64>) -> Result<Vec<WrongClock>> {
-    const MS: i64 = 1_000_000;
-    let servers = shared.clock.wrong(shared.me).into_iter();
-    let mut wrong: Vec<_> = servers
-        .map(|(id, ahead_ns)| WrongClock {
-            whose: NodeName::from(id).to_string(),
-            ahead_ms: ahead_ns / MS,
-        })
-        .collect();
-    if !of_sessions.is_empty() {
-        let sessions = shared.state.sessions()?.into_iter();
-        wrong.extend(sessions.filter_map(|info| {
-            Some(WrongClock {
-                ahead_ms: of_sessions.get(&info.session)? / MS,
-                whose: info.label,
-            })
-        }));
-    }
-    wrong.truncate(WRONG_CLOCKS_MAX);
-    Ok(wrong)
-}
-
-async fn status(shared: &Arc<Shared>) -> Result<MetaResponse> {
-    let soft = shared.ask(Ask::Status).await?;
-    let counts = shared.state.counts();
-    let engine = shared.consensus.status();
-    let meta = shared
-        .members
-        .iter()
-        .map(|(&id, &address)| {
-            let status = MetaStatus {
-                address,
-                matched_log_index: engine.matched.get(&id).copied().flatten(),
-                room: engine.rooms.get(&id).copied(),
-                alive: id == shared.me || engine.answered_ms_ago.get(&id).is_some_and(|&ms| ms < ALIVE_WITHIN_MS),
-            };
-            (id, status)
-        })
-        .collect();
-    Ok(MetaResponse::Status(Box::new(ClusterStatus {
-        cluster: shared.cluster,
-        leader: engine.leadership.leader,
-        term: engine.leadership.term,
-        log_index: engine.last_log_index.unwrap_or(0),
-        meta,
-        storage: soft.storage,
-        routing: shared.routing.borrow().as_ref().clone(),
-        resyncs: soft.resyncs,
-        sessions: soft.sessions,
-        inodes: counts.inodes,
-        orphans: counts.orphans,
-        clocks: wrong_clocks(shared, &soft.wrong_clocks)?,
-    })))
 }

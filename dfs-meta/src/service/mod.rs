@@ -10,15 +10,16 @@ mod leader;
 mod observed;
 mod obstacles;
 mod owner;
+mod replaced;
 mod server;
+mod servers;
 mod shared;
+mod status;
 mod tasks;
 #[cfg(test)]
 mod tests;
 mod wire;
 
-use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use dfs_common::wire::meta::MetaDamage;
@@ -46,7 +47,6 @@ pub use server::{MetaOptions, MetaServer};
 struct Parts {
     cluster: ClusterId,
     me: MetaId,
-    members: BTreeMap<MetaId, SocketAddr>,
     clock: Arc<Clock>,
     consensus: Arc<dyn Consensus>,
     state: Arc<dyn Applied>,
@@ -62,7 +62,6 @@ fn assemble(parts: Parts, tasks: &TaskTracker, shutdown: &CancellationToken) -> 
     let shared = Arc::new(Shared {
         cluster: parts.cluster,
         me: parts.me,
-        members: parts.members,
         clock: parts.clock,
         consensus: parts.consensus,
         state: parts.state,

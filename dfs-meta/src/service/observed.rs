@@ -9,26 +9,33 @@ use dfs_common::{MetaId, RoutingTable, codec};
 use tokio::sync::watch;
 
 use super::clock::Clock;
+use super::replaced::Replaced;
 use crate::command::Command;
 use crate::consensus::{MachineError, RowSink, RowSource, StateMachine};
 use crate::state::State;
 use crate::store::Store;
 
 #[derive(Debug)]
-
 pub(super) struct Observed<S: Store> {
     state: Arc<State<S>>,
     clock: Arc<Clock>,
     members: BTreeMap<MetaId, SocketAddr>,
+    replaced: Replaced,
     routing: watch::Sender<Arc<RoutingTable>>,
 }
 
 impl<S: Store> Observed<S> {
-    pub(super) fn new(state: Arc<State<S>>, clock: Arc<Clock>, members: BTreeMap<MetaId, SocketAddr>) -> Self {
+    pub(super) fn new(
+        state: Arc<State<S>>,
+        clock: Arc<Clock>,
+        members: BTreeMap<MetaId, SocketAddr>,
+        replaced: Replaced,
+    ) -> Self {
         let observed = Self {
             state,
             clock,
             members,
+            replaced,
             routing: watch::Sender::new(Arc::default()),
         };
         observed.publish(true);
@@ -45,7 +52,13 @@ impl<S: Store> Observed<S> {
             return;
         }
         let mut table = table.as_ref().clone();
+        self.replaced.learn(&table.moved);
+        let mut moved = table.moved.clone();
+        moved.retain(|id, _| self.members.contains_key(id));
         table.meta.clone_from(&self.members);
+        table
+            .meta
+            .extend(moved.into_iter().map(|(id, place)| (id, place.address)));
         self.routing.send_replace(Arc::new(table));
     }
 }

@@ -20,6 +20,7 @@ use super::clock::Clock;
 use super::data_directory::DataDirectory;
 use super::error::StartError;
 use super::observed::Observed;
+use super::replaced::Replaced;
 use super::wire::{BetweenServers, Requests, ToStorage};
 use super::{Parts, assemble};
 use crate::consensus::clocks::Clocks;
@@ -195,7 +196,6 @@ async fn start(options: MetaOptions) -> Result<MetaServer, StartError> {
         Parts {
             cluster,
             me,
-            members: base.members.clone(),
             clock: Arc::clone(&base.clock),
             consensus: Arc::clone(&engine.consensus) as Arc<dyn Consensus>,
             state: Arc::clone(&engine.state) as Arc<_>,
@@ -294,11 +294,13 @@ impl Base {
                 Arc::clone(&state),
                 Arc::clone(&self.clock),
                 self.members.clone(),
+                Replaced::open(data.replaced(), self.endpoint.clone())?,
             ));
-            let transport = Arc::new(BetweenServers {
-                endpoint: self.endpoint.clone(),
-                members: self.members.clone(),
-            });
+            let transport = Arc::new(BetweenServers::new(
+                self.endpoint.clone(),
+                &self.members,
+                machine.routing(),
+            ));
             let mut options = RaftOptions::new(
                 self.cluster,
                 self.me,
@@ -308,6 +310,7 @@ impl Base {
                 Arc::clone(&self.room),
             );
             options.clocks = Arc::clone(&self.clocks);
+            options.configured.clone_from(&self.members);
             if let Some(every) = self.snapshot_every {
                 options.snapshot_every = every.max(MIN_SNAPSHOT_EVERY);
                 options.keep_behind_snapshot = options.keep_behind_snapshot.min(options.snapshot_every);

@@ -1,6 +1,5 @@
 //! What every request and every background task of this server may use.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -118,7 +117,6 @@ pub(super) trait StorageCaller: Send + Sync + 'static {
 pub(super) struct Shared {
     pub(super) cluster: ClusterId,
     pub(super) me: MetaId,
-    pub(super) members: BTreeMap<MetaId, SocketAddr>,
     pub(super) clock: Arc<Clock>,
     pub(super) consensus: Arc<dyn Consensus>,
     pub(super) state: Arc<dyn Applied>,

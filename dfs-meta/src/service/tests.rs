@@ -25,6 +25,7 @@ use tokio_util::task::TaskTracker;
 
 use super::clock::Clock;
 use super::observed::Observed;
+use super::replaced::Replaced;
 use super::shared::{Shared, StorageCaller};
 use super::{Parts, assemble, dispatch};
 use crate::consensus::{Consensus, ConsensusError, ConsensusStatus, Leadership, StateMachine};
@@ -178,7 +179,12 @@ impl World {
         let members: BTreeMap<MetaId, SocketAddr> = (1..=3)
             .map(|id| (MetaId(id), SocketAddr::from(([127, 0, 0, 1], 9000 + id as u16))))
             .collect();
-        let machine = Arc::new(Observed::new(Arc::clone(&state), Arc::clone(&clock), members.clone()));
+        let machine = Arc::new(Observed::new(
+            Arc::clone(&state),
+            Arc::clone(&clock),
+            members,
+            Replaced::default(),
+        ));
         let routing = machine.routing();
         let engine = Arc::new(Alone {
             machine,
@@ -191,7 +197,6 @@ impl World {
         let parts = Parts {
             cluster,
             me: MetaId(1),
-            members,
             clock,
             consensus: Arc::clone(&engine) as Arc<dyn Consensus>,
             state,
@@ -229,6 +234,7 @@ impl World {
 
     async fn beat(&self, node: u32, incarnation: u64) -> HeartbeatAnswer {
         let request = MetaRequest::Heartbeat(Heartbeat {
+            configured: std::collections::BTreeMap::new(),
             sessions: self.marks.lock().get(&node).copied().unwrap_or(0),
             node: StorageId(node),
             incarnation: Incarnation(incarnation),
@@ -368,6 +374,7 @@ impl World {
 
     async fn report(&self, session: SessionId, report: u64, all: bool, opened: &[InodeId], closed: &[InodeId]) -> bool {
         let request = MetaRequest::KeepAlive(KeepAlive {
+            configured: std::collections::BTreeMap::new(),
             session,
             routing: self.table().version,
             all,
@@ -435,6 +442,7 @@ async fn sessions_changes_and_reads() {
         .call(
             CLIENT,
             MetaRequest::KeepAlive(KeepAlive {
+                configured: std::collections::BTreeMap::new(),
                 session,
                 routing: RoutingVersion(0),
                 all: true,
@@ -524,7 +532,7 @@ async fn a_leader_without_quorum_grants_nothing_and_a_deposed_one_redirects() {
         term: 2,
         is_self: false,
     });
-    let address = world.shared.members[&MetaId(2)];
+    let address = world.shared.routing.borrow().meta[&MetaId(2)];
     let elsewhere = MetaResponse::NotLeader {
         leader: Some((MetaId(2), address)),
     };

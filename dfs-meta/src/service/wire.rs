@@ -1,6 +1,6 @@
 //! Where the service meets the network: requests in, calls to other servers and to storage nodes out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -10,8 +10,11 @@ use async_trait::async_trait;
 use dfs_common::wire::Lane;
 use dfs_common::wire::meta::{MetaRequest, MetaResponse};
 use dfs_common::wire::storage::{StorageRequest, StorageResponse};
-use dfs_common::{Error, ErrorCode, Incarnation, MetaId, Result, StorageId, codec};
-use dfs_net::{Endpoint, Incoming, Outgoing, Service};
+use dfs_common::{Error, ErrorCode, Incarnation, MetaId, Result, RoutingTable, StorageId, Whereabouts, codec};
+use dfs_net::{Endpoint, Incoming, NetError, Outgoing, Service};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tracing::error;
 
 use super::dispatch;
 use super::shared::{Shared, StorageCaller};
@@ -40,14 +43,63 @@ impl Service for Requests {
 /// Consensus messages over the control lane.
 #[derive(Debug)]
 pub(super) struct BetweenServers {
-    pub(super) endpoint: Endpoint,
-    pub(super) members: BTreeMap<MetaId, SocketAddr>,
+    endpoint: Endpoint,
+    routing: watch::Receiver<Arc<RoutingTable>>,
+    places: Mutex<BTreeMap<MetaId, Whereabouts>>,
+    refused_by: Mutex<BTreeSet<MetaId>>,
+}
+
+impl BetweenServers {
+    pub(super) fn new(
+        endpoint: Endpoint,
+        configured: &BTreeMap<MetaId, SocketAddr>,
+        routing: watch::Receiver<Arc<RoutingTable>>,
+    ) -> Self {
+        let places = configured.iter().map(|(&id, &address)| (id, Whereabouts::new(address)));
+        Self {
+            endpoint,
+            routing,
+            places: Mutex::new(places.collect()),
+            refused_by: Mutex::default(),
+        }
+    }
+
+    /// Where it was found last, or where the group says that it is now.
+    fn address(&self, of: MetaId) -> Option<SocketAddr> {
+        let moved = self.routing.borrow().moved.get(&of).map(|place| place.address);
+        let mut places = self.places.lock();
+        let place = places.get_mut(&of)?;
+        if let Some(moved) = moved {
+            place.hear(moved);
+        }
+        Some(place.address())
+    }
+
+    /// How a call to that server ended.
+    fn note(&self, server: MetaId, at: SocketAddr, error: Option<&NetError>) {
+        match error {
+            None | Some(NetError::Remote(_)) => {
+                self.refused_by.lock().remove(&server);
+                return;
+            }
+            // Every further call would say the same.
+            Some(error @ NetError::Refused { .. }) if self.refused_by.lock().insert(server) => {
+                error!(%error, "a metadata server refuses this one");
+            }
+            Some(_) => {}
+        }
+        let mut places = self.places.lock();
+        // Of several that failed there, the first has the next one tried.
+        if let Some(place) = places.get_mut(&server).filter(|place| place.address() == at) {
+            place.failed();
+        }
+    }
 }
 
 #[async_trait]
 impl Transport for BetweenServers {
     async fn send(&self, to: MetaId, kind: u8, body: Vec<u8>, deadline: Duration) -> Result<Vec<u8>> {
-        let address = *self.members.get(&to).ok_or_else(|| {
+        let address = self.address(to).ok_or_else(|| {
             Error::new(
                 ErrorCode::Unreachable,
                 format!("meta-{to} is not in this server's configuration"),
@@ -55,7 +107,9 @@ impl Transport for BetweenServers {
         })?;
         let peer = self.endpoint.peer(to.into(), address);
         let request = MetaRequest::Consensus { kind, body };
-        let (answer, _): (MetaResponse, _) = peer.call(Lane::Control, &request, &[], deadline).await?;
+        let answer: std::result::Result<(MetaResponse, _), _> = peer.call(Lane::Control, &request, &[], deadline).await;
+        self.note(to, address, answer.as_ref().err());
+        let (answer, _) = answer?;
         match answer {
             MetaResponse::Consensus { body } => Ok(body),
             MetaResponse::Failed(e) => Err(e),
@@ -67,8 +121,8 @@ impl Transport for BetweenServers {
     }
 
     async fn death(&self, of: MetaId) {
-        match self.members.get(&of) {
-            Some(&address) => dfs_net::liveness::death(address, None).await,
+        match self.address(of) {
+            Some(address) => dfs_net::liveness::death(address, None).await,
             None => std::future::pending().await,
         }
     }

@@ -159,6 +159,14 @@ impl<S: Store> Applier<'_, S> {
                 }
                 Outcome::Administered(Ok(()))
             }
+            CommandKind::MoveMeta { server, place } => {
+                let mut table = self.routing.clone().into_owned();
+                let done = chains::move_meta(&mut table, *server, *place);
+                if done == Ok(true) {
+                    self.routing = Cow::Owned(table);
+                }
+                Outcome::Administered(done.map(drop))
+            }
             CommandKind::Cluster(events) => {
                 let mut table = self.routing.clone().into_owned();
                 if chains::apply(&mut table, events) {

@@ -4,7 +4,7 @@ use dfs_common::{ClusterId, InodeId, Layout, SequenceNumber, Timestamp};
 use serde::{Deserialize, Serialize};
 
 /// Version of all keys and values. Another one is not read: the store is rebuilt from the log.
-pub const FORMAT_VERSION: u32 = 6;
+pub const FORMAT_VERSION: u32 = 7;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct FormatRow {

@@ -492,9 +492,9 @@ fn golden_rows() {
 const GOLDEN: [&str; 9] = [
     "d 17 8c0efbade11e0179",
     "i 94 908e6ec0eb71f6a1",
-    "m 20 04aad083a9e29724",
+    "m 20 861d403284d937d3",
     "m 40 776f2c3f4c257d97",
-    "m 809 d67af3787223a7f4",
+    "m 817 d8e2ed6a757e79a6",
     "o 8 2d60026068eaa11d",
     "r 20 5851f0e9e590cd9e",
     "s 27 bdabe5afdd5b5852",

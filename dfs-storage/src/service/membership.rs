@@ -96,6 +96,7 @@ async fn beat(node: &Arc<Node>, answered: &AtomicU64) {
     };
     let request = MetaRequest::Heartbeat(Heartbeat {
         sessions: node.sessions.mark(),
+        configured: node.network.configured(),
         node: node.id,
         incarnation: node.incarnation,
         store: node.store.id(),

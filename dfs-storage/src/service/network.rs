@@ -1,5 +1,6 @@
 //! Whom this node talks to: neighbours by their number, the metadata group by whoever leads it.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -43,14 +44,16 @@ const HEDGE_AFTER: Duration = Duration::from_millis(300);
 struct Server {
     id: MetaId,
     at: Whereabouts,
-    /// It did not answer, or not soon, when it was asked last.
-    failed: bool,
+    /// It did not answer, or not soon, when it was asked last, or said that it does not lead: then it may be elsewhere.
+    doubtful: bool,
 }
 
 #[derive(Debug)]
 pub(crate) struct Network {
     transport: Arc<dyn Transport>,
     meta: Mutex<Vec<Server>>,
+    /// Where the configuration has the metadata servers.
+    configured: BTreeMap<MetaId, SocketAddr>,
     /// Who answered last as leader: an index into `meta`.
     leader: AtomicUsize,
 }
@@ -59,17 +62,23 @@ impl Network {
     pub(crate) fn new(transport: Arc<dyn Transport>, meta: Vec<(MetaId, SocketAddr)>) -> Self {
         Self {
             transport,
+            configured: meta.iter().copied().collect(),
             meta: Mutex::new(
                 meta.into_iter()
                     .map(|(id, address)| Server {
                         id,
                         at: Whereabouts::new(address),
-                        failed: false,
+                        doubtful: false,
                     })
                     .collect(),
             ),
             leader: AtomicUsize::new(0),
         }
+    }
+
+    /// Where the configuration has the metadata servers.
+    pub(crate) fn configured(&self) -> BTreeMap<MetaId, SocketAddr> {
+        self.configured.clone()
     }
 
     pub(crate) async fn storage(
@@ -106,6 +115,7 @@ impl Network {
                             ErrorCode::NotLeader,
                             format!("meta-{} does not lead", self.server(at).0),
                         );
+                        self.meta.lock()[at].doubtful = true;
                         let hinted = leader.and_then(|(id, address)| self.learn(id, address));
                         self.leader
                             .store(hinted.unwrap_or((at + 1) % servers), Ordering::Relaxed);
@@ -115,7 +125,7 @@ impl Network {
                         }
                     }
                     (at, Ok(response)) => {
-                        self.meta.lock()[at].failed = false;
+                        self.answered(at, response.routing());
                         self.leader.store(at, Ordering::Relaxed);
                         return Ok(response);
                     }
@@ -141,9 +151,21 @@ impl Network {
         (server.id, server.at.address())
     }
 
+    /// That one leads, and the group says in its table where its servers are.
+    fn answered(&self, at: usize, table: Option<&RoutingTable>) {
+        let mut meta = self.meta.lock();
+        meta[at].doubtful = false;
+        let Some(table) = table else { return };
+        for server in meta.iter_mut() {
+            if let Some(&address) = table.meta.get(&server.id) {
+                server.at.hear(address);
+            }
+        }
+    }
+
     fn note_failure(&self, at: usize) {
         let server = &mut self.meta.lock()[at];
-        server.failed = true;
+        server.doubtful = true;
         server.at.failed();
     }
 
@@ -151,8 +173,8 @@ impl Network {
     fn learn(&self, id: MetaId, address: SocketAddr) -> Option<usize> {
         let mut meta = self.meta.lock();
         let at = meta.iter().position(|server| server.id == id)?;
-        if meta[at].failed {
-            meta[at].failed = !meta[at].at.learn(address);
+        if meta[at].doubtful {
+            meta[at].doubtful = !meta[at].at.learn(address);
         }
         Some(at)
     }
@@ -179,7 +201,7 @@ impl Network {
             answer = &mut preferred => return answer,
             () = tokio::time::sleep(HEDGE_AFTER) => {}
         }
-        self.meta.lock()[first].failed = true;
+        self.meta.lock()[first].doubtful = true;
         let other = ask((first + 1) % servers);
         tokio::pin!(other);
         tokio::select! {

@@ -122,6 +122,7 @@ mod tests {
 
     fn beat(node: u32, incarnation: u64, sessions: u64) -> Heartbeat {
         Heartbeat {
+            configured: std::collections::BTreeMap::new(),
             sessions,
             node: StorageId(node),
             incarnation: Incarnation(incarnation),

@@ -17,9 +17,10 @@ pub(super) use trust::Trusted;
 pub(super) use usage::stat_fs;
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
 use dfs_common::wire::meta::{DamageCount, ResyncProgress, StorageStatus};
-use dfs_common::{RoutingTable, SessionId, StorageId};
+use dfs_common::{MetaId, RoutingTable, SessionId, StorageId};
 
 use super::clock::Moment;
 
@@ -42,6 +43,14 @@ pub(super) struct SoftStatus {
     pub(super) sessions: u64,
     /// By how many nanoseconds clients' clocks are ahead, of those that are off.
     pub(super) wrong_clocks: BTreeMap<SessionId, i64>,
+    pub(super) configured: Configured,
+}
+
+/// Where the configurations of those who run say that the metadata servers are.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Configured {
+    pub(super) nodes: BTreeMap<StorageId, BTreeMap<MetaId, SocketAddr>>,
+    pub(super) sessions: BTreeMap<SessionId, BTreeMap<MetaId, SocketAddr>>,
 }
 
 impl Leader {
@@ -73,6 +82,10 @@ impl Leader {
             resyncs: Vec::new(),
             sessions: self.sessions.len() as u64,
             wrong_clocks: self.sessions.wrong_clocks(),
+            configured: Configured {
+                nodes: BTreeMap::new(),
+                sessions: self.sessions.configured(),
+            },
         };
         for (node, report) in self.leases.reports() {
             if let Some(row) = status.storage.get_mut(&node) {
@@ -81,6 +94,7 @@ impl Leader {
                 row.fault.clone_from(&report.fault);
                 row.damage = report.damage;
                 row.short = report.short;
+                status.configured.nodes.insert(node, report.configured.clone());
             }
             // Progress of an epoch that is over is no progress.
             let current = |resync: &&ResyncProgress| {

@@ -168,6 +168,7 @@ mod tests {
 
     fn says(node: StorageId, retired: Vec<(ChainId, Epoch)>) -> Heartbeat {
         Heartbeat {
+            configured: std::collections::BTreeMap::new(),
             sessions: 0,
             node,
             incarnation: Incarnation(1),

@@ -6,15 +6,19 @@
 //! one before, so the *second* report after the unlink was composed after it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 
 use dfs_common::wire::meta::{KeepAlive, SESSION_LEASE_MS};
-use dfs_common::{Error, ErrorCode, InodeId, SessionId, Timestamp};
+use dfs_common::{Error, ErrorCode, InodeId, MetaId, SessionId, Timestamp};
 
 use super::super::clock::Moment;
 use crate::consensus::clocks::is_near;
 
 /// Opens that one session may report. A mount is bounded by its kernel's file table; this bounds a hostile one.
 const OPEN_MAX: usize = 1 << 20;
+
+/// Metadata servers that a configuration may name; more than a group has.
+pub(in crate::service) const CONFIGURED_MAX: usize = 16;
 
 /// Own pause beyond which leases are extended, as for storage nodes.
 const STARVED_MS: u64 = 2_000;
@@ -35,6 +39,8 @@ struct Session {
     open: BTreeSet<InodeId>,
     /// By how many nanoseconds its clock was ahead in its last report.
     clock_ahead_ns: i64,
+    /// Where its client's configuration has the metadata servers.
+    configured: BTreeMap<MetaId, SocketAddr>,
 }
 
 impl Session {
@@ -47,6 +53,7 @@ impl Session {
             before_last: None,
             open: BTreeSet::new(),
             clock_ahead_ns: 0,
+            configured: BTreeMap::new(),
         }
     }
 
@@ -110,6 +117,12 @@ impl Sessions {
         ahead.filter(|&(_, ahead_ns)| !is_near(ahead_ns, 0)).collect()
     }
 
+    /// Where clients' configurations have the metadata servers.
+    pub(in crate::service) fn configured(&self) -> BTreeMap<SessionId, BTreeMap<MetaId, SocketAddr>> {
+        let live = self.live.iter();
+        live.map(|(&id, session)| (id, session.configured.clone())).collect()
+    }
+
     pub(in crate::service) fn len(&self) -> usize {
         self.live.len()
     }
@@ -130,6 +143,8 @@ impl Sessions {
             ));
         };
         session.until = now.after_ms(SESSION_LEASE_MS);
+        let configured = message.configured.iter().take(CONFIGURED_MAX);
+        session.configured = configured.map(|(&id, &at)| (id, at)).collect();
         if session.report == Some(message.report) && !message.all {
             // A retry of a report whose answer got lost.
             return Ok(false);
@@ -212,6 +227,7 @@ mod tests {
     fn report(session: u64, number: u64, all: bool, opened: &[u64], closed: &[u64]) -> KeepAlive {
         let inodes = |numbers: &[u64]| numbers.iter().copied().map(InodeId).collect();
         KeepAlive {
+            configured: BTreeMap::new(),
             session: SessionId(session),
             routing: RoutingVersion(0),
             all,

@@ -343,6 +343,7 @@ mod tests {
         fn idle_beat(&mut self) {
             for (&node, signs) in &self.signs {
                 let heartbeat = Heartbeat {
+                    configured: std::collections::BTreeMap::new(),
                     sessions: 0,
                     node: StorageId(node),
                     incarnation: Incarnation(1),

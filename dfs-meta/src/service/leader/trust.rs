@@ -58,6 +58,7 @@ mod tests {
 
     fn heartbeat(store: u8, fault: Option<&str>) -> Heartbeat {
         Heartbeat {
+            configured: std::collections::BTreeMap::new(),
             sessions: 0,
             node: StorageId(1),
             incarnation: Incarnation(1),

@@ -24,11 +24,12 @@ use std::net::SocketAddr;
 use dfs_common::units::is_full;
 use dfs_common::wire::meta::{DamageCount, HEARD_WITHIN_MS, Heartbeat, NODE_LEASE_MS, ResyncProgress};
 use dfs_common::{
-    ChainId, ChainInfo, ChainMember, Epoch, Incarnation, MemberState, RoutingTable, RoutingVersion, Scarce, StorageId,
-    StoreId,
+    ChainId, ChainInfo, ChainMember, Epoch, Incarnation, MemberState, MetaId, RoutingTable, RoutingVersion, Scarce,
+    StorageId, StoreId,
 };
 
 use super::super::clock::Moment;
+use super::sessions::CONFIGURED_MAX;
 use super::suspects::Suspects;
 use crate::chains;
 use crate::command::ClusterEvent;
@@ -48,6 +49,8 @@ pub struct NodeReport {
     pub resyncs: Vec<ResyncProgress>,
     pub damage: DamageCount,
     pub short: Option<Scarce>,
+    /// Where its configuration has the metadata servers.
+    pub configured: BTreeMap<MetaId, SocketAddr>,
 }
 
 #[derive(Debug)]
@@ -174,6 +177,10 @@ impl Leases {
             resyncs: heartbeat.resyncs.clone(),
             damage: heartbeat.signs.damage,
             short: heartbeat.signs.short,
+            configured: {
+                let configured = heartbeat.configured.iter().take(CONFIGURED_MAX);
+                configured.map(|(&id, &at)| (id, at)).collect()
+            },
         };
         let unanswered_ms = u64::from(heartbeat.signs.unanswered_ms);
         // Before this leader led it was for another to answer.

@@ -47,6 +47,7 @@ impl World {
 
 fn heartbeat(node: u32, incarnation: u64, routing: RoutingVersion) -> Heartbeat {
     Heartbeat {
+        configured: std::collections::BTreeMap::new(),
         sessions: 0,
         node: StorageId(node),
         incarnation: Incarnation(incarnation),
