@@ -324,7 +324,7 @@ pub(crate) enum MetaVerb {
         /// Where the others reach the new machine
         #[arg(value_name = "HOST:PORT")]
         address: String,
-        /// Its data directory; `{}` becomes the server's name [default: data beside its node.toml]
+        /// Its data directory; `{}` becomes the server's name [default: as it was]
         #[arg(long, value_name = "DIR")]
         data: Option<String>,
     },

@@ -91,6 +91,12 @@ pub(crate) fn read(path: &Path) -> Outcome<Loaded> {
     Ok(Loaded { path: absolute, config })
 }
 
+/// What a file says of its node, paths as they stand in it; `None` if there is no such file, or nothing sound in it.
+pub(crate) fn node_as_written(path: &Path) -> Option<NodeSection> {
+    let config: ClusterConfig = toml::from_str(&fs::read_to_string(path).ok()?).ok()?;
+    config.node
+}
+
 /// The node that a server's file describes.
 pub(crate) fn node_of(loaded: &Loaded) -> Outcome<&NodeSection> {
     loaded.config.node.as_ref().ok_or_else(|| {

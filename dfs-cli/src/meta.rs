@@ -84,6 +84,8 @@ async fn replace(directory: &Path, server: MetaId, address: SocketAddr, data: Op
     client.move_meta(server, MetaPlace { address, issue }).await?;
     client.close().await;
     let home = directory.join("nodes").join(name.to_string());
+    // Where people had its data, for the new machine as well.
+    let before = config::node_as_written(&home.join("node.toml"));
     if home.exists() {
         let replaced = directory.join("replaced");
         init::make_private(&replaced)?;
@@ -97,7 +99,9 @@ async fn replace(directory: &Path, server: MetaId, address: SocketAddr, data: Op
         address,
     };
     let cluster = config::read(&file)?.config;
-    init::write_meta(&home, &cluster, &credentials, &root, &member, data)?;
+    let data = data.map(str::to_owned);
+    let data = data.or_else(|| Some(before?.data.to_str()?.to_owned()));
+    init::write_meta(&home, &cluster, &credentials, &root, &member, data.as_deref())?;
     output::line(&format!(
         "The machine that was {name} is refused from now on, should it come back. Its successor's directory is {}. Next:",
         home.display()
