@@ -299,7 +299,7 @@ pub struct Character {
     pub copy_ms: u64,
     /// A store takes up to so much longer for a mutation.
     pub apply_ms: u64,
-    /// The one node whose disk and process may fail in a seed about media.
+    /// The one node whose disk and process may fail, or lack something, in a seed about media.
     pub victim: Option<usize>,
 }
 
@@ -513,7 +513,9 @@ fn draw_fault(random: &mut Random, kind: u64, character: Character) -> Option<Fa
                 Kind::MemoryOut
             };
             Fault::Scarce {
-                nodes: random.between(1, (1 << NODES) - 1),
+                nodes: character
+                    .victim
+                    .map_or_else(|| random.between(1, (1 << NODES) - 1), |victim| 1 << victim),
                 kind,
                 operation: operation[random.below(if kind == Kind::MemoryOut { 4 } else { 2 }) as usize],
                 ms,
