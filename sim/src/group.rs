@@ -433,6 +433,10 @@ impl World {
             if self.random.chance(50)
                 && let Some((command, _)) = self.group.proposals.remove(&proposal)
             {
+                if self.trace.in_words() && matches!(command.kind, CommandKind::Cluster(_)) {
+                    self.trace
+                        .say(format!("{:>8} ms  DECIDED, untold: {:?}", self.now, command.kind));
+                }
                 self.decide(command);
             }
         }

@@ -208,6 +208,9 @@ impl SimDisk {
                 Image::Kill => contents.durable.clone_from(&contents.live),
                 Image::Power => {}
                 Image::Torn(_) => {
+                    // A file that was left without a sync has nothing on the medium yet.
+                    let size = contents.live.len().max(contents.durable.len());
+                    contents.durable.resize(size, 0);
                     for &sector in &contents.dirty {
                         random ^= random << 13;
                         random ^= random >> 7;
