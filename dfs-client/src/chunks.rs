@@ -12,7 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use dfs_common::chain::RoutingTable;
 use dfs_common::wire::Lane;
-use dfs_common::wire::storage::{BlockRun, MutateRequest, Mutation, StorageRequest, StorageResponse};
+use dfs_common::wire::storage::{BlockRun, FileRuns, MutateRequest, Mutation, StorageRequest, StorageResponse};
 use dfs_common::{
     BlockIndex, ChainId, ChunkId, ChunkIndex, ChunkVersion, CutEpoch, Epoch, Error, ErrorCode, InodeId, Level,
     RequestId, Result, SequenceNumber, SessionId, StorageId,
@@ -412,6 +412,36 @@ impl Chunks {
         match self.drive(&ask, build, &[]).await?.response {
             StorageResponse::FileEnd(end) => Ok(end),
             _ => Err(unexpected("a question for a file's end")),
+        }
+    }
+
+    /// Which blocks of the inode there are on this chain, from that place on.
+    pub(crate) async fn file_runs(
+        &self,
+        chain: ChainId,
+        inode: InodeId,
+        from: (ChunkIndex, BlockIndex),
+        deadline: Instant,
+    ) -> Result<FileRuns> {
+        let what = || format!("the blocks of inode {inode}");
+        let ask = Ask {
+            chain,
+            level: Level::One,
+            target: Target::Head,
+            lane: Lane::Control,
+            deadline,
+            avoid: &[],
+            what: &what,
+        };
+        let build = |epoch| StorageRequest::FileRuns {
+            chain,
+            epoch,
+            inode,
+            from,
+        };
+        match self.drive(&ask, build, &[]).await?.response {
+            StorageResponse::FileRuns(runs) => Ok(runs),
+            _ => Err(unexpected("a question for a file's blocks")),
         }
     }
 

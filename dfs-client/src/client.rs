@@ -23,6 +23,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use crate::chunks::Chunks;
 use crate::conflicts;
 use crate::data::allocate::{Allocation, check_room};
+use crate::data::holes::Seek;
 use crate::data::state::{FileState, Word};
 use crate::data::writer::too_big;
 use crate::keys::Keys;
@@ -38,6 +39,9 @@ const TEND_MS: u64 = 100;
 
 /// Dirty bytes that a change of attributes takes along: one request to a chain.
 const DRAINED_BYTES: usize = 1 << 20;
+
+/// A question for the room that a file takes up waits this long for its chains.
+const HOLES_WAIT: Duration = Duration::from_secs(1);
 
 /// An open waits this long for the length of what this mount has not told to be settled.
 const SETTLE_PATIENCE: Duration = Duration::from_secs(3);
@@ -231,6 +235,20 @@ impl Client {
     pub async fn attributes(&self, inode: InodeId) -> Result<Attributes> {
         let attributes = self.mount().fetch_attributes(inode, self.mount().deadline()).await?;
         Ok(self.mount().view(attributes))
+    }
+
+    /// How many bytes of storage a file takes up in each replica: its length, but for one with holes.
+    pub async fn allocated_bytes(&self, attributes: &Attributes) -> Result<u64> {
+        let deadline = Instant::now() + HOLES_WAIT;
+        self.mount().allocated_bytes(attributes, deadline).await
+    }
+
+    /// The first offset at or after `offset` with data, or in a hole (of which the end of the file is one). `None`: there is none,
+    /// or the file ends before.
+    pub async fn seek(&self, handle: FileHandleId, offset: u64, what: Seek) -> Result<Option<u64>> {
+        let handle = self.mount().leased_handle(handle).await?;
+        let deadline = self.mount().deadline();
+        self.mount().seek(&handle.file, offset, what, deadline).await
     }
 
     /// A directory's attributes without asking anybody, if a change that this mount made there has just brought them: they

@@ -30,6 +30,7 @@ pub mod verify;
 pub use admin::AdminClient;
 pub use client::{Client, OpenDirectory};
 pub use data::allocate::Allocation;
+pub use data::holes::Seek;
 #[doc(hidden)]
 pub use network::{Reply, Transport};
 pub use options::{ClientOptions, OpenMode};

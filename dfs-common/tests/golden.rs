@@ -206,6 +206,7 @@ fn messages_encode_to_their_golden_bytes() {
             op: NamespaceOp::CommitWrite {
                 inode: InodeId(9),
                 commit: WriteCommit {
+                    sparse: false,
                     growing: true,
                     extend_to_bytes: Some(4097),
                     mtime: Some(Timestamp::from_nanos(-5)),

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use dfs_client::OpenMode;
+use dfs_client::{Client, OpenMode};
 use dfs_common::wire::namespace::{Attributes, Caller, FileKind, RenameMode, SetTime, XattrMode};
 use dfs_common::{Error, ErrorCode, InodeId, Result, Timestamp};
 use fuser::{Errno, FileAttr, FileType, INodeNo, OpenAccMode, OpenFlags, RenameFlags, Request, TimeOrNow};
@@ -75,6 +75,23 @@ pub(crate) fn file_attr(attributes: &Attributes) -> FileAttr {
         blksize: PREFERRED_IO_BYTES,
         flags: 0,
     }
+}
+
+/// Whether its length does not say how much room it takes up.
+pub(crate) fn is_sparse(attributes: &Attributes) -> bool {
+    attributes.file.as_ref().is_some_and(|file| file.sparse)
+}
+
+/// Attributes with the room that the file takes up, which of one with holes the chains know. When they do not answer, its
+/// length has to do: nobody waits for that.
+pub(crate) async fn attr_with_room(client: &Client, attributes: &Attributes) -> FileAttr {
+    let mut attr = file_attr(attributes);
+    if is_sparse(attributes)
+        && let Ok(bytes) = client.allocated_bytes(attributes).await
+    {
+        attr.blocks = bytes.div_ceil(SECTOR_BYTES);
+    }
+    attr
 }
 
 /// What `readdirplus` says about `..` and `.`: the kernel takes number and type from it and nothing else.

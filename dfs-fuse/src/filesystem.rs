@@ -7,18 +7,18 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use dfs_client::{Allocation, Client};
+use dfs_client::{Allocation, Client, Seek};
 use dfs_common::wire::namespace::{Attributes, Caller, SetAttributes};
 use dfs_common::{ErrorCode, FileHandleId, InodeId, Result, ValidName};
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo,
     InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
-    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyOpen, ReplyStatfs, ReplyWrite,
-    ReplyXattr, Request, TimeOrNow, WriteFlags,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs,
+    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use tokio::runtime::Handle;
 
-use crate::convert::{self, XattrClass, file_attr, ttl_of};
+use crate::convert::{self, XattrClass, attr_with_room, file_attr, ttl_of};
 use crate::directory::Directories;
 use crate::privileges::{self, PrivilegedFiles};
 use crate::requests::{Requests, Subject};
@@ -155,8 +155,9 @@ impl Filesystem for Adapter {
 
     fn getattr(&self, request: &Request, inode: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
         let (client, inode) = (self.client.clone(), inode_of(inode));
-        if let Some(attributes) = self.requests.recent().take(request.pid(), Some(inode)) {
-            return reply.attr(&ttl_of(attributes.kind), &file_attr(&attributes));
+        let recent = self.requests.recent().take(request.pid(), Some(inode));
+        if let Some(attributes) = recent.as_ref().filter(|recent| !convert::is_sparse(recent)) {
+            return reply.attr(&ttl_of(attributes.kind), &file_attr(attributes));
         }
         if let Some((attributes, age)) = client.recent_directory(inode) {
             let ttl = ttl_of(attributes.kind).saturating_sub(age);
@@ -166,16 +167,21 @@ impl Filesystem for Adapter {
         let subject = Subject::reading(request, "getattr", inode);
         let (directories, told) = (Arc::clone(&self.directories), Arc::clone(&self.directories));
         let work = async move {
-            match client.attributes(inode).await {
-                Err(error) if error.code == ErrorCode::StaleInode => directories.removed(inode).ok_or(error),
-                answer => answer,
-            }
+            let attributes = match recent {
+                Some(attributes) => attributes,
+                None => match client.attributes(inode).await {
+                    Err(error) if error.code == ErrorCode::StaleInode => directories.removed(inode).ok_or(error)?,
+                    answer => answer?,
+                },
+            };
+            let attr = attr_with_room(&client, &attributes).await;
+            Ok((attributes, attr))
         };
         self.requests.serve(subject, work, move |result| match result {
-            Ok(attributes) => {
+            Ok((attributes, attr)) => {
                 privileged.note(&attributes);
                 told.note(&attributes);
-                reply.attr(&ttl_of(attributes.kind), &file_attr(&attributes));
+                reply.attr(&ttl_of(attributes.kind), &attr);
             }
             Err(errno) => reply.error(errno),
         });
@@ -511,6 +517,35 @@ impl Filesystem for Adapter {
         let subject = Subject::changing(request, "fallocate", inode_of(inode));
         let work = async move { client.allocate(handle, (offset, length), how).await };
         self.serve_empty(subject, reply, work);
+    }
+
+    /// Only for SEEK_DATA and SEEK_HOLE; the kernel works the others out itself.
+    fn lseek(
+        &self,
+        request: &Request,
+        inode: INodeNo,
+        handle: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        let what = match whence {
+            libc::SEEK_DATA => Seek::Data,
+            libc::SEEK_HOLE => Seek::Hole,
+            _ => return reply.error(Errno::EINVAL),
+        };
+        let Ok(offset) = u64::try_from(offset) else {
+            return reply.error(Errno::ENXIO);
+        };
+        let (client, handle) = (self.client.clone(), handle_of(handle));
+        let subject = Subject::reading(request, "lseek", inode_of(inode));
+        let work = async move { client.seek(handle, offset, what).await };
+        self.requests.serve(subject, work, move |result| match result {
+            // No file is longer than an i64 can say.
+            Ok(Some(at)) => reply.offset(i64::try_from(at).unwrap_or(i64::MAX)),
+            Ok(None) => reply.error(Errno::ENXIO),
+            Err(errno) => reply.error(errno),
+        });
     }
 
     fn opendir(&self, _request: &Request, inode: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {

@@ -200,6 +200,11 @@ impl Group {
         self.leader.map(|leader| &self.servers[leader].state)
     }
 
+    /// What is under way comes so much later, and what is proposed from now on comes after it.
+    pub(crate) const fn stood_still(&mut self, ms: u64) {
+        self.last_commit_ms += ms;
+    }
+
     pub(crate) fn everybody_up(&mut self) {
         self.deaf_until_ms = 0;
     }

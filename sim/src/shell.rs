@@ -4,7 +4,7 @@
 use std::rc::Rc;
 
 use dfs_common::units::reserve_bytes;
-use dfs_common::wire::storage::StorageResponse;
+use dfs_common::wire::storage::{FileRuns, StorageResponse};
 use dfs_common::{
     BlockIndex, ChainId, ChunkId, ChunkIndex, ChunkVersion, CutEpoch, Error, ErrorCode, HybridClock, InodeId,
     RequestId, SessionId, StorageId, Timestamp,
@@ -57,6 +57,11 @@ impl StoreView for View<'_> {
     }
     fn file_end(&self, chain: ChainId, inode: InodeId, from: ChunkIndex) -> Option<(ChunkIndex, u32)> {
         self.store()?.file_end(chain, inode, from)
+    }
+
+    fn file_runs(&self, chain: ChainId, inode: InodeId, from: (ChunkIndex, BlockIndex)) -> FileRuns {
+        let store = self.store();
+        store.map_or_else(FileRuns::default, |store| store.file_runs(chain, inode, from))
     }
     fn chunks_of(&self, chain: ChainId, inode: InodeId, from: ChunkIndex) -> Vec<ChunkId> {
         self.store()

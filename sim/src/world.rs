@@ -487,6 +487,7 @@ impl World {
         for ((time, order), event) in events {
             self.events.insert((time + ms, order), event);
         }
+        self.group.stood_still(ms);
         self.now += ms;
     }
 

@@ -9,6 +9,7 @@ pub(crate) mod dirty;
 pub(crate) mod errseq;
 pub(crate) mod fate;
 pub(crate) mod fsync;
+pub(crate) mod holes;
 pub(crate) mod kept;
 pub(crate) mod reader;
 pub(crate) mod rewrite;

@@ -143,6 +143,8 @@ pub(crate) struct Inner {
     pub(crate) unclean_end: bool,
     /// A write from this end to that offset may go: nothing lies between.
     pub(crate) cleared_gap: Option<(u64, u64)>,
+    /// A write has left blocks between the end and itself out. Told with every commit, and true until the file is empty.
+    pub(crate) gap: bool,
     pub(crate) errors: LateErrors,
     pub(crate) tail: Option<Tail>,
     /// Newest `change` up to which every change was this mount's own, if that is known.
@@ -195,6 +197,7 @@ impl Inner {
             kept: Kept::default(),
             unclean_end: false,
             cleared_gap: None,
+            gap: false,
             foreign_durable: 0,
             errors: LateErrors::default(),
             tail: None,
@@ -392,6 +395,7 @@ impl Inner {
             clear_suid: false,
             growing: false,
             cut: self.cut(),
+            sparse: false,
         };
         (word == Word::Last && self.growth.is_some()).then_some((bare, 0))
     }
@@ -502,6 +506,9 @@ impl Inner {
             attributes
         };
         let mut view = newest.clone();
+        if let Some(file) = view.file.as_mut().filter(|_| self.gap) {
+            file.sparse = true;
+        }
         if !self.is_settled() {
             view.length_bytes = view.length_bytes.max(self.length());
             view.mtime = self.last_write;
@@ -600,6 +607,7 @@ impl Inner {
             clear_suid: false,
             growing,
             cut: self.cut(),
+            sparse: self.gap,
         };
         Some((commit, number))
     }
@@ -946,6 +954,7 @@ mod tests {
             versions: dfs_common::VersionVector::default(),
             cut: CutEpoch(2),
             cuts: LastCuts::default(),
+            sparse: false,
         });
         let mut lost = growing();
         arrive(&mut lost, 200);

@@ -175,6 +175,7 @@ impl Mount {
             clear_suid: false,
             growing: false,
             cut: file.inner.lock().cut(),
+            sparse: true,
         };
         let inode = file.inode;
         let op = NamespaceOp::CommitWrite { inode, commit };
@@ -188,6 +189,7 @@ impl Mount {
     fn length_set(file: &FileState, attributes: &Attributes) -> Attributes {
         let mut inner = file.inner.lock();
         inner.generation += 1;
+        inner.gap &= attributes.length_bytes > 0;
         inner.learn_own(attributes);
         inner.length_told();
         inner.growth = None;

@@ -298,6 +298,7 @@ impl Held {
                         versions: VersionVector::default(),
                         cut: CutEpoch::NONE,
                         cuts: LastCuts::default(),
+                        sparse: false,
                     })
                 })
             }
@@ -335,9 +336,14 @@ impl Held {
                 mtime,
                 cut: None,
             } => self.edit(*inode, setting, |attributes| {
-                *length_bytes >= attributes.length_bytes
+                let before = attributes.length_bytes;
+                let done = *length_bytes >= before
                     && !is_cutting(attributes)
-                    && write_to(attributes, setting, *mtime, |_| *length_bytes)
+                    && write_to(attributes, setting, *mtime, |_| *length_bytes);
+                if done && *length_bytes > before {
+                    set_sparse(attributes);
+                }
+                done
             }),
             _ => Outcome::NotHere,
         }
@@ -501,7 +507,16 @@ fn commit_to(attributes: &mut Attributes, setting: Setting, commit: &WriteCommit
     if done && commit.clear_suid {
         drop_privileges(attributes);
     }
+    if done && commit.sparse {
+        set_sparse(attributes);
+    }
     done
+}
+
+fn set_sparse(attributes: &mut Attributes) {
+    if let Some(file) = &mut attributes.file {
+        file.sparse = true;
+    }
 }
 
 fn is_cutting(attributes: &Attributes) -> bool {

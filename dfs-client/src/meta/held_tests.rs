@@ -305,6 +305,7 @@ fn op(kind: u8, at: InodeId, other: InodeId, number: u8, value: u32) -> Namespac
                 ctime: value.is_multiple_of(13).then_some(time),
             },
             commit: value.is_multiple_of(17).then_some(WriteCommit {
+                sparse: value.is_multiple_of(3),
                 extend_to_bytes: Some(u64::from(value)),
                 mtime: None,
                 clear_suid: true,
@@ -315,6 +316,7 @@ fn op(kind: u8, at: InodeId, other: InodeId, number: u8, value: u32) -> Namespac
         7 => NamespaceOp::CommitWrite {
             inode,
             commit: WriteCommit {
+                sparse: value.is_multiple_of(3),
                 extend_to_bytes: value.is_multiple_of(2).then_some(u64::from(value)),
                 mtime: value.is_multiple_of(3).then_some(time),
                 clear_suid: value.is_multiple_of(5),

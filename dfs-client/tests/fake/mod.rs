@@ -303,7 +303,8 @@ impl Service for Storage {
             StorageRequest::Read { chain, epoch, .. }
             | StorageRequest::Sync { chain, epoch, .. }
             | StorageRequest::RemoveRange { chain, epoch, .. }
-            | StorageRequest::FileEnd { chain, epoch, .. } => (*chain, *epoch),
+            | StorageRequest::FileEnd { chain, epoch, .. }
+            | StorageRequest::FileRuns { chain, epoch, .. } => (*chain, *epoch),
             _ => return Err(Error::from(ErrorCode::NotSupported)),
         };
         let info = self.routing.borrow().chain(chain).cloned();
@@ -422,6 +423,19 @@ impl World {
                     (id.inode == inode && id.index >= from).then_some((id.index, end))
                 });
                 Ok((StorageResponse::FileEnd(ends.max()), Vec::new()))
+            }
+            StorageRequest::FileRuns { inode, from, .. } => {
+                let mut all: Vec<_> = self.chunks.iter().filter(|(id, _)| id.inode == inode).collect();
+                all.sort_by_key(|(id, _)| id.index);
+                let mut found = FileRuns::default();
+                for (id, chunk) in all {
+                    for &block in chunk.blocks.keys() {
+                        if (id.index, BlockIndex(block)) >= from {
+                            found.add(id.index, block, 1);
+                        }
+                    }
+                }
+                Ok((StorageResponse::FileRuns(found), Vec::new()))
             }
             StorageRequest::RemoveRange { inodes, from, .. } => {
                 let before = self.chunks.len();
@@ -610,6 +624,7 @@ impl World {
                         versions: VersionVector::default(),
                         cut: CutEpoch::NONE,
                         cuts: LastCuts::default(),
+                        sparse: false,
                     }),
                     policy: Policy::default(),
                 };

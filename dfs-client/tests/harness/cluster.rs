@@ -433,6 +433,16 @@ impl Cluster {
                 let end = self.data(chain, |data| Ok(data.file_end(inode, from)))?;
                 (StorageResponse::FileEnd(end), Bytes::new())
             }
+            StorageRequest::FileRuns {
+                chain,
+                epoch,
+                inode,
+                from,
+            } => {
+                self.admit(node, chain, epoch, SessionId::SYSTEM, Some(Level::One))?;
+                let runs = self.data(chain, |data| Ok(data.file_runs(inode, from)))?;
+                (StorageResponse::FileRuns(runs), Bytes::new())
+            }
             other => panic!("no mount asks for {other:?}"),
         };
         Ok((response, payload))

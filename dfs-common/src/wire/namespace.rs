@@ -60,6 +60,8 @@ pub struct FileAttributes {
     pub versions: VersionVector,
     pub cut: CutEpoch,
     pub cuts: LastCuts,
+    /// It may have holes: it grew over blocks that nobody wrote. Else what it takes up is its length.
+    pub sparse: bool,
 }
 
 /// On whose behalf; owner of what is created, and subject of the server's own checks.
@@ -135,6 +137,8 @@ pub struct WriteCommit {
     /// The truncation epoch under which the data was written. A commit that names a length in another one, or while a cut is
     /// under way, is refused with `StaleCut`: some of the data may have been cut, however long the file is now.
     pub cut: CutEpoch,
+    /// The file has grown over blocks that were not written.
+    pub sparse: bool,
 }
 
 impl WriteCommit {

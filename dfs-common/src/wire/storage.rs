@@ -110,6 +110,13 @@ pub enum StorageRequest {
         inode: InodeId,
         from: ChunkIndex,
     },
+    /// Which blocks of the inode there are on this chain, from that block of that chunk on. Answered by the head.
+    FileRuns {
+        chain: ChainId,
+        epoch: Epoch,
+        inode: InodeId,
+        from: (ChunkIndex, BlockIndex),
+    },
 
     // Replica to its successor.
     Forward(ForwardRequest),
@@ -304,6 +311,43 @@ impl BlockRun {
     }
 }
 
+/// Most runs in one [`FileRuns`].
+pub const FILE_RUNS_MAX: usize = 1_024;
+
+/// Blocks that follow each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileRun {
+    pub chunk: ChunkIndex,
+    pub first: BlockIndex,
+    pub blocks: u32,
+}
+
+/// Which blocks of an inode a chain has. Between them are holes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileRuns {
+    /// In order; the first [`FILE_RUNS_MAX`].
+    pub runs: Vec<FileRun>,
+    /// Of all runs, told or not.
+    pub blocks: u64,
+}
+
+impl FileRuns {
+    /// Adds blocks that come after all that were added.
+    pub fn add(&mut self, chunk: ChunkIndex, first: u32, blocks: u32) {
+        self.blocks += u64::from(blocks);
+        let has_room = self.runs.len() < FILE_RUNS_MAX;
+        match self.runs.last_mut() {
+            Some(last) if last.chunk == chunk && last.first.0 + last.blocks == first => last.blocks += blocks,
+            _ if has_room => self.runs.push(FileRun {
+                chunk,
+                first: BlockIndex(first),
+                blocks,
+            }),
+            _ => {}
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum StorageResponse {
     Mutated {
@@ -320,6 +364,7 @@ pub enum StorageResponse {
     },
     /// The last chunk that has any, and the bytes from its start to their end; `u32::MAX`: damaged, so nobody knows.
     FileEnd(Option<(ChunkIndex, u32)>),
+    FileRuns(FileRuns),
     /// This member has it; `stable`: every member after it too. ONE and QUORUM are answered early, ALL only when it is stable.
     Forwarded {
         stable: bool,

@@ -44,6 +44,8 @@ pub enum Body {
         /// See [`CutEpoch`].
         cut: CutEpoch,
         cuts: LastCuts,
+        /// See [`FileAttributes::sparse`].
+        sparse: bool,
     },
     Directory {
         /// The root's parent is the root.
@@ -153,6 +155,7 @@ impl InodeRow {
                 versions,
                 cut,
                 cuts,
+                sparse,
             } => {
                 let file = FileAttributes {
                     layout: *layout,
@@ -160,6 +163,7 @@ impl InodeRow {
                     versions: versions.clone(),
                     cut: *cut,
                     cuts: cuts.clone(),
+                    sparse: *sparse,
                 };
                 (*length_bytes, 0, Some(file))
             }

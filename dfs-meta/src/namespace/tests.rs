@@ -344,6 +344,7 @@ fn orphans_live_until_purged_and_others_go_at_once() {
     assert_eq!(bench.stat(fifo), Err(ErrorCode::StaleInode));
     bench.unlink(TOP, "a").unwrap();
     let commit = WriteCommit {
+        sparse: false,
         extend_to_bytes: Some(10),
         mtime: None,
         clear_suid: false,
@@ -537,6 +538,7 @@ fn a_commit_comes_before_the_attributes_it_travels_with() {
         ..SetAttributes::default()
     };
     let commit = Some(WriteCommit {
+        sparse: false,
         extend_to_bytes: Some(100),
         mtime: None,
         clear_suid: false,
@@ -554,6 +556,7 @@ fn a_write_that_is_told_later_changes_the_file_when_it_was_made() {
     let inode = bench.create(TOP, "a").unwrap().inode;
     let commit = |bench: &mut Bench, mtime| {
         let commit = WriteCommit {
+            sparse: false,
             extend_to_bytes: Some(5),
             mtime: Some(mtime),
             clear_suid: false,
@@ -585,6 +588,7 @@ fn writes_extend_and_lengths_are_exact() {
     let commit = |bench: &mut Bench, to, clear_suid| {
         let cut = bench.stat(inode)?.file.unwrap().cut;
         let commit = WriteCommit {
+            sparse: false,
             extend_to_bytes: to,
             mtime: None,
             clear_suid,
@@ -619,6 +623,7 @@ fn a_file_grows_only_by_what_was_written_since_its_last_cut() {
     let inode = bench.create(TOP, "a").unwrap().inode;
     let commit = |bench: &mut Bench, to, cut| {
         let commit = WriteCommit {
+            sparse: false,
             extend_to_bytes: Some(to),
             mtime: None,
             clear_suid: false,

@@ -345,6 +345,7 @@ impl World {
             request.op = NamespaceOp::CommitWrite {
                 inode,
                 commit: WriteCommit {
+                    sparse: false,
                     extend_to_bytes: Some(1_000),
                     mtime: None,
                     clear_suid: false,

@@ -250,6 +250,12 @@ impl ReplicaCore {
                 inode,
                 from,
             } => self.file_end(now, epoch, waiter, inode, from, store),
+            Input::FileRuns {
+                epoch,
+                waiter,
+                inode,
+                from,
+            } => self.file_runs(now, epoch, waiter, (inode, from), store),
             Input::Forward {
                 from,
                 waiter,
@@ -380,7 +386,7 @@ impl ReplicaCore {
 mod cut_tests;
 #[cfg(test)]
 mod tests {
-    use dfs_common::wire::storage::StorageResponse;
+    use dfs_common::wire::storage::{FileRuns, StorageResponse};
     use dfs_common::{
         BlockIndex, ChainId, ChainInfo, ChainMember, ChunkId, ChunkIndex, ChunkVersion, CutEpoch, Epoch, ErrorCode,
         HybridClock, InodeId, MemberState, RequestId, Rest, SessionId, StorageId, Timestamp,
@@ -422,6 +428,10 @@ mod tests {
 
         fn file_end(&self, _: ChainId, _: InodeId, _: ChunkIndex) -> Option<(ChunkIndex, u32)> {
             None
+        }
+
+        fn file_runs(&self, _: ChainId, _: InodeId, _: (ChunkIndex, BlockIndex)) -> FileRuns {
+            FileRuns::default()
         }
 
         fn chunks_of(&self, _: ChainId, _: InodeId, _: ChunkIndex) -> Vec<ChunkId> {

@@ -9,7 +9,9 @@ use std::collections::{BTreeSet, VecDeque};
 use bytes::Bytes;
 use dfs_common::planted::{self, Bug};
 use dfs_common::wire::storage::{MutateRequest, Mutation, StorageResponse};
-use dfs_common::{ChunkId, ChunkIndex, CutEpoch, Epoch, Error, ErrorCode, InodeId, Level, RequestId, SessionId};
+use dfs_common::{
+    BlockIndex, ChunkId, ChunkIndex, CutEpoch, Epoch, Error, ErrorCode, InodeId, Level, RequestId, SessionId,
+};
 
 use super::pending::Waiter;
 use super::types::{Answer, Now, StoreView, WaiterId};
@@ -177,6 +179,23 @@ impl ReplicaCore {
             Ok(store.file_end(self.chain, inode, from))
         });
         self.answer(waiter, end.map(|end| Answer::Response(StorageResponse::FileEnd(end))));
+    }
+
+    /// Which blocks an inode has, as the head has them.
+    pub(super) fn file_runs(
+        &mut self,
+        now: Now,
+        epoch: Epoch,
+        waiter: WaiterId,
+        (inode, from): (InodeId, (ChunkIndex, BlockIndex)),
+        store: &dyn StoreView,
+    ) {
+        let admitted = self.admit_at_head(now, epoch);
+        let runs = admitted.map(|()| store.file_runs(self.chain, inode, from));
+        self.answer(
+            waiter,
+            runs.map(|runs| Answer::Response(StorageResponse::FileRuns(runs))),
+        );
     }
 
     pub(super) fn refuse_ranges(&mut self, error: &Error) {

@@ -1,7 +1,9 @@
 //! What goes into a replica's step and what comes out: the whole of its contact with the world.
 
 use bytes::Bytes;
-use dfs_common::wire::storage::{ForwardRequest, InstallPart, MutateRequest, Mutation, Origin, StorageResponse};
+use dfs_common::wire::storage::{
+    FileRuns, ForwardRequest, InstallPart, MutateRequest, Mutation, Origin, StorageResponse,
+};
 use dfs_common::{
     BlockIndex, ChainId, ChainInfo, ChunkId, ChunkIndex, ChunkVersion, CutEpoch, Epoch, Error, HybridClock, InodeId,
     Level, RequestId, Rest, SessionId, StorageId, Timestamp,
@@ -40,6 +42,7 @@ pub trait StoreView {
     fn remembered(&self, chunk: ChunkId, id: RequestId) -> Option<ChunkVersion>;
     /// The last chunk of the inode at or after `from` that has data, and the bytes from its start to their end.
     fn file_end(&self, chain: ChainId, inode: InodeId, from: ChunkIndex) -> Option<(ChunkIndex, u32)>;
+    fn file_runs(&self, chain: ChainId, inode: InodeId, from: (ChunkIndex, BlockIndex)) -> FileRuns;
     /// Tombstones included.
     fn chunks_of(&self, chain: ChainId, inode: InodeId, from: ChunkIndex) -> Vec<ChunkId>;
     /// Every chunk of the chain with its version, tombstones included.
@@ -109,6 +112,12 @@ pub enum Input {
         waiter: WaiterId,
         inode: InodeId,
         from: ChunkIndex,
+    },
+    FileRuns {
+        epoch: Epoch,
+        waiter: WaiterId,
+        inode: InodeId,
+        from: (ChunkIndex, BlockIndex),
     },
     Forward {
         from: StorageId,

@@ -69,7 +69,9 @@ fn authorize(peer: NodeName, request: &StorageRequest) -> Result<()> {
         | StorageRequest::CopyBlocks { .. }
         | StorageRequest::ChunkState { .. } => peer.role == Role::Storage,
         StorageRequest::Scrub { .. } => peer.role == Role::Admin,
-        StorageRequest::FileEnd { .. } => matches!(peer.role, Role::Client | Role::Meta | Role::Admin),
+        StorageRequest::FileEnd { .. } | StorageRequest::FileRuns { .. } => {
+            matches!(peer.role, Role::Client | Role::Meta | Role::Admin)
+        }
         StorageRequest::ListChunks { .. } => matches!(peer.role, Role::Client | Role::Admin | Role::Meta),
         // Neighbours ask it to hear whether they are heard.
         StorageRequest::NodeStatus => true,
@@ -173,6 +175,7 @@ async fn answer(
         | StorageRequest::Sync { chain, epoch, .. }
         | StorageRequest::RemoveRange { chain, epoch, .. }
         | StorageRequest::FileEnd { chain, epoch, .. }
+        | StorageRequest::FileRuns { chain, epoch, .. }
         | StorageRequest::ForwardSync { chain, epoch, .. }
         | StorageRequest::Stable { chain, epoch, .. }
         | StorageRequest::Inventory { chain, epoch, .. }
@@ -269,6 +272,15 @@ async fn answer(
         }
         StorageRequest::FileEnd { inode, from, .. } => {
             at.ask(node, deadline, |waiter| Input::FileEnd {
+                epoch,
+                waiter,
+                inode,
+                from,
+            })
+            .await?
+        }
+        StorageRequest::FileRuns { inode, from, .. } => {
+            at.ask(node, deadline, |waiter| Input::FileRuns {
                 epoch,
                 waiter,
                 inode,
@@ -412,13 +424,10 @@ fn list_chunks(
     deep: bool,
 ) -> Result<(StorageResponse, Bytes)> {
     let limit = limit.clamp(1, MAX_LISTED_CHUNKS) as usize;
-    let listed = node.store.list(chain, after, limit);
+    let listed = node.store.list_kept(chain, after, limit);
     let end = listed.len() < limit;
     let chunks = blocking(usize::MAX, || {
-        listed
-            .iter()
-            .map(|&(chunk, _)| node.store.summarize(chunk, deep))
-            .collect()
+        listed.iter().map(|&chunk| node.store.summarize(chunk, deep)).collect()
     })?;
     Ok((StorageResponse::Chunks { chunks, end }, Bytes::new()))
 }

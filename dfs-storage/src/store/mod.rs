@@ -30,7 +30,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use dfs_common::planted::{self, Bug};
 use dfs_common::units::BLOCK_SIZE_BYTES;
-use dfs_common::wire::storage::{BlockRun, ChunkMemory, ChunkState, ChunkSummary, Mutation, Origin};
+use dfs_common::wire::storage::{BlockRun, ChunkMemory, ChunkState, ChunkSummary, FileRuns, Mutation, Origin};
 use dfs_common::{
     BlockIndex, ChainId, ChunkId, ChunkIndex, ChunkVector, ChunkVersion, CutEpoch, HybridClock, InodeId, RequestId,
     Scarce, StoreId,
@@ -480,6 +480,14 @@ impl ChunkStore {
         .collect()
     }
 
+    /// The same without tombstones of removed files: those say no more than nothing does, and are forgotten at one member
+    /// sooner than at another.
+    pub fn list_kept(&self, chain: ChainId, after: Option<ChunkId>, limit: usize) -> Vec<ChunkId> {
+        let index = self.log.index.read();
+        let kept = index.chain_after(chain, after).filter(|(_, entry)| !entry.is_gone());
+        kept.map(|(chunk, _)| chunk).take(limit).collect()
+    }
+
     /// Chunks of an inode at or after `from`, tombstones included.
     pub fn chunks_of(&self, chain: ChainId, inode: InodeId, from: ChunkIndex) -> Vec<ChunkId> {
         let index = self.log.index.read();
@@ -502,6 +510,20 @@ impl ChunkStore {
             Some((chunk.index, before + u32::from(last.last_length_bytes)))
         });
         ends.last()
+    }
+
+    /// Blocks of an inode from that one on.
+    pub fn file_runs(&self, chain: ChainId, inode: InodeId, from: (ChunkIndex, BlockIndex)) -> FileRuns {
+        let index = self.log.index.read();
+        let mut found = FileRuns::default();
+        for (chunk, entry) in of_inode(&index, chain, inode, from.0).filter(|(_, entry)| !entry.removed) {
+            let least = if chunk.index == from.0 { from.1.0 } else { 0 };
+            for extent in entry.extents.iter().filter(|extent| extent.end() > least) {
+                let first = extent.first.0.max(least);
+                found.add(chunk.index, first, extent.end() - first);
+            }
+        }
+        found
     }
 
     /// Version, size and digest; `deep` reads and hashes the data too.

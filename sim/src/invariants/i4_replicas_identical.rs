@@ -3,6 +3,8 @@
 //! The one node whose disk was spoiled on purpose may hold blocks that it knows to be damaged: it says so, and never
 //! serves them (a scrub mends them; that is not simulated).
 
+use std::collections::BTreeSet;
+
 use dfs_common::wire::storage::ChunkMemory;
 
 use crate::world::World;
@@ -18,7 +20,10 @@ impl World {
                 let Some(store) = &self.nodes[at].store else { continue };
                 let spoiled = self.schedule.character.victim == Some(at);
                 let mut all = Vec::new();
-                for (chunk, _) in store.list(chain.id, None, usize::MAX) {
+                // The tombstone of a removed file says no more than nothing does: they are forgotten one by one.
+                let gone: BTreeSet<_> = store.gone(chain.id, usize::MAX).into_iter().collect();
+                let kept = store.list(chain.id, None, usize::MAX).into_iter();
+                for (chunk, _) in kept.filter(|entry| !gone.contains(entry)) {
                     match store.summarize(chunk, true) {
                         Ok(summary) if summary.rotten.is_some() => {
                             if !spoiled {

@@ -134,6 +134,7 @@ fn regular<S: Rows + ?Sized>(tx: &Transaction<'_, '_, S>, key: &WrappedKey) -> O
         versions: VersionVector::default(),
         cut: CutEpoch::NONE,
         cuts: LastCuts::default(),
+        sparse: false,
     })
 }
 

@@ -36,6 +36,9 @@ pub(crate) fn begin_cut<S: Rows + ?Sized>(
     *cut = cut.begin();
     // Also where it is not longer: somebody may have written beyond the end and not said so yet.
     cuts.note(*cut, at_most.min(before_bytes), at_most != u64::MAX);
+    if at_most == 0 {
+        set_sparse(&mut row, false);
+    }
     if at_most < before_bytes {
         write_to(tx, inode, &mut row, mtime, |length| length.min(at_most))?;
     } else {
@@ -70,7 +73,11 @@ pub(crate) fn set_length<S: Rows + ?Sized>(
         return Err(stale_cut(inode, *before, *cut));
     }
     *cut = cut.end();
+    let grows = length > *before;
     write_to(tx, inode, &mut row, mtime, |_| length)?;
+    if grows {
+        set_sparse(&mut row, true);
+    }
     row.growing = false;
     let attributes = tx.put_and_show(inode, &row)?;
     Ok(NamespaceChange::Entry {
@@ -115,6 +122,9 @@ pub(crate) fn commit_to<S: Rows + ?Sized>(
     if commit.clear_suid {
         drop_privileges(row);
     }
+    if commit.sparse && !commit.is_bare() {
+        set_sparse(row, true);
+    }
     // For anybody else to be sure of the length, the hold has to be there to say that it is not.
     row.growing = match row.hold {
         Some(hold) if commit.growing && matches!(row.body, Body::Regular { .. }) => {
@@ -143,12 +153,15 @@ pub(crate) fn found_length<S: Rows + ?Sized>(
         length_bytes,
         layout,
         versions,
+        sparse,
         ..
     } = &mut row.body
     {
         let length = found.length_bytes.min(layout.max_length_bytes()).min(MAX_OFFSET_BYTES);
         if length > *length_bytes {
             *length_bytes = length;
+            // How its writer came there, nobody can say any more.
+            *sparse = true;
             versions.bump(ActorId(found.hold.session.0));
             // Its mtime is at most a second before the last write: so often the writer tells.
             row.touch_ctime(now);
@@ -156,6 +169,12 @@ pub(crate) fn found_length<S: Rows + ?Sized>(
     }
     rows.put(key, store::encode(&row)?);
     Ok(())
+}
+
+fn set_sparse(row: &mut InodeRow, is_sparse: bool) {
+    if let Body::Regular { sparse, .. } = &mut row.body {
+        *sparse = is_sparse;
+    }
 }
 
 fn end_of(inode: InodeId, row: &mut InodeRow) -> OpResult<(&mut u64, &mut CutEpoch, &mut LastCuts)> {

@@ -154,6 +154,7 @@ fn what_was_left_growing_is_not_looked_at_before_its_length_is_found() {
     let commit = |to, growing| NamespaceOp::CommitWrite {
         inode,
         commit: WriteCommit {
+            sparse: false,
             extend_to_bytes: to,
             mtime: to.map(|_| Timestamp::from_nanos(5)),
             clear_suid: false,
@@ -224,6 +225,7 @@ fn a_length_is_not_found_while_the_hold_lasts() {
     let grow = |growing| NamespaceOp::CommitWrite {
         inode,
         commit: WriteCommit {
+            sparse: false,
             extend_to_bytes: Some(100),
             mtime: None,
             clear_suid: false,

@@ -330,13 +330,32 @@ fn contents(store: &ChunkStore) -> Model {
     out
 }
 
-/// Where each inode's data ends on each chain, from each chunk on, is where its last block ends.
+/// Where each inode's data ends on each chain, from each chunk on, is where its last block ends. And its blocks are its runs.
 fn check_file_ends(store: &ChunkStore, contents: &Model) {
     for which in 0..12 {
         let (id, chain_id) = (chunk(which), chain(which));
         let of_inode = contents.iter().filter(|&(&other, _)| {
             (chunk(other).inode, chain(other)) == (id.inode, chain_id) && chunk(other).index >= id.index
         });
+        let mut blocks: Vec<_> = of_inode
+            .clone()
+            .flat_map(|(&other, entry)| entry.blocks.keys().map(move |&block| (chunk(other).index, block)))
+            .collect();
+        blocks.sort_unstable();
+        for from in [0, 3] {
+            let found = store.file_runs(chain_id, id.inode, (id.index, BlockIndex(from)));
+            let each = found
+                .runs
+                .iter()
+                .flat_map(|run| (0..run.blocks).map(|more| (run.chunk, run.first.0 + more)));
+            let expected = blocks.iter().copied().filter(|&block| block >= (id.index, from));
+            assert_eq!(
+                each.collect::<Vec<_>>(),
+                expected.clone().collect::<Vec<_>>(),
+                "{id} from {from}"
+            );
+            assert_eq!(found.blocks, expected.count() as u64, "{id} from {from}");
+        }
         let ends = of_inode.filter_map(|(&other, entry)| {
             let (block, (_, length)) = entry.blocks.last_key_value()?;
             Some((chunk(other).index, block * BLOCK_SIZE_BYTES as u32 + length))
