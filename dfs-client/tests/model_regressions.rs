@@ -1274,3 +1274,33 @@ fn a_closed_file_owes_nothing_after_a_sync_of_the_mount() {
     let meanwhile = [power(), open(0), write(0, 0, 10), power(), fsync(0)];
     must_hold(Servers::NEW, &[&closed[..], &meanwhile].concat());
 }
+
+/// Another mount wrote over all of a kept write, and the next own write took that for its base. An
+/// older kept write, which a truncation had removed, made it look as if nobody knew what of the
+/// block was left; by the time it was sent again the older one was forgotten.
+#[test]
+fn what_others_wrote_over_is_kept_beside_what_a_truncation_removed() {
+    let removed = [
+        // In another block, and in the same.
+        write(1, 0, 10),
+        write(1, 12288, 10),
+    ];
+    for first in removed {
+        must_hold_under(
+            (0..8).chain([40_234_911]),
+            Servers::NEW,
+            &[
+                create(1),
+                first,
+                write(1, 12288, 4096),
+                opens(0, How::Truncate),
+                cut_to(1, 13343),
+                write(0, 12288, 4096),
+                Step::SyncAll { m: 0 },
+                crash(),
+                write(1, 12288, 10),
+                fsync(1),
+            ],
+        );
+    }
+}

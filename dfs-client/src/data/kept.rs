@@ -179,12 +179,13 @@ impl Kept {
     }
 
     /// A block was found at this version, with these bytes. Where somebody else wrote to it after this mount, and nothing can have been
-    /// lost in between, what differs of this mount's bytes was written over.
+    /// lost in between, what differs of this mount's bytes was written over. Of each entry only so many bytes of the block count, in
+    /// their order, as no cut has touched since it was acknowledged.
     pub(crate) fn found(
         &mut self,
         (chunk, block, start): (ChunkIndex, BlockIndex, u64),
         found: ChunkVersion,
-        bytes: &[u8],
+        (bytes, uncut): (&[u8], &[u64]),
         spans: &KeptSpans,
     ) {
         let touches = |run: &WrittenRun| run.chunk == chunk && run.has(block);
@@ -194,16 +195,29 @@ impl Kept {
             .get(&(chunk, block))
             .is_some_and(is_under)
         {
-            self.overlay((chunk, block, start), bytes);
+            self.overlay_each((chunk, block, start), bytes, |at| uncut.get(at).copied().unwrap_or(0));
         }
     }
 
     /// Others have written these bytes over the first ones of a block. To be sent again with the
     /// rest, so that the block becomes what it was as a whole: half of it would be nothing that
     /// anybody ever wrote.
-    pub(crate) fn overlay(&mut self, (chunk, block, start): (ChunkIndex, BlockIndex, u64), bytes: &[u8]) {
+    pub(crate) fn overlay(&mut self, place: (ChunkIndex, BlockIndex, u64), bytes: &[u8]) {
+        self.overlay_each(place, bytes, |_| u64::MAX);
+    }
+
+    /// The same with so many of them at most for the entry at a place.
+    fn overlay_each(
+        &mut self,
+        (chunk, block, start): (ChunkIndex, BlockIndex, u64),
+        bytes: &[u8],
+        at_most: impl Fn(usize) -> u64,
+    ) {
         let touches = |run: &WrittenRun| run.chunk == chunk && run.has(block);
+        let mut places = 0..;
         self.edit(|entry| {
+            let at_most = places.next().map_or(0, &at_most).min(bytes.len() as u64);
+            let bytes = &bytes[..at_most as usize];
             let Some(slab) = entry.slab.as_mut().filter(|_| entry.runs.iter().any(touches)) else {
                 return;
             };
@@ -491,10 +505,10 @@ mod tests {
         kept.push(entry(1, 0, b"abcdef", SYNC), &room);
         kept.push(entry(3, 8, b"yz", SYNC), &room);
         let block = (ChunkIndex(0), BlockIndex(0), 0);
-        kept.found(block, version(2), b"aXXdef", &KeptSpans::default());
+        kept.found(block, version(2), (b"aXXdef", &[6; 3]), &KeptSpans::default());
         let content = |kept: &Kept| merged(&kept.on(CHAIN), 1 << 20).unwrap()[&0].extents.clone();
         assert_eq!(content(&kept)[&0], b"abcdef", "the mount itself wrote after that");
-        kept.found(block, version(4), b"aXXdef", &KeptSpans::default());
+        kept.found(block, version(4), (b"aXXdef", &[6; 3]), &KeptSpans::default());
         assert_eq!(
             content(&kept),
             BTreeMap::from([(0, b"aXXdef".to_vec()), (8, b"yz".to_vec())])

@@ -256,10 +256,14 @@ impl Inner {
             return;
         }
         let start = layout.block_start(chunk, block);
-        let uncut = self.uncut_to(self.kept.entries().filter(|entry| entry.chain == chain));
-        let uncut = uncut.saturating_sub(start).min(bytes.len() as u64);
-        self.kept
-            .found((chunk, block, start), version, &bytes[..uncut as usize], spans);
+        // Each for itself: one that was cut may be forgotten before another is looked at.
+        let of_chain = |entry: &&Entry| entry.chain == chain;
+        let uncut = |entry| {
+            self.uncut_to(Some(entry).filter(of_chain).into_iter())
+                .saturating_sub(start)
+        };
+        let uncut: Vec<u64> = self.kept.entries().map(uncut).collect();
+        self.kept.found((chunk, block, start), version, (bytes, &uncut), spans);
     }
 
     /// Whether something is uncommitted that a cut may have removed.
