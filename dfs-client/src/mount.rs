@@ -20,7 +20,7 @@ use crate::data::background::Background;
 use crate::data::errseq::Seen;
 use crate::data::reader::Ahead;
 use crate::data::state::{FileState, Inner};
-use crate::data::unsynced::{Owing, Unsynced};
+use crate::data::unsynced::{Durable, Owing, Unsynced};
 use crate::keys::Keys;
 use crate::meta::Session;
 use crate::meta::refusals::Told;
@@ -120,10 +120,10 @@ impl Files {
     }
 
     /// Everything up to these numbers is durable, also what such files have there.
-    pub(crate) fn settle_closed(&mut self, durable_up_to: impl Fn(Level, ChainId) -> u64) {
+    pub(crate) fn settle_closed(&mut self, durable: impl Fn(Level, ChainId) -> Durable) {
         for (_, closed) in &mut self.closed {
             let level = closed.level;
-            closed.unsynced.settle(|chain| durable_up_to(level, chain));
+            closed.unsynced.settle(|chain| durable(level, chain));
         }
     }
 }

@@ -1304,3 +1304,27 @@ fn what_others_wrote_over_is_kept_beside_what_a_truncation_removed() {
         );
     }
 }
+
+/// A closed file's write was lost before the mount had synced it. The mount's later syncs vouch for
+/// what came after that, and were taken to cover the lost write too.
+#[test]
+fn what_a_closed_file_lost_is_told_also_after_a_later_sync_of_the_mount() {
+    must_hold_under(
+        (0..8).chain([70_354_133]),
+        Servers::NEW,
+        &[
+            create(0),
+            write(0, 9 * MIB, 4096),
+            fsync(0),
+            write(0, 9 * MIB, 4096),
+            wait(700),
+            power(),
+            Step::Close { m: 0, h: 0 },
+            wait(3000),
+            open(0),
+            write(0, 9 * MIB, 10),
+            wait(3000),
+            fsync(0),
+        ],
+    );
+}

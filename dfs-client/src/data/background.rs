@@ -13,19 +13,19 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::state::{FileState, Inner, Word};
-use super::unsynced::{Owing, Unsynced};
+use super::unsynced::{Durable, Owing, Unsynced};
 use super::writer::join_all;
 use crate::mount::Mount;
 
 /// What was acknowledged is synced after this long, whether or not anybody asks.
 pub(crate) const SYNC_AGE_MS: u64 = 1_500;
 
-/// What all files of a mount have on the chains, unsynced, by level; and up to which of the mount's numbers everything is durable.
+/// What all files of a mount have on the chains, unsynced, by level; and what is durable.
 #[derive(Debug, Default)]
 pub(crate) struct Background {
     unsynced: BTreeMap<Level, Unsynced>,
     since_ms: BTreeMap<(Level, ChainId), u64>,
-    durable: BTreeMap<(Level, ChainId), u64>,
+    durable: BTreeMap<(Level, ChainId), Durable>,
     /// What files that nobody had open lost, as far as no sync of the mount has told of it.
     lost: Option<Error>,
     busy: bool,
@@ -52,9 +52,8 @@ impl Background {
         .collect()
     }
 
-    /// Of the mount's numbers.
-    fn durable_up_to(&self, level: Level, chain: ChainId) -> u64 {
-        self.durable.get(&(level, chain)).copied().unwrap_or(0)
+    fn durable(&self, level: Level, chain: ChainId) -> Durable {
+        self.durable.get(&(level, chain)).cloned().unwrap_or_default()
     }
 
     fn synced(&mut self, level: Level, chain: ChainId, owing: &Owing, now_ms: u64) {
@@ -100,9 +99,8 @@ impl Mount {
     pub(super) fn settle_synced(&self, file: &FileState, inner: &mut Inner) {
         let background = self.background.lock();
         let level = file.write_level;
-        let durable = |chain| background.durable_up_to(level, chain);
-        for chain in inner.unsynced.settle(durable) {
-            inner.kept.synced(chain, durable(chain));
+        for (chain, number) in inner.unsynced.settle(|chain| background.durable(level, chain)) {
+            inner.kept.synced(chain, number);
         }
     }
 
@@ -136,7 +134,7 @@ impl Mount {
         let files: Vec<_> = {
             let mut files = self.files.lock();
             let background = self.background.lock();
-            files.settle_closed(|level, chain| background.durable_up_to(level, chain));
+            files.settle_closed(|level, chain| background.durable(level, chain));
             files.open.values().cloned().collect()
         };
         for file in files {
@@ -157,8 +155,7 @@ impl Mount {
         let lost = match synced {
             Ok(()) => {
                 let mut background = self.background.lock();
-                let durable = background.durable.entry((level, chain)).or_default();
-                *durable = owing.number().max(*durable);
+                background.durable.entry((level, chain)).or_default().add(owing);
                 None
             }
             Err(error) if error.code == ErrorCode::UnsyncedLost => Some(error),

@@ -42,6 +42,43 @@ impl Owing {
     }
 }
 
+/// What syncs of the whole mount have found durable on one chain, the last ones: everything up to a number that was acknowledged in
+/// some epoch or later. What a chain has lost is told once, and a sync after that vouches for less.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Durable(Vec<Owing>);
+
+/// As many are remembered; what only a forgotten one covers is synced once more.
+const MAX_DURABLE: usize = 8;
+
+impl Durable {
+    /// A sync that began when `owing` was all has ended well.
+    pub(crate) fn add(&mut self, owing: &Owing) {
+        let covers_more = |other: &Owing| other.number > owing.number || other.since().0 < owing.since().0;
+        self.0.retain(covers_more);
+        self.0.push(*owing);
+        if self.0.len() > MAX_DURABLE {
+            self.0.remove(0);
+        }
+    }
+
+    /// Whether all that is owed is durable. Of what is only in part, the first epoch rises.
+    fn settles(&self, owed: &mut Owing) -> bool {
+        for synced in &self.0 {
+            if owed.since().0 < synced.since().0 {
+                continue;
+            }
+            if owed.number <= synced.number {
+                return true;
+            }
+            if let (Some((first, last)), Some((_, covered))) = (&mut owed.acknowledged, synced.acknowledged) {
+                // What came since was acknowledged by a chain that had reached this epoch.
+                *first = covered.min(*last).max(*first);
+            }
+        }
+        false
+    }
+}
+
 #[derive(Debug, Default)]
 pub(crate) struct Unsynced {
     chains: BTreeMap<ChainId, Owing>,
@@ -123,15 +160,15 @@ impl Unsynced {
         }
     }
 
-    /// Drops chains on which everything up to this number is durable, as a sync for the whole mount has found. Those that went.
-    pub(crate) fn settle(&mut self, durable_up_to: impl Fn(ChainId) -> u64) -> Vec<ChainId> {
-        let done: Vec<_> = self
-            .chains
-            .iter()
-            .filter(|&(&chain, owing)| owing.number <= durable_up_to(chain))
-            .map(|(&chain, _)| chain)
-            .collect();
-        for chain in &done {
+    /// Drops chains on which everything is durable, as syncs of the whole mount have found. Those that went, and up to which number.
+    pub(crate) fn settle(&mut self, durable: impl Fn(ChainId) -> Durable) -> Vec<(ChainId, u64)> {
+        let mut done = Vec::new();
+        for (&chain, owing) in &mut self.chains {
+            if durable(chain).settles(owing) {
+                done.push((chain, owing.number));
+            }
+        }
+        for (chain, _) in &done {
             self.chains.remove(chain);
         }
         done
@@ -167,8 +204,19 @@ mod tests {
         let mut unsynced = Unsynced::default();
         unsynced.starts(CHAIN, 1);
         unsynced.acknowledged(CHAIN, 4, (Epoch(4), Level::Quorum));
-        assert!(unsynced.settle(|_| 3).is_empty());
-        assert_eq!(unsynced.settle(|_| 4), [CHAIN]);
+        let owing = |number, epoch| {
+            let mut of_mount = Unsynced::default();
+            of_mount.acknowledged(CHAIN, number, (Epoch(epoch), Level::Quorum));
+            of_mount.all()[0].1
+        };
+        let mut durable = Durable::default();
+        for too_little in [owing(3, 4), owing(9, 5)] {
+            durable.add(&too_little);
+            assert!(unsynced.settle(|_| durable.clone()).is_empty(), "{too_little:?}");
+        }
+        durable.add(&owing(8, 4));
+        durable.add(&owing(12, 7));
+        assert_eq!(unsynced.settle(|_| durable.clone()), [(CHAIN, 4)]);
         assert!(!unsynced.contains(CHAIN));
     }
 
