@@ -32,8 +32,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use dfs_common::MetaId;
 use dfs_common::wire::meta::DiskRoom;
+use dfs_common::{CertificateIssue, MetaId};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
@@ -80,9 +80,16 @@ pub struct ConsensusStatus {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SelfReport {
     pub room: DiskRoom,
-    pub applied_index: Option<u64>,
+    pub service: ServiceReport,
+}
+
+/// The part of it that is not about consensus.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceReport {
     /// Where its own configuration says that the servers are.
     pub configured: std::collections::BTreeMap<MetaId, SocketAddr>,
+    /// The lowest issues of certificates that it accepts of other servers, also after a restart.
+    pub requires: std::collections::BTreeMap<MetaId, CertificateIssue>,
 }
 
 /// An engine that orders commands.

@@ -4,8 +4,7 @@
 //! a lonely proposal leaves at once and a crowd shares one flush and one round of messages. Readers that can not be
 //! answered from the leader's lease share one round of confirmation the same way.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -45,7 +44,7 @@ use super::standing::Standing;
 use super::types::{Raft, TypeConfig};
 use super::{
     Consensus, ConsensusError, ConsensusStatus, Leadership, LogError, MAX_COMMAND_SIZE_BYTES, Seal, SelfReport,
-    StateMachine, Transport,
+    ServiceReport, StateMachine, Transport,
 };
 use crate::room::{Room, RoomLeft};
 
@@ -64,8 +63,6 @@ pub struct RaftOptions {
     pub me: MetaId,
     /// All servers of the first configuration, this one included.
     pub members: BTreeSet<MetaId>,
-    /// Where the configuration says that they are; for who asks, the transport has its own.
-    pub configured: BTreeMap<MetaId, SocketAddr>,
     /// Log, votes and snapshots live here; created if absent.
     pub directory: PathBuf,
     pub sealer: Arc<dyn Seal>,
@@ -73,6 +70,8 @@ pub struct RaftOptions {
     pub room: Arc<Room>,
     /// What the others' clocks say goes here.
     pub clocks: Arc<Mutex<Clocks>>,
+    /// What the service has this server say of itself.
+    pub service_report: Arc<Mutex<ServiceReport>>,
     /// Bytes of a log segment.
     pub segment_size_bytes: u64,
     /// Entries between snapshots.
@@ -104,11 +103,11 @@ impl RaftOptions {
             cluster,
             me,
             members,
-            configured: BTreeMap::new(),
             directory,
             sealer,
             room,
             clocks: Arc::default(),
+            service_report: Arc::default(),
             segment_size_bytes: 16 << 20,
             snapshot_every: 50_000,
             keep_behind_snapshot: 10_000,
@@ -124,7 +123,7 @@ pub struct RaftConsensus {
     raft: Raft,
     log: Log,
     room: Arc<Room>,
-    configured: BTreeMap<MetaId, SocketAddr>,
+    service_report: Arc<Mutex<ServiceReport>>,
     told: Told,
     joining: Arc<Joining>,
     confirmations: Arc<Mutex<Confirmations>>,
@@ -201,7 +200,7 @@ impl RaftConsensus {
             raft: raft.clone(),
             log,
             room: Arc::clone(&options.room),
-            configured: options.configured.clone(),
+            service_report: Arc::clone(&options.service_report),
             told: Arc::clone(&told),
             joining: joining.clone(),
             confirmations,
@@ -274,8 +273,7 @@ impl RaftConsensus {
     fn report(&self) -> SelfReport {
         SelfReport {
             room: self.room.told(),
-            applied_index: self.raft.data_metrics().borrow().last_applied.map(|id| id.index),
-            configured: self.configured.clone(),
+            service: self.service_report.lock().clone(),
         }
     }
 

@@ -24,7 +24,9 @@ use super::replaced::Replaced;
 use super::wire::{BetweenServers, Requests, ToStorage};
 use super::{Parts, assemble};
 use crate::consensus::clocks::Clocks;
-use crate::consensus::{Consensus, MachineError, RaftConsensus, RaftOptions, Seal, StateMachine, reset_for_rebuild};
+use crate::consensus::{
+    Consensus, MachineError, RaftConsensus, RaftOptions, Seal, ServiceReport, StateMachine, reset_for_rebuild,
+};
 use crate::namespace::NameHash;
 use crate::room::Room;
 use crate::state::State;
@@ -290,11 +292,15 @@ impl Base {
         let mut attempt = 1;
         loop {
             let state = Arc::new(self.open_state(data).await?);
+            let service_report = Arc::new(Mutex::new(ServiceReport {
+                configured: self.members.clone(),
+                ..ServiceReport::default()
+            }));
             let machine = Arc::new(Observed::new(
                 Arc::clone(&state),
                 Arc::clone(&self.clock),
                 self.members.clone(),
-                Replaced::open(data.replaced(), self.endpoint.clone())?,
+                Replaced::open(data.replaced(), self.endpoint.clone(), Arc::clone(&service_report))?,
             ));
             let transport = Arc::new(BetweenServers::new(
                 self.endpoint.clone(),
@@ -310,7 +316,7 @@ impl Base {
                 Arc::clone(&self.room),
             );
             options.clocks = Arc::clone(&self.clocks);
-            options.configured.clone_from(&self.members);
+            options.service_report = service_report;
             if let Some(every) = self.snapshot_every {
                 options.snapshot_every = every.max(MIN_SNAPSHOT_EVERY);
                 options.keep_behind_snapshot = options.keep_behind_snapshot.min(options.snapshot_every);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use dfs_common::{Error, ErrorCode, MetaId, MetaPlace, NodeName, Result};
+use dfs_common::{CertificateIssue, Error, ErrorCode, MetaId, MetaPlace, NodeName, Result};
 use tokio::time::Instant;
 
 use super::shared::Shared;
@@ -11,15 +11,15 @@ use super::status::ALIVE_WITHIN_MS;
 use crate::chains;
 use crate::command::{CommandKind, Outcome};
 
-/// How often the leader looks whether the others have applied what it waits for.
+/// How often the leader looks what the others have said.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
-/// Proposes it. A replaced machine and the one in its place must never both vote, so that one is answered only when every
-/// other server refuses the machine before.
+/// Proposes it. A replaced machine and the one in its place must never both vote, so a replacement
+/// is answered only when every other server refuses the machine before, also after a restart.
 ///
 /// # Errors
 /// `NotFound` for a server that is none of the group, `InvalidArgument` for an address that is no good, `Busy` for a
-/// replacement of a server that answers, `Unreachable` when the others have not all heard of it in time.
+/// replacement of a server that answers, `Unreachable` when not all others have said in time that they refuse it.
 pub(super) async fn move_meta(shared: &Arc<Shared>, server: MetaId, place: MetaPlace, time: Duration) -> Result<()> {
     let until = Instant::now() + time;
     let name = NodeName::from(server);
@@ -46,25 +46,26 @@ pub(super) async fn move_meta(shared: &Arc<Shared>, server: MetaId, place: MetaP
         _ => return Err(Error::from(ErrorCode::Internal)),
     }
     // A request that was sent again finds its row there already, and still has to wait.
-    if place.issue.get() == 0 {
+    if place.issue == CertificateIssue::default() {
         return Ok(());
     }
-    let applied = shared.consensus.status().last_applied_index;
+    let others: Vec<MetaId> = routing.meta.keys().copied().filter(|&id| id != server).collect();
     loop {
         let told = shared.consensus.status().told;
-        let others = routing.meta.keys().filter(|&&id| id != server);
-        let late = others
-            .copied()
-            .find(|id| told.get(id).is_none_or(|told| told.applied_index < applied));
-        match late {
+        let refuses = |id: &MetaId| {
+            let required = told.get(id).and_then(|told| told.service.requires.get(&server));
+            required.is_some_and(|&required| required >= place.issue)
+        };
+        match others.iter().find(|id| !refuses(id)) {
             None => return Ok(()),
             Some(_) if Instant::now() < until => tokio::time::sleep(LOOK_EVERY).await,
-            Some(id) => {
+            Some(&id) => {
                 return Err(Error::new(
                     ErrorCode::Unreachable,
                     format!(
-                        "{} has not yet heard that {name} is replaced; when it is up, run this again",
-                        NodeName::from(id)
+                        "{late} does not say yet that it refuses the machine that was {name}: see that it runs \
+                         and has room on its disk, and run this again",
+                        late = NodeName::from(id)
                     ),
                 ));
             }

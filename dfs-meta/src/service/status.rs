@@ -49,7 +49,7 @@ fn old_addresses(
 ) -> Result<Vec<OldAddress>> {
     let servers = told
         .iter()
-        .map(|(&id, told)| (NodeName::from(id).to_string(), stale(&told.configured, routing)));
+        .map(|(&id, told)| (NodeName::from(id).to_string(), stale(&told.service.configured, routing)));
     let nodes = configured
         .nodes
         .iter()
