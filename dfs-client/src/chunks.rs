@@ -12,7 +12,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use dfs_common::chain::RoutingTable;
 use dfs_common::wire::Lane;
-use dfs_common::wire::storage::{BlockRun, FileRuns, MutateRequest, Mutation, StorageRequest, StorageResponse};
+use dfs_common::wire::storage::{
+    BlockRun, FileRuns, MutateRequest, Mutation, RunsWanted, StorageRequest, StorageResponse,
+};
 use dfs_common::{
     BlockIndex, ChainId, ChunkId, ChunkIndex, ChunkVersion, CutEpoch, Epoch, Error, ErrorCode, InodeId, Level,
     RequestId, Result, SequenceNumber, SessionId, StorageId,
@@ -87,6 +89,19 @@ struct Ask<'a> {
     deadline: Instant,
     avoid: &'a [StorageId],
     what: &'a (dyn Fn() -> String + Sync),
+}
+
+/// A short question that only the head answers.
+const fn of_head(chain: ChainId, deadline: Instant, what: &(dyn Fn() -> String + Sync)) -> Ask<'_> {
+    Ask {
+        chain,
+        level: Level::One,
+        target: Target::Head,
+        lane: Lane::Control,
+        deadline,
+        avoid: &[],
+        what,
+    }
 }
 
 type Member = (StorageId, SocketAddr);
@@ -394,15 +409,7 @@ impl Chunks {
         deadline: Instant,
     ) -> Result<Option<(ChunkIndex, u32)>> {
         let what = || format!("the end of inode {inode}");
-        let ask = Ask {
-            chain,
-            level: Level::One,
-            target: Target::Head,
-            lane: Lane::Control,
-            deadline,
-            avoid: &[],
-            what: &what,
-        };
+        let ask = of_head(chain, deadline, &what);
         let build = |epoch| StorageRequest::FileEnd {
             chain,
             epoch,
@@ -421,23 +428,17 @@ impl Chunks {
         chain: ChainId,
         inode: InodeId,
         from: (ChunkIndex, BlockIndex),
+        wanted: RunsWanted,
         deadline: Instant,
     ) -> Result<FileRuns> {
         let what = || format!("the blocks of inode {inode}");
-        let ask = Ask {
-            chain,
-            level: Level::One,
-            target: Target::Head,
-            lane: Lane::Control,
-            deadline,
-            avoid: &[],
-            what: &what,
-        };
+        let ask = of_head(chain, deadline, &what);
         let build = |epoch| StorageRequest::FileRuns {
             chain,
             epoch,
             inode,
             from,
+            wanted,
         };
         match self.drive(&ask, build, &[]).await?.response {
             StorageResponse::FileRuns(runs) => Ok(runs),

@@ -20,7 +20,8 @@ use dfs_common::wire::meta::{
 };
 use dfs_common::wire::namespace::{Caller, NamespaceOp, NamespaceRead, WrappedKey, WriteCommit};
 use dfs_common::wire::storage::{
-    BlockCondition, BlockRun, ForwardRequest, MutateRequest, Mutation, StorageRequest, StorageResponse,
+    BlockCondition, BlockRun, FileRun, FileRuns, ForwardRequest, MutateRequest, Mutation, RunsWanted, StorageRequest,
+    StorageResponse,
 };
 use dfs_common::{
     BlockIndex, CertificateIssue, ChainId, ChainInfo, ChainMember, ChunkId, ChunkIndex, ChunkVersion, ClusterId, Epoch,
@@ -150,6 +151,27 @@ fn messages_encode_to_their_golden_bytes() {
             session: SessionId(7),
         },
     );
+    golden.message(
+        "storage-file-runs",
+        &StorageRequest::FileRuns {
+            chain,
+            epoch,
+            inode: InodeId(7),
+            from: (ChunkIndex(2), BlockIndex(5)),
+            wanted: RunsWanted::Count,
+        },
+    );
+    let mut runs = FileRuns::default();
+    for first in [5, 6, 9] {
+        let run = FileRun {
+            chunk: ChunkIndex(2),
+            first: BlockIndex(first),
+            blocks: 1,
+        };
+        assert!(runs.add(RunsWanted::First, run));
+    }
+    assert_eq!((runs.runs.len(), runs.blocks), (2, 3));
+    golden.message("storage-file-runs-answer", &StorageResponse::FileRuns(runs));
     golden.message("storage-forwarded", &StorageResponse::Forwarded { stable: true });
     golden.message(
         "storage-stable",

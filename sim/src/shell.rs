@@ -4,7 +4,7 @@
 use std::rc::Rc;
 
 use dfs_common::units::reserve_bytes;
-use dfs_common::wire::storage::{FileRuns, StorageResponse};
+use dfs_common::wire::storage::{FileRuns, RunsWanted, StorageResponse};
 use dfs_common::{
     BlockIndex, ChainId, ChunkId, ChunkIndex, ChunkVersion, CutEpoch, Error, ErrorCode, HybridClock, InodeId,
     RequestId, SessionId, StorageId, Timestamp,
@@ -59,9 +59,15 @@ impl StoreView for View<'_> {
         self.store()?.file_end(chain, inode, from)
     }
 
-    fn file_runs(&self, chain: ChainId, inode: InodeId, from: (ChunkIndex, BlockIndex)) -> FileRuns {
+    fn file_runs(
+        &self,
+        chain: ChainId,
+        inode: InodeId,
+        from: (ChunkIndex, BlockIndex),
+        wanted: RunsWanted,
+    ) -> FileRuns {
         let store = self.store();
-        store.map_or_else(FileRuns::default, |store| store.file_runs(chain, inode, from))
+        store.map_or_else(FileRuns::default, |store| store.file_runs(chain, inode, from, wanted))
     }
     fn chunks_of(&self, chain: ChainId, inode: InodeId, from: ChunkIndex) -> Vec<ChunkId> {
         self.store()

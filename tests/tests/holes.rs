@@ -106,6 +106,24 @@ fn holes_take_up_nothing_and_are_found() {
     file.sync_all().unwrap();
     assert_eq!((data(&again), allocated(&again)), (vec![(0, 5_000)], 5_120));
 
+    drop(file);
+
+    // Much data behind a hole, over many chunks of every chain; and many small pieces.
+    let path = at.join("large");
+    let file = File::create(&path).unwrap();
+    file.write_all_at(&vec![6; 64 * MIB as usize], MIB).unwrap();
+    let pieces: Vec<(u64, u64)> = (0..300)
+        .map(|number| 100 * MIB + number * 12 * KIB)
+        .map(|start| (start, start + 4 * KIB))
+        .collect();
+    for &(start, _) in &pieces {
+        file.write_all_at(&[7; 4 * KIB as usize], start).unwrap();
+    }
+    drop(file);
+    let expected: Vec<_> = [(MIB, 65 * MIB)].into_iter().chain(pieces).collect();
+    assert_eq!(data(&path), expected);
+    assert_eq!(allocated(&path), 64 * MIB + 300 * 4 * KIB);
+
     // A file without holes is not asked for: all of it is data, also while no chain answers.
     fs::write(at.join("dense"), vec![5; 3 * MIB as usize]).unwrap();
     assert_eq!(
@@ -120,7 +138,6 @@ fn holes_take_up_nothing_and_are_found() {
         (vec![block], 4 * KIB)
     );
     cluster.start("storage-1");
-    drop(file);
     cluster.wait_healthy(WAIT);
     cluster.verify_replicas();
     let _ = cluster.down().expect_ok("dev down");

@@ -143,8 +143,9 @@ pub(crate) struct Inner {
     pub(crate) unclean_end: bool,
     /// A write from this end to that offset may go: nothing lies between.
     pub(crate) cleared_gap: Option<(u64, u64)>,
-    /// A write has left blocks between the end and itself out. Told with every commit, and true until the file is empty.
-    pub(crate) gap: bool,
+    /// A write of this mount left blocks out between the end and itself. Told with every commit, and
+    /// true until the file is empty.
+    pub(crate) made_sparse: bool,
     pub(crate) errors: LateErrors,
     pub(crate) tail: Option<Tail>,
     /// Newest `change` up to which every change was this mount's own, if that is known.
@@ -197,7 +198,7 @@ impl Inner {
             kept: Kept::default(),
             unclean_end: false,
             cleared_gap: None,
-            gap: false,
+            made_sparse: false,
             foreign_durable: 0,
             errors: LateErrors::default(),
             tail: None,
@@ -510,7 +511,7 @@ impl Inner {
             attributes
         };
         let mut view = newest.clone();
-        if let Some(file) = view.file.as_mut().filter(|_| self.gap) {
+        if let Some(file) = view.file.as_mut().filter(|_| self.made_sparse) {
             file.sparse = true;
         }
         if !self.is_settled() {
@@ -611,7 +612,7 @@ impl Inner {
             clear_suid: false,
             growing,
             cut: self.cut(),
-            sparse: self.gap,
+            sparse: self.made_sparse,
         };
         Some((commit, number))
     }

@@ -189,7 +189,7 @@ impl Mount {
     fn length_set(file: &FileState, attributes: &Attributes) -> Attributes {
         let mut inner = file.inner.lock();
         inner.generation += 1;
-        inner.gap &= attributes.length_bytes > 0;
+        inner.made_sparse &= attributes.length_bytes > 0;
         inner.learn_own(attributes);
         inner.length_told();
         inner.growth = None;

@@ -125,7 +125,7 @@ impl Mount {
             inner = file.inner.lock();
         }
         inner.cleared_gap = None;
-        inner.gap |= at / BLOCK_SIZE_BYTES as u64 > length.div_ceil(BLOCK_SIZE_BYTES as u64);
+        inner.made_sparse |= at / BLOCK_SIZE_BYTES as u64 > length.div_ceil(BLOCK_SIZE_BYTES as u64);
         let now_ms = self.now_ms();
         let grown = inner.dirty.write(at, data, now_ms);
         inner.note_write(self.session.file_clock.now());

@@ -424,15 +424,24 @@ impl World {
                 });
                 Ok((StorageResponse::FileEnd(ends.max()), Vec::new()))
             }
-            StorageRequest::FileRuns { inode, from, .. } => {
+            StorageRequest::FileRuns {
+                inode, from, wanted, ..
+            } => {
                 let mut all: Vec<_> = self.chunks.iter().filter(|(id, _)| id.inode == inode).collect();
                 all.sort_by_key(|(id, _)| id.index);
+                let blocks = all.iter().flat_map(|(id, chunk)| {
+                    let blocks = chunk.blocks.keys().map(|&block| (id.index, BlockIndex(block)));
+                    blocks.filter(|place| *place >= from)
+                });
                 let mut found = FileRuns::default();
-                for (id, chunk) in all {
-                    for &block in chunk.blocks.keys() {
-                        if (id.index, BlockIndex(block)) >= from {
-                            found.add(id.index, block, 1);
-                        }
+                for (chunk, first) in blocks {
+                    let run = FileRun {
+                        chunk,
+                        first,
+                        blocks: 1,
+                    };
+                    if !found.add(wanted, run) {
+                        break;
                     }
                 }
                 Ok((StorageResponse::FileRuns(found), Vec::new()))

@@ -438,9 +438,10 @@ impl Cluster {
                 epoch,
                 inode,
                 from,
+                wanted,
             } => {
                 self.admit(node, chain, epoch, SessionId::SYSTEM, Some(Level::One))?;
-                let runs = self.data(chain, |data| Ok(data.file_runs(inode, from)))?;
+                let runs = self.data(chain, |data| Ok(data.file_runs(inode, from, wanted)))?;
                 (StorageResponse::FileRuns(runs), Bytes::new())
             }
             other => panic!("no mount asks for {other:?}"),

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use dfs_common::wire::storage::{BlockRun, FileRuns, MutateRequest, Mutation};
+use dfs_common::wire::storage::{BlockRun, FileRun, FileRuns, MutateRequest, Mutation, RunsWanted};
 use dfs_common::{
     BlockIndex, ChunkId, ChunkIndex, ChunkVersion, CutEpoch, Epoch, Error, ErrorCode, InodeId, RequestId, Result,
 };
@@ -221,13 +221,20 @@ impl ChainData {
     }
 
     /// Its blocks from that place on.
-    pub fn file_runs(&self, inode: InodeId, from: (ChunkIndex, BlockIndex)) -> FileRuns {
+    pub fn file_runs(&self, inode: InodeId, from: (ChunkIndex, BlockIndex), wanted: RunsWanted) -> FileRuns {
         let mut found = FileRuns::default();
         let all = ChunkId::new(inode, from.0)..=ChunkId::new(inode, ChunkIndex(u32::MAX));
         for (id, chunk) in self.chunks.range(all) {
             let least = if id.index == from.0 { from.1.0 } else { 0 };
             for &block in chunk.blocks.range(least..).map(|(block, _)| block) {
-                found.add(id.index, block, 1);
+                let run = FileRun {
+                    chunk: id.index,
+                    first: BlockIndex(block),
+                    blocks: 1,
+                };
+                if !found.add(wanted, run) {
+                    return found;
+                }
             }
         }
         found

@@ -110,12 +110,14 @@ pub enum StorageRequest {
         inode: InodeId,
         from: ChunkIndex,
     },
-    /// Which blocks of the inode there are on this chain, from that block of that chunk on. Answered by the head.
+    /// Which blocks of the inode there are on this chain, from that block of that chunk on. Answered
+    /// by the head.
     FileRuns {
         chain: ChainId,
         epoch: Epoch,
         inode: InodeId,
         from: (ChunkIndex, BlockIndex),
+        wanted: RunsWanted,
     },
 
     // Replica to its successor.
@@ -314,6 +316,15 @@ impl BlockRun {
 /// Most runs in one [`FileRuns`].
 pub const FILE_RUNS_MAX: usize = 1_024;
 
+/// What is asked of the blocks that an inode has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RunsWanted {
+    /// The first [`FILE_RUNS_MAX`] runs.
+    First,
+    /// How many blocks there are in all; no run.
+    Count,
+}
+
 /// Blocks that follow each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileRun {
@@ -322,29 +333,37 @@ pub struct FileRun {
     pub blocks: u32,
 }
 
-/// Which blocks of an inode a chain has. Between them are holes.
+/// Which blocks of an inode a chain has. Between runs are holes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileRuns {
-    /// In order; the first [`FILE_RUNS_MAX`].
+    /// In order.
     pub runs: Vec<FileRun>,
-    /// Of all runs, told or not.
+    /// Blocks in these runs, or in all where those were to be counted.
     pub blocks: u64,
+    /// There are more runs than these.
+    pub more: bool,
 }
 
 impl FileRuns {
-    /// Adds blocks that come after all that were added.
-    pub fn add(&mut self, chunk: ChunkIndex, first: u32, blocks: u32) {
-        self.blocks += u64::from(blocks);
+    /// Adds blocks that come after all that were added. `false`: nothing more is wanted.
+    pub fn add(&mut self, wanted: RunsWanted, run: FileRun) -> bool {
+        if wanted == RunsWanted::Count {
+            self.blocks += u64::from(run.blocks);
+            return true;
+        }
         let has_room = self.runs.len() < FILE_RUNS_MAX;
         match self.runs.last_mut() {
-            Some(last) if last.chunk == chunk && last.first.0 + last.blocks == first => last.blocks += blocks,
-            _ if has_room => self.runs.push(FileRun {
-                chunk,
-                first: BlockIndex(first),
-                blocks,
-            }),
-            _ => {}
+            Some(last) if last.chunk == run.chunk && last.first.0 + last.blocks == run.first.0 => {
+                last.blocks += run.blocks;
+            }
+            _ if has_room => self.runs.push(run),
+            _ => {
+                self.more = true;
+                return false;
+            }
         }
+        self.blocks += u64::from(run.blocks);
+        true
     }
 }
 
@@ -471,4 +490,31 @@ pub struct NodeStatus {
     pub total_bytes: u64,
     pub used_bytes: u64,
     pub fault: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_more_runs_are_gathered_than_go_into_an_answer() {
+        let run = |first| FileRun {
+            chunk: ChunkIndex(0),
+            first: BlockIndex(first),
+            blocks: 1,
+        };
+        let mut found = FileRuns::default();
+        let alone = (0..).map(|number| 2 * number);
+        let taken = alone
+            .take_while(|&first| found.add(RunsWanted::First, run(first)))
+            .count();
+        assert_eq!(
+            (taken, found.runs.len(), found.more),
+            (FILE_RUNS_MAX, FILE_RUNS_MAX, true)
+        );
+        assert_eq!(found.blocks, FILE_RUNS_MAX as u64);
+        let mut counted = FileRuns::default();
+        assert!((0..5_000).all(|number| counted.add(RunsWanted::Count, run(2 * number))));
+        assert_eq!((counted.blocks, counted.runs.len(), counted.more), (5_000, 0, false));
+    }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use dfs_common::units::SEAL_SIZE_BYTES;
-use dfs_common::wire::storage::{BlockCondition, FileRuns, MutateRequest, Mutation, StorageResponse};
+use dfs_common::wire::storage::{BlockCondition, FileRuns, MutateRequest, Mutation, RunsWanted, StorageResponse};
 use dfs_common::{
     BlockIndex, ChainId, ChainInfo, ChainMember, ChunkId, ChunkIndex, ChunkVersion, ClusterId, CutEpoch, Epoch, Error,
     ErrorCode, HybridClock, InodeId, Level, MemberState, RequestId, Rest, SequenceNumber, SessionId, StorageId,
@@ -50,8 +50,14 @@ impl StoreView for View<'_> {
         self.store.file_end(chain, inode, from)
     }
 
-    fn file_runs(&self, chain: ChainId, inode: InodeId, from: (ChunkIndex, BlockIndex)) -> FileRuns {
-        self.store.file_runs(chain, inode, from)
+    fn file_runs(
+        &self,
+        chain: ChainId,
+        inode: InodeId,
+        from: (ChunkIndex, BlockIndex),
+        wanted: RunsWanted,
+    ) -> FileRuns {
+        self.store.file_runs(chain, inode, from, wanted)
     }
     fn chunks_of(&self, chain: ChainId, inode: InodeId, from: ChunkIndex) -> Vec<ChunkId> {
         self.store.chunks_of(chain, inode, from)

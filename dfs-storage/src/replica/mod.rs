@@ -255,7 +255,8 @@ impl ReplicaCore {
                 waiter,
                 inode,
                 from,
-            } => self.file_runs(now, epoch, waiter, (inode, from), store),
+                wanted,
+            } => self.file_runs(now, epoch, waiter, (inode, from, wanted), store),
             Input::Forward {
                 from,
                 waiter,
@@ -386,7 +387,7 @@ impl ReplicaCore {
 mod cut_tests;
 #[cfg(test)]
 mod tests {
-    use dfs_common::wire::storage::{FileRuns, StorageResponse};
+    use dfs_common::wire::storage::{FileRuns, RunsWanted, StorageResponse};
     use dfs_common::{
         BlockIndex, ChainId, ChainInfo, ChainMember, ChunkId, ChunkIndex, ChunkVersion, CutEpoch, Epoch, ErrorCode,
         HybridClock, InodeId, MemberState, RequestId, Rest, SessionId, StorageId, Timestamp,
@@ -430,7 +431,7 @@ mod tests {
             None
         }
 
-        fn file_runs(&self, _: ChainId, _: InodeId, _: (ChunkIndex, BlockIndex)) -> FileRuns {
+        fn file_runs(&self, _: ChainId, _: InodeId, _: (ChunkIndex, BlockIndex), _: RunsWanted) -> FileRuns {
             FileRuns::default()
         }
 

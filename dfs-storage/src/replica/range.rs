@@ -8,7 +8,7 @@ use std::collections::{BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use dfs_common::planted::{self, Bug};
-use dfs_common::wire::storage::{MutateRequest, Mutation, StorageResponse};
+use dfs_common::wire::storage::{MutateRequest, Mutation, RunsWanted, StorageResponse};
 use dfs_common::{
     BlockIndex, ChunkId, ChunkIndex, CutEpoch, Epoch, Error, ErrorCode, InodeId, Level, RequestId, SessionId,
 };
@@ -187,11 +187,11 @@ impl ReplicaCore {
         now: Now,
         epoch: Epoch,
         waiter: WaiterId,
-        (inode, from): (InodeId, (ChunkIndex, BlockIndex)),
+        (inode, from, wanted): (InodeId, (ChunkIndex, BlockIndex), RunsWanted),
         store: &dyn StoreView,
     ) {
         let admitted = self.admit_at_head(now, epoch);
-        let runs = admitted.map(|()| store.file_runs(self.chain, inode, from));
+        let runs = admitted.map(|()| store.file_runs(self.chain, inode, from, wanted));
         self.answer(
             waiter,
             runs.map(|runs| Answer::Response(StorageResponse::FileRuns(runs))),

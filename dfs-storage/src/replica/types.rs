@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use dfs_common::wire::storage::{
-    FileRuns, ForwardRequest, InstallPart, MutateRequest, Mutation, Origin, StorageResponse,
+    FileRuns, ForwardRequest, InstallPart, MutateRequest, Mutation, Origin, RunsWanted, StorageResponse,
 };
 use dfs_common::{
     BlockIndex, ChainId, ChainInfo, ChunkId, ChunkIndex, ChunkVersion, CutEpoch, Epoch, Error, HybridClock, InodeId,
@@ -42,7 +42,8 @@ pub trait StoreView {
     fn remembered(&self, chunk: ChunkId, id: RequestId) -> Option<ChunkVersion>;
     /// The last chunk of the inode at or after `from` that has data, and the bytes from its start to their end.
     fn file_end(&self, chain: ChainId, inode: InodeId, from: ChunkIndex) -> Option<(ChunkIndex, u32)>;
-    fn file_runs(&self, chain: ChainId, inode: InodeId, from: (ChunkIndex, BlockIndex)) -> FileRuns;
+    fn file_runs(&self, chain: ChainId, inode: InodeId, from: (ChunkIndex, BlockIndex), wanted: RunsWanted)
+    -> FileRuns;
     /// Tombstones included.
     fn chunks_of(&self, chain: ChainId, inode: InodeId, from: ChunkIndex) -> Vec<ChunkId>;
     /// Every chunk of the chain with its version, tombstones included.
@@ -118,6 +119,7 @@ pub enum Input {
         waiter: WaiterId,
         inode: InodeId,
         from: (ChunkIndex, BlockIndex),
+        wanted: RunsWanted,
     },
     Forward {
         from: StorageId,

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use dfs_common::units::reserve_bytes;
 use dfs_common::wire::Lane;
 use dfs_common::wire::meta::ResyncProgress;
-use dfs_common::wire::storage::{DamageOutcome, FileRuns, StorageRequest, StorageResponse};
+use dfs_common::wire::storage::{DamageOutcome, FileRuns, RunsWanted, StorageRequest, StorageResponse};
 use dfs_common::{
     BlockIndex, ChainId, ChunkId, ChunkIndex, ChunkVersion, CutEpoch, Epoch, Error, ErrorCode, HybridClock, InodeId,
     RequestId, Rest, Result, SessionId, StorageId,
@@ -551,8 +551,14 @@ impl StoreView for View<'_> {
         self.0.store.file_end(chain, inode, from)
     }
 
-    fn file_runs(&self, chain: ChainId, inode: InodeId, from: (ChunkIndex, BlockIndex)) -> FileRuns {
-        self.0.store.file_runs(chain, inode, from)
+    fn file_runs(
+        &self,
+        chain: ChainId,
+        inode: InodeId,
+        from: (ChunkIndex, BlockIndex),
+        wanted: RunsWanted,
+    ) -> FileRuns {
+        self.0.store.file_runs(chain, inode, from, wanted)
     }
 
     fn chunks_of(&self, chain: ChainId, inode: InodeId, from: ChunkIndex) -> Vec<ChunkId> {

@@ -69,7 +69,8 @@ fn authorize(peer: NodeName, request: &StorageRequest) -> Result<()> {
         | StorageRequest::CopyBlocks { .. }
         | StorageRequest::ChunkState { .. } => peer.role == Role::Storage,
         StorageRequest::Scrub { .. } => peer.role == Role::Admin,
-        StorageRequest::FileEnd { .. } | StorageRequest::FileRuns { .. } => {
+        StorageRequest::FileRuns { .. } => matches!(peer.role, Role::Client | Role::Admin),
+        StorageRequest::FileEnd { .. } => {
             matches!(peer.role, Role::Client | Role::Meta | Role::Admin)
         }
         StorageRequest::ListChunks { .. } => matches!(peer.role, Role::Client | Role::Admin | Role::Meta),
@@ -279,12 +280,15 @@ async fn answer(
             })
             .await?
         }
-        StorageRequest::FileRuns { inode, from, .. } => {
+        StorageRequest::FileRuns {
+            inode, from, wanted, ..
+        } => {
             at.ask(node, deadline, |waiter| Input::FileRuns {
                 epoch,
                 waiter,
                 inode,
                 from,
+                wanted,
             })
             .await?
         }

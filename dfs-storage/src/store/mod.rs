@@ -30,7 +30,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use dfs_common::planted::{self, Bug};
 use dfs_common::units::BLOCK_SIZE_BYTES;
-use dfs_common::wire::storage::{BlockRun, ChunkMemory, ChunkState, ChunkSummary, FileRuns, Mutation, Origin};
+use dfs_common::wire::storage::{
+    BlockRun, ChunkMemory, ChunkState, ChunkSummary, FileRun, FileRuns, Mutation, Origin, RunsWanted,
+};
 use dfs_common::{
     BlockIndex, ChainId, ChunkId, ChunkIndex, ChunkVector, ChunkVersion, CutEpoch, HybridClock, InodeId, RequestId,
     Scarce, StoreId,
@@ -513,14 +515,27 @@ impl ChunkStore {
     }
 
     /// Blocks of an inode from that one on.
-    pub fn file_runs(&self, chain: ChainId, inode: InodeId, from: (ChunkIndex, BlockIndex)) -> FileRuns {
+    pub fn file_runs(
+        &self,
+        chain: ChainId,
+        inode: InodeId,
+        from: (ChunkIndex, BlockIndex),
+        wanted: RunsWanted,
+    ) -> FileRuns {
         let index = self.log.index.read();
         let mut found = FileRuns::default();
         for (chunk, entry) in of_inode(&index, chain, inode, from.0).filter(|(_, entry)| !entry.removed) {
             let least = if chunk.index == from.0 { from.1.0 } else { 0 };
             for extent in entry.extents.iter().filter(|extent| extent.end() > least) {
                 let first = extent.first.0.max(least);
-                found.add(chunk.index, first, extent.end() - first);
+                let run = FileRun {
+                    chunk: chunk.index,
+                    first: BlockIndex(first),
+                    blocks: extent.end() - first,
+                };
+                if !found.add(wanted, run) {
+                    return found;
+                }
             }
         }
         found

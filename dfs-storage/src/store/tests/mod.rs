@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use dfs_common::units::{BLOCK_SIZE_BYTES, SEAL_SIZE_BYTES};
-use dfs_common::wire::storage::{BlockRun, ChunkMemory, Mutation, Origin, Remembered};
+use dfs_common::wire::storage::{BlockRun, ChunkMemory, Mutation, Origin, Remembered, RunsWanted};
 use dfs_common::{
     BlockIndex, ChainId, ChunkId, ChunkIndex, ChunkVersion, ClusterId, CutEpoch, Epoch, HybridClock, InodeId, Level,
     RequestId, SequenceNumber, SessionId, StorageId, StoreId, Timestamp,
@@ -343,7 +343,9 @@ fn check_file_ends(store: &ChunkStore, contents: &Model) {
             .collect();
         blocks.sort_unstable();
         for from in [0, 3] {
-            let found = store.file_runs(chain_id, id.inode, (id.index, BlockIndex(from)));
+            let place = (id.index, BlockIndex(from));
+            let found = store.file_runs(chain_id, id.inode, place, RunsWanted::First);
+            let counted = store.file_runs(chain_id, id.inode, place, RunsWanted::Count);
             let each = found
                 .runs
                 .iter()
@@ -354,7 +356,12 @@ fn check_file_ends(store: &ChunkStore, contents: &Model) {
                 expected.clone().collect::<Vec<_>>(),
                 "{id} from {from}"
             );
-            assert_eq!(found.blocks, expected.count() as u64, "{id} from {from}");
+            let count = expected.count() as u64;
+            assert_eq!(
+                (found.blocks, counted.blocks, found.more),
+                (count, count, false),
+                "{id}"
+            );
         }
         let ends = of_inode.filter_map(|(&other, entry)| {
             let (block, (_, length)) = entry.blocks.last_key_value()?;
