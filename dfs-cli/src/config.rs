@@ -91,7 +91,8 @@ pub(crate) fn read(path: &Path) -> Outcome<Loaded> {
     Ok(Loaded { path: absolute, config })
 }
 
-/// What a file says of its node, paths as they stand in it; `None` if there is no such file, or nothing sound in it.
+/// What a file says of its node, paths as they stand in it; `None` if there is no such file, or
+/// nothing sound in it.
 pub(crate) fn node_as_written(path: &Path) -> Option<NodeSection> {
     let config: ClusterConfig = toml::from_str(&fs::read_to_string(path).ok()?).ok()?;
     config.node
@@ -121,8 +122,8 @@ pub(crate) fn write(path: &Path, config: &ClusterConfig) -> anyhow::Result<()> {
     crate::files::replace(path, &toml::to_string(config)?)
 }
 
-/// Changes a metadata server's address in a file, and in that server's own file where it listens, and leaves the rest as
-/// people wrote it. Whether there was something to change.
+/// Changes a metadata server's address in a file, and in that server's own file where it listens,
+/// and leaves the rest as people wrote it. Whether there was something to change.
 pub(crate) fn move_server(path: &Path, server: MetaId, address: SocketAddr) -> anyhow::Result<bool> {
     let text = fs::read_to_string(path).with_context(|| format!("{} can not be read", path.display()))?;
     let mut file: toml_edit::DocumentMut = text.parse().with_context(|| path.display().to_string())?;

@@ -1,4 +1,5 @@
-//! `dfs credentials renew`: certificates are issued anew, when some are lost or known to others, or the authority itself is.
+//! `dfs credentials renew`: certificates are issued anew, when some are lost or known to others, or
+//! the authority itself is.
 
 use std::fs;
 use std::path::{Path, PathBuf};

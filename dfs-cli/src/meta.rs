@@ -1,4 +1,5 @@
-//! `dfs meta move` and `dfs meta replace`: a metadata server gets another address, or another machine takes its place.
+//! `dfs meta move` and `dfs meta replace`: a metadata server gets another address, or another
+//! machine takes its place.
 
 use std::fs;
 use std::net::{SocketAddr, ToSocketAddrs};

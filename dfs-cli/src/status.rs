@@ -35,7 +35,8 @@ impl fmt::Display for Health {
     }
 }
 
-/// One reason why health is not `ok`; or, with the severity `ok`, something that is to be done in time.
+/// One reason why health is not `ok`; or, with the severity `ok`, something that is to be done in
+/// time.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct Finding {
     pub(crate) severity: Health,

@@ -128,8 +128,8 @@ impl AdminClient {
         }
     }
 
-    /// Tells the group where a metadata server is, and with a higher issue that another machine takes its place. The latter
-    /// is answered when nobody listens to the machine before any more.
+    /// Tells the group where a metadata server is, and with a higher issue that another machine
+    /// takes its place. The latter is answered when nobody listens to the machine before any more.
     ///
     /// # Errors
     /// Why it is refused, and what to do instead.

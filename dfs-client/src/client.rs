@@ -237,14 +237,15 @@ impl Client {
         Ok(self.mount().view(attributes))
     }
 
-    /// How many bytes of storage a file takes up in each replica: its length, but for one with holes.
+    /// How many bytes of storage a file takes up in each replica: its length, but for one with
+    /// holes.
     pub async fn allocated_bytes(&self, attributes: &Attributes) -> Result<u64> {
         let deadline = Instant::now() + HOLES_WAIT;
         self.mount().allocated_bytes(attributes, deadline).await
     }
 
-    /// The first offset at or after `offset` with data, or in a hole (of which the end of the file is one). `None`: there is none,
-    /// or the file ends before.
+    /// The first offset at or after `offset` with data, or in a hole (of which the end of the file
+    /// is one). `None`: there is none, or the file ends before.
     pub async fn seek(&self, handle: FileHandleId, offset: u64, what: Seek) -> Result<Option<u64>> {
         let handle = self.mount().leased_handle(handle).await?;
         let deadline = self.mount().deadline();

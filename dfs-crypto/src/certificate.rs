@@ -1,6 +1,6 @@
-//! Who is who: one CA a cluster, and for each member a certificate whose URI SAN names cluster, role and number
-//! (`dfs://<cluster>/<role>/<number>`, and `/<issue>` where the machine took another's place). The DNS SAN
-//! `<role>-<number>.dfs` is what TLS itself compares.
+//! Who is who: one CA a cluster, and for each member a certificate whose URI SAN names cluster,
+//! role and number (`dfs://<cluster>/<role>/<number>`, and `/<issue>` where the machine took
+//! another's place). The DNS SAN `<role>-<number>.dfs` is what TLS itself compares.
 
 use std::fs;
 use std::path::Path;

@@ -82,8 +82,8 @@ pub(crate) fn is_sparse(attributes: &Attributes) -> bool {
     attributes.file.as_ref().is_some_and(|file| file.sparse)
 }
 
-/// Attributes with the room that the file takes up, which of one with holes the chains know. When they do not answer, its
-/// length has to do: nobody waits for that.
+/// Attributes with the room that the file takes up. Of a file with holes the chains know that; if
+/// they do not answer within a second, its length has to do.
 pub(crate) async fn attr_with_room(client: &Client, attributes: &Attributes) -> FileAttr {
     let mut attr = file_attr(attributes);
     if is_sparse(attributes)

@@ -129,8 +129,8 @@ impl Endpoint {
         self.inner.incarnation
     }
 
-    /// From now on no machine with a certificate of a lower issue is accepted as `name`, whoever connects to whom; its
-    /// connections end. What was required before stays so if it is more.
+    /// From now on no machine with a certificate of a lower issue is accepted as `name`, whoever
+    /// connects to whom; its connections end. What was required before stays so if it is more.
     pub fn require(&self, name: NodeName, issue: CertificateIssue) {
         if !self.inner.required.raise(name, issue) {
             return;

@@ -1,5 +1,5 @@
-//! Which machine of a name is still it: a certificate of a lower issue than is required is a replaced machine's, and is
-//! refused by both ends of a connection.
+//! Which machines may still speak under a name. A certificate of a lower issue than is required
+//! belongs to a machine that was replaced, and both ends of a connection refuse it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -297,7 +297,8 @@ impl PeerInner {
                     reason: "no answer to the handshake".to_owned(),
                 }),
             };
-            // Under the slot's lock: who requires a higher issue meanwhile closes what stands there.
+            // Under the slot's lock: who requires a higher issue meanwhile closes what stands
+            // there.
             let mut state = slot.state.lock();
             let result = result.and_then(|(connection, identity)| accept(&endpoint, connection, &identity, address));
             state.finish(&result);

@@ -1,15 +1,15 @@
 //! Whether a store that can not be trusted any more may be emptied. Pure.
 //!
-//! Invariant: of every chain that the store is in, others have complete copies, and this node does not count any more. So
-//! nodes that condemn themselves one after the other stop at the last copy.
+//! Invariant: of every chain that the store is in, others have complete copies, and this node does
+//! not count any more. So nodes that condemn themselves one after the other stop at the last copy.
 
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 use dfs_common::planted::{self, Bug};
 use dfs_common::{ChainId, ChainInfo, MemberState, RoutingTable, StorageId};
 
-/// Chains that have fewer than `copies` complete copies besides this node's, by a table from a leader that a quorum
-/// follows. The store may be emptied when there are none.
+/// Chains that have fewer than `copies` complete copies besides this node's, by a table from a
+/// leader that a quorum follows. The store may be emptied when there are none.
 #[must_use]
 pub fn chains_that_need(table: &RoutingTable, node: StorageId, copies: usize) -> Vec<ChainId> {
     if planted::is(Bug::EmptiesTheLastCopy) {

@@ -59,7 +59,8 @@ fn write_and_sync(random: &mut Random, chunk: u64, at_ms: u64, steps: &mut Vec<S
     }
 }
 
-/// Syncs fail on one disk after the other, while somebody goes on writing: each store is condemned, and the last must wait.
+/// Syncs fail on one disk after the other, while somebody goes on writing: each store is condemned,
+/// and the last must wait.
 fn condemned(random: &mut Random, chunk: u64, steps: &mut Vec<Step>) {
     let first = random.below(NODES as u64) as usize;
     let mut at = random.between(300, 900);

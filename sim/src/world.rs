@@ -241,7 +241,8 @@ impl World {
         self.after(1, Event::Beat { node: at, incarnation });
     }
 
-    /// Emptied, if others have what is in it; else, after a while, as an administrator has it opened who trusts it.
+    /// Emptied, if others have what is in it; else, after a while, as an administrator has it
+    /// opened who trusts it.
     fn open_condemned(&mut self, at: usize) -> Option<(ChunkStore, BTreeSet<ChunkId>)> {
         let table = self.group.decided();
         let node = &mut self.nodes[at];

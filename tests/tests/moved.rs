@@ -215,7 +215,8 @@ fn another_machine_takes_a_metadata_servers_place_and_the_old_one_is_refused() {
     }
     let _ = run_in(at, "echo after > new && sync new && cat file new").expect_ok("it disturbs nobody");
 
-    // It is no help either: with the new one and another away, one server is left, and that is no quorum.
+    // It is no help either: with the new one and another away, one server is left, and that is no
+    // quorum.
     cluster.kill(MOVED);
     cluster.kill("meta-1");
     let start = Instant::now();

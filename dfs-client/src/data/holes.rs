@@ -1,7 +1,7 @@
 //! Where a file has data and where holes, and how much room it takes up.
 //!
-//! A file that never grew over blocks that were not written has no holes. Metadata knows which files
-//! may have some ([`FileAttributes::sparse`]), and only of those the chains are asked.
+//! A file that never grew over blocks that were not written has no holes. Metadata knows which
+//! files may have some ([`FileAttributes::sparse`]), and only of those the chains are asked.
 //!
 //! [`FileAttributes::sparse`]: dfs_common::wire::namespace::FileAttributes::sparse
 
@@ -53,8 +53,9 @@ impl Mount {
         Ok(blocks * BLOCK_SIZE_BYTES as u64)
     }
 
-    /// The first offset at or after `offset` with data, or in a hole; the end of the file is a hole. What this mount has
-    /// written is on the chains before. `None`: at or beyond the end, or no data follows.
+    /// The first offset at or after `offset` with data, or in a hole; the end of the file is a
+    /// hole. What this mount has written is on the chains before. `None`: at or beyond the end, or
+    /// no data follows.
     pub(crate) async fn seek(
         self: &Arc<Self>,
         file: &Arc<FileState>,

@@ -178,9 +178,10 @@ impl Kept {
         });
     }
 
-    /// A block was found at this version, with these bytes. Where somebody else wrote to it after this mount, and nothing can have been
-    /// lost in between, what differs of this mount's bytes was written over. Of each entry only so many bytes of the block count, in
-    /// their order, as no cut has touched since it was acknowledged.
+    /// A block was found at this version, with these bytes. Where somebody else wrote to it after
+    /// this mount, and nothing can have been lost in between, what differs of this mount's bytes
+    /// was written over. Of each entry only so many bytes of the block count, in their order, as no
+    /// cut has touched since it was acknowledged.
     pub(crate) fn found(
         &mut self,
         (chunk, block, start): (ChunkIndex, BlockIndex, u64),

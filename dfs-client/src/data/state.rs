@@ -143,8 +143,8 @@ pub(crate) struct Inner {
     pub(crate) unclean_end: bool,
     /// A write from this end to that offset may go: nothing lies between.
     pub(crate) cleared_gap: Option<(u64, u64)>,
-    /// A write of this mount left blocks out between the end and itself. Told with every commit, and
-    /// true until the file is empty.
+    /// A write of this mount left blocks out between the end and itself. Told with every commit,
+    /// and true until the file is empty.
     pub(crate) made_sparse: bool,
     pub(crate) errors: LateErrors,
     pub(crate) tail: Option<Tail>,

@@ -42,8 +42,9 @@ impl Owing {
     }
 }
 
-/// What syncs of the whole mount have found durable on one chain, the last ones: everything up to a number that was acknowledged in
-/// some epoch or later. What a chain has lost is told once, and a sync after that vouches for less.
+/// What syncs of the whole mount have found durable on one chain, the last ones: everything up to a
+/// number that was acknowledged in some epoch or later. What a chain has lost is told once, and a
+/// sync after that vouches for less.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Durable(Vec<Owing>);
 
@@ -160,7 +161,8 @@ impl Unsynced {
         }
     }
 
-    /// Drops chains on which everything is durable, as syncs of the whole mount have found. Those that went, and up to which number.
+    /// Drops chains on which everything is durable, as syncs of the whole mount have found. Those
+    /// that went, and up to which number.
     pub(crate) fn settle(&mut self, durable: impl Fn(ChainId) -> Durable) -> Vec<(ChainId, u64)> {
         let mut done = Vec::new();
         for (&chain, owing) in &mut self.chains {

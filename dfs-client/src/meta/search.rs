@@ -22,8 +22,8 @@ struct Server {
     at: Whereabouts,
     /// It did not answer; hints to it are not believed until then.
     suspect_until_ms: u64,
-    /// It said that it does not lead. If others say until then that it does, elsewhere, then who answered has lost its
-    /// place to another machine.
+    /// It said that it does not lead. If others say until then that it does, elsewhere, then who
+    /// answered has lost its place to another machine.
     denied_until_ms: u64,
 }
 

@@ -60,7 +60,8 @@ pub struct FileAttributes {
     pub versions: VersionVector,
     pub cut: CutEpoch,
     pub cuts: LastCuts,
-    /// It may have holes: it grew over blocks that nobody wrote. Else what it takes up is its length.
+    /// It may have holes: it grew over blocks that nobody wrote. Else what it takes up is its
+    /// length.
     pub sparse: bool,
 }
 

@@ -110,8 +110,8 @@ pub enum StorageRequest {
         inode: InodeId,
         from: ChunkIndex,
     },
-    /// Which blocks of the inode there are on this chain, from that block of that chunk on. Answered
-    /// by the head.
+    /// Which blocks of the inode there are on this chain, from that block of that chunk on.
+    /// Answered by the head.
     FileRuns {
         chain: ChainId,
         epoch: Epoch,

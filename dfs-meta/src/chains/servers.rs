@@ -1,10 +1,10 @@
-//! Where metadata servers are: part of what everybody learns with the routing table, so that a server can be moved, or
-//! replaced by another machine, while clients and storage nodes run.
+//! Where metadata servers are: part of what everybody learns with the routing table, so that a
+//! server can be moved, or replaced by another machine, while clients and storage nodes run.
 
 use dfs_common::{Error, ErrorCode, MetaId, MetaPlace, NodeName, Result, RoutingTable};
 
-/// Carries it out; whether the table changed (then its version has risen). The issue that is required of a server never
-/// falls, so a request that comes late takes nothing back.
+/// Carries it out; whether the table changed (then its version has risen). The issue that is
+/// required of a server never falls, so a request that comes late takes nothing back.
 ///
 /// # Errors
 /// See [`check_place`].
@@ -29,7 +29,8 @@ pub fn move_meta(routing: &mut RoutingTable, server: MetaId, place: MetaPlace) -
 }
 
 /// # Errors
-/// `InvalidArgument` for an address that nobody can reach, or that is another server's as far as the table knows.
+/// `InvalidArgument` for an address that nobody can reach, or that is another server's as far as
+/// the table knows.
 pub fn check_place(routing: &RoutingTable, server: MetaId, place: MetaPlace) -> Result<()> {
     let name = NodeName::from(server);
     let address = place.address;

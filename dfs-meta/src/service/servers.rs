@@ -18,8 +18,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// is answered only when every other server refuses the machine before, also after a restart.
 ///
 /// # Errors
-/// `NotFound` for a server that is none of the group, `InvalidArgument` for an address that is no good, `Busy` for a
-/// replacement of a server that answers, `Unreachable` when not all others have said in time that they refuse it.
+/// `NotFound` for a server that is none of the group, `InvalidArgument` for an address that is no
+/// good, `Busy` for a replacement of a server that answers, `Unreachable` when not all others have
+/// said in time that they refuse it.
 pub(super) async fn move_meta(shared: &Arc<Shared>, server: MetaId, place: MetaPlace, time: Duration) -> Result<()> {
     let until = Instant::now() + time;
     let name = NodeName::from(server);

@@ -40,7 +40,8 @@ fn wrong_clocks(shared: &Shared, of_sessions: &BTreeMap<SessionId, i64>) -> Resu
     Ok(wrong)
 }
 
-/// Metadata servers, storage nodes and clients whose configuration names an address that a metadata server has left.
+/// Metadata servers, storage nodes and clients whose configuration names an address that a metadata
+/// server has left.
 fn old_addresses(
     shared: &Shared,
     configured: &Configured,
@@ -74,8 +75,8 @@ fn old_addresses(
     Ok(each.take(OLD_ADDRESSES_MAX).collect())
 }
 
-/// Servers that are not where this configuration has them, of those that were moved. (Of others a configuration may have
-/// another address by intent, in another network.)
+/// Servers that are not where this configuration has them, of those that were moved. (Of others a
+/// configuration may have another address by intent, in another network.)
 fn stale(configured: &BTreeMap<MetaId, SocketAddr>, routing: &RoutingTable) -> Vec<MetaId> {
     let moved = routing.moved.iter();
     moved

@@ -44,7 +44,8 @@ const HEDGE_AFTER: Duration = Duration::from_millis(300);
 struct Server {
     id: MetaId,
     at: Whereabouts,
-    /// It did not answer, or not soon, when it was asked last, or said that it does not lead: then it may be elsewhere.
+    /// It did not answer, or not soon, when it was asked last, or said that it does not lead: then
+    /// it may be elsewhere.
     doubtful: bool,
 }
 

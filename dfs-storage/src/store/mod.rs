@@ -482,8 +482,8 @@ impl ChunkStore {
         .collect()
     }
 
-    /// The same without tombstones of removed files: those say no more than nothing does, and are forgotten at one member
-    /// sooner than at another.
+    /// The same without tombstones of removed files: those say no more than nothing does, and are
+    /// forgotten at one member sooner than at another.
     pub fn list_kept(&self, chain: ChainId, after: Option<ChunkId>, limit: usize) -> Vec<ChunkId> {
         let index = self.log.index.read();
         let kept = index.chain_after(chain, after).filter(|(_, entry)| !entry.is_gone());

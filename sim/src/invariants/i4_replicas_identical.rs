@@ -20,7 +20,8 @@ impl World {
                 let Some(store) = &self.nodes[at].store else { continue };
                 let spoiled = self.schedule.character.victim == Some(at);
                 let mut all = Vec::new();
-                // The tombstone of a removed file says no more than nothing does: they are forgotten one by one.
+                // The tombstone of a removed file says no more than nothing does: they are
+                // forgotten one by one.
                 let gone: BTreeSet<_> = store.gone(chain.id, usize::MAX).into_iter().collect();
                 let kept = store.list(chain.id, None, usize::MAX).into_iter();
                 for (chunk, _) in kept.filter(|entry| !gone.contains(entry)) {

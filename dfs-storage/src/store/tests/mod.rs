@@ -330,7 +330,8 @@ fn contents(store: &ChunkStore) -> Model {
     out
 }
 
-/// Where each inode's data ends on each chain, from each chunk on, is where its last block ends. And its blocks are its runs.
+/// Where each inode's data ends on each chain, from each chunk on, is where its last block ends.
+/// And its blocks are its runs.
 fn check_file_ends(store: &ChunkStore, contents: &Model) {
     for which in 0..12 {
         let (id, chain_id) = (chunk(which), chain(which));
